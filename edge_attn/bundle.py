@@ -1,0 +1,225 @@
+"""The bundle: a directory, or its zip, that holds everything a device needs, and a hash of each file.
+
+    bundle.json          the manifest: what is here, and the sha256 and size of every other file
+    graphs/*.onnx        portable graphs
+    text/                tokenizer and vocabulary
+    golden/              what the reference said
+    MODEL_CARD.md        data, licence, scores
+
+It is written to a temporary sibling and renamed, so a reader sees no bundle or a complete one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edge_attn.config import from_mapping
+from edge_attn.errors import BundleError, ConfigError, InputError
+from edge_attn.registry import PRECISIONS, TASKS
+from edge_attn.spec import GraphSpec
+from edge_attn.text import Text
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    format: int
+    family: str
+    task: str
+    precision: str
+    graphs: dict[str, GraphSpec]
+    max_source: int
+    """Longest source in tokens, eos counted, that golden data covers; longer lines are cut to it, with a warning."""
+    mask_policy: str = "zero"
+    """What a row without keys gives: weights 0 and context 0."""
+    tolerances: dict[str, float] = field(default_factory=dict)
+    """Stricter bounds than the code's, by their names in edge_attn/parity.py."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    verification: dict[str, Any] = field(default_factory=dict)
+    """What verify said when the bundle was made."""
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ConfigError(f"unknown task {self.task!r}; known: {', '.join(sorted(TASKS))}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+                raise ConfigError(f"files: {name!r} leaves the bundle")
+        for name, graph in self.graphs.items():
+            if graph.file not in self.files:
+                raise ConfigError(f"graphs: {name!r} is in {graph.file!r}, which files does not list")
+
+
+class Bundle:
+    """An opened bundle, every file of which was found and has its hash.
+
+    Raises (from `open`):
+        BundleError: not a bundle; a file missing, truncated, changed or not listed; a manifest that cannot be trusted.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+        self.path, self.manifest, self._files = path, manifest, files
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        path = Path(path)
+        if path.is_dir():
+            files = _read_folder(path)
+        elif path.is_file():
+            files = _read_zip(path)
+        else:
+            raise BundleError(f"{path} is not a bundle: there is no such file or folder")
+        if MANIFEST not in files:
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
+        manifest = _manifest(files.pop(MANIFEST), path)
+        for name, entry in manifest.files.items():
+            if name not in files:
+                raise BundleError(f"{path}: {name} is missing; copy the bundle again")
+            data = files[name]
+            if len(data) != entry.size:
+                raise BundleError(f"{path}: {name} has {len(data)} bytes, expected {entry.size}; copy the bundle again")
+            if hashlib.sha256(data).hexdigest() != entry.sha256:
+                raise BundleError(f"{path}: {name} was changed: its sha256 is not the manifest's; copy the bundle again")
+        extra = sorted(files.keys() - manifest.files.keys())
+        if extra:
+            raise BundleError(f"{path}: {extra[0]} is not listed in {MANIFEST}; remove it, or export the bundle again")
+        return cls(path, manifest, files)
+
+    def read(self, name: str) -> bytes:
+        if name not in self._files:
+            raise BundleError(f"{self.path}: {name} is missing")
+        return self._files[name]
+
+    def text(self) -> Text:
+        return Text.load(self.read)
+
+    def size(self) -> int:
+        return sum(entry.size for entry in self.manifest.files.values())
+
+
+def _manifest(data: bytes, path: Path) -> Manifest:
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{path}: {MANIFEST} is not JSON: {error}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, int) or found < 1:
+        raise BundleError(f"{path}: {MANIFEST} has no format number")
+    if found > FORMAT:
+        raise BundleError(
+            f"{path} has format {found}, this version reads up to {FORMAT}; install a newer edge-attn"
+        )
+    try:
+        return from_mapping(Manifest, content, f"{path}: {MANIFEST}")
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
+
+
+def _read_folder(path: Path) -> dict[str, bytes]:
+    files = {}
+    for folder, folders, names in os.walk(path):
+        for name in [*folders, *names]:
+            item = Path(folder, name)
+            if item.is_symlink():
+                raise BundleError(f"{path}: {item.relative_to(path)} is a link; a bundle holds plain files only")
+        for name in names:
+            item = Path(folder, name)
+            try:
+                files[item.relative_to(path).as_posix()] = item.read_bytes()
+            except OSError as error:
+                raise BundleError(f"{item} cannot be read: {error.strerror}") from error
+    return files
+
+
+def _read_zip(path: Path) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {item.filename: archive.read(item) for item in archive.infolist() if not item.is_dir()}
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise BundleError(f"{path} is not a bundle: neither a folder nor a zip ({error})") from error
+
+
+def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool = False) -> Manifest:
+    """Writes a bundle at `path` (a zip if it ends in .zip), the manifest last, whole or not at all.
+
+    Raises:
+        InputError: `path` exists and `force` is not given, or cannot be written; nothing half-written is left.
+    """
+    check_output(path, force)
+    entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
+    manifest = dataclasses.replace(manifest, files=entries)
+    content = (json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, data in [*sorted(files.items()), (MANIFEST, content)]:
+                    archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+        else:
+            for name, data in [*sorted(files.items()), (MANIFEST, content)]:
+                target = temporary / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+        _replace(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    return manifest
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuses a `path` that must not be written over; asked before long work and again before writing."""
+    if not path.exists():
+        return
+    if not force:
+        raise InputError(f"{path} exists; choose another --out, or give --force to replace it")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise InputError(f"{path} exists and is not a bundle, so --force does not replace it; choose another --out")
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if path.is_dir():
+        old = path.with_name(f".{path.name}.old")
+        _remove(old)
+        path.rename(old)
+        temporary.rename(path)
+        _remove(old)
+    else:
+        temporary.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def describe_axes(shape: tuple[Any, ...]) -> str:
+    return "(" + ", ".join(re.sub(r"\s", "", str(axis)) for axis in shape) + ")"

@@ -1,0 +1,105 @@
+"""The graphs that a seq2seq model splits into: `encoder` once per sentence, `step` once per token.
+
+    encoder: source, source_length -> memory.*, state.*
+    step: tokens, parents, memory.*, state.* -> candidates, candidate_ids, log_probs, (alignment,) next_state.*
+
+The step first reorders its state by `parents`, (batch, beam) indices into the previous step's hypotheses, and ends with
+the best candidates of each hypothesis, so that per step only small integers and scores reach the host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.spec import GraphSpec, TensorSpec
+
+Example = tuple[Tensor, ...]
+
+
+class Graph(nn.Module):
+    """A module whose inputs and outputs have names: `spec` says them, `forward` takes and gives them in that order."""
+
+    spec: GraphSpec
+
+
+class EncoderGraph(Graph):
+    def __init__(self, model: Seq2Seq) -> None:
+        super().__init__()
+        self.model = model
+        source = torch.ones(2, 3, dtype=torch.long)
+        with torch.no_grad():
+            memory, state = model.encode(source, torch.tensor([3, 2]))
+        self._memory, self._state = list(memory), list(state)
+        outputs = [_spec(f"memory.{name}", value, ("batch", "src")) for name, value in memory.items()]
+        outputs += [_spec(f"state.{name}", value, ("batch", 1)) for name, value in state.items()]
+        self.spec = GraphSpec(
+            "graphs/encoder.onnx",
+            (
+                TensorSpec("source", "int64", ("batch", "src")),
+                TensorSpec("source_length", "int64", ("batch",)),
+            ),
+            tuple(outputs),
+        )
+
+    def forward(self, source: Tensor, source_length: Tensor) -> tuple[Tensor, ...]:
+        memory, state = self.model.encode(source, source_length)
+        return (*(memory[name] for name in self._memory), *(state[name] for name in self._state))
+
+
+class StepGraph(Graph):
+    def __init__(self, model: Seq2Seq, candidates: int) -> None:
+        super().__init__()
+        self.model = model
+        encoder = EncoderGraph(model).spec
+        self._memory = [t.name.partition(".")[2] for t in encoder.outputs if t.name.startswith("memory.")]
+        self._state = [t.name.partition(".")[2] for t in encoder.outputs if t.name.startswith("state.")]
+        vocab = model.output.out_features
+        self.candidates = min(candidates, vocab)
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        state = [t for t in encoder.outputs if t.name.startswith("state.")]
+        inputs = [
+            TensorSpec("tokens", "int64", ("batch", "beam")),
+            TensorSpec("parents", "int64", ("batch", "beam")),
+            *(t for t in encoder.outputs if t.name.startswith("memory.")),
+            *(TensorSpec(t.name, t.dtype, ("batch", "previous_beam", *t.shape[2:])) for t in state),
+        ]
+        outputs = [
+            TensorSpec("candidates", dtype, ("batch", "beam", self.candidates)),
+            TensorSpec("candidate_ids", "int64", ("batch", "beam", self.candidates)),
+            TensorSpec("log_probs", dtype, ("batch", "beam", vocab)),
+        ]
+        if model.config.attention != "none":
+            outputs.append(TensorSpec("alignment", dtype, ("batch", "beam", "src")))
+        outputs += [TensorSpec(f"next_{t.name}", t.dtype, ("batch", "beam", *t.shape[2:])) for t in state]
+        self.spec = GraphSpec("graphs/step.onnx", tuple(inputs), tuple(outputs))
+
+    def forward(self, tokens: Tensor, parents: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        memory = dict(zip(self._memory, tensors, strict=False))
+        state = {
+            name: torch.gather(value, 1, parents[:, :, None].expand(-1, -1, value.shape[2]))
+            for name, value in zip(self._state, tensors[len(self._memory) :], strict=True)
+        }
+        features, weights, following = self.model.step(self.model.embedding(tokens), memory, state)
+        log_probs = torch.log_softmax(self.model.logits(features), -1)
+        best, ids = torch.topk(log_probs, self.candidates, -1)
+        shown = () if weights is None else (weights,)
+        return (best, ids, log_probs, *shown, *(following[name] for name in self._state))
+
+
+def graphs(model: Seq2Seq, candidates: int) -> dict[str, Graph]:
+    """Every graph of the model, in evaluation mode."""
+    model = model.eval()
+    return {"encoder": EncoderGraph(model), "step": StepGraph(model, candidates)}
+
+
+def _spec(name: str, value: Tensor, axes: tuple[Any, ...]) -> TensorSpec:
+    """`axes` for the leading dimensions, the value's own sizes for the rest; a one-axis-less value has no `src`."""
+    shape = list(value.shape)
+    if name == "memory.summary":
+        axes = axes[:1]
+    shape[: len(axes)] = axes
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))

@@ -1,0 +1,128 @@
+"""The torch writing of each op of the domain `edge_attn`: one formula, differentiable, one node when exported.
+
+Each formula is plain torch. While gradients are recorded it runs as it stands, so autograd differentiates it; otherwise
+it runs behind `torch.ops.edge_attn.<name>`, which `torch.export` keeps as a single node. Equations, papers and shapes:
+edge_attn/ops, one op a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("edge_attn", "DEF")
+
+
+def _register(schema: str, formula: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+
+    def differentiable(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return formula(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.edge_attn, name)(*args)
+
+    _LIBRARY.impl(name, formula, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, differentiable, "Autograd")
+    torch.library.register_fake(f"edge_attn::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.edge_attn, name)
+
+
+def masked_softmax(energy: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis where `mask` is True; a row with no key gives zeros, and no NaN in its gradient."""
+    none = ~mask.any(-1, keepdim=True)
+    return energy.masked_fill(~(mask | none), float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
+
+
+def _attend(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    weights = masked_softmax(energy, mask[:, None, :])
+    return weights @ values, weights
+
+
+def _additive(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return _attend(torch.tanh(query[:, :, None, :] + keys[:, None, :, :]) @ v, values, mask)
+
+
+def _dot(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return _attend(scale * (query @ keys.transpose(1, 2)), values, mask)
+
+
+def _attention_fake(query: Tensor, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    batch, tgt, src = query.shape[0], query.shape[1], keys.shape[1]
+    return query.new_empty(batch, tgt, values.shape[2]), query.new_empty(batch, tgt, src)
+
+
+additive_attention = _register(
+    "additive_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, Tensor v) -> (Tensor, Tensor)",
+    _additive,
+    _attention_fake,
+)
+dot_attention = _register(
+    "dot_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> (Tensor, Tensor)",
+    _dot,
+    _attention_fake,
+)
+
+
+def _torch_order(weight: Tensor, gates: tuple[int, ...]) -> Tensor:
+    """Rows of ONNX's gate order (GRU z r h, LSTM i o f c) in torch's (GRU r z n, LSTM i f g o)."""
+    blocks = weight.chunk(len(gates))
+    return torch.cat([blocks[g] for g in gates])
+
+
+def _packed(kernel: Callable[..., Any], gates: tuple[int, ...], states: int, args: tuple[Tensor, ...]) -> list[Tensor]:
+    x, lengths, w, r, b = args
+    directions, hidden = w.shape[0], r.shape[2]
+    batch, time = x.shape[:2]
+    weights = []
+    for d in range(directions):
+        bias_w, bias_r = b[d].chunk(2)
+        weights += [_torch_order(part, gates) for part in (w[d], r[d], bias_w, bias_r)]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+    )
+    assert packed.sorted_indices is not None and packed.unsorted_indices is not None
+    zeros = x.new_zeros(directions, batch, hidden)
+    initial = zeros if states == 1 else (zeros, zeros)
+    data, *finals = kernel(packed.data, packed.batch_sizes, initial, weights, True, 1, 0.0, False, directions == 2)
+    output, _ = torch.nn.utils.rnn.pad_packed_sequence(
+        torch.nn.utils.rnn.PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices),
+        batch_first=True,
+        total_length=time,
+    )
+    some = (lengths > 0)[:, None]
+    ends = [final[:, packed.unsorted_indices].transpose(0, 1).reshape(batch, -1) for final in finals]
+    return [output.masked_fill(~some[:, :, None], 0.0), *(end.masked_fill(~some, 0.0) for end in ends)]
+
+
+def _gru(*args: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_packed(torch._VF.gru, (1, 0, 2), 1, args))  # type: ignore[attr-defined]
+
+
+def _lstm(*args: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_packed(torch._VF.lstm, (0, 2, 3, 1), 2, args))  # type: ignore[attr-defined]
+
+
+def _recurrent_fake(states: int) -> Callable[..., tuple[Tensor, ...]]:
+    def fake(x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        width = w.shape[0] * r.shape[2]
+        ends = (x.new_empty(x.shape[0], width) for _ in range(states))
+        return (x.new_empty(x.shape[0], x.shape[1], width), *ends)
+
+    return fake
+
+
+gru = _register(
+    "gru(Tensor x, Tensor lengths, Tensor w, Tensor r, Tensor b) -> (Tensor, Tensor)",
+    _gru,
+    _recurrent_fake(1),
+)
+lstm = _register(
+    "lstm(Tensor x, Tensor lengths, Tensor w, Tensor r, Tensor b) -> (Tensor, Tensor, Tensor)",
+    _lstm,
+    _recurrent_fake(2),
+)

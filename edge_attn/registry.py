@@ -1,0 +1,97 @@
+"""The tables of the house: a name, and the string that says where the thing lives.
+
+A row costs nothing until it is used, so `edge-attn --help` imports neither torch, onnx nor a runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_attn.errors import EdgeAttnError, MissingExtraError, UsageError
+
+VERBS = {
+    "train": "edge_attn.training.loop:train",
+    "export": "export.pipeline:export",
+    "translate": "runtimes.translate:translate_file",
+    "verify": "runtimes.verify:verify",
+    "evaluate": "runtimes.evaluate:evaluate",
+    "inspect": "runtimes.inspect:inspect",
+    "demo": "runtimes.demo:demo",
+}
+RUNTIMES = {
+    "ort-cpu": "runtimes.ort:OrtCpu",
+    "torch": "edge_attn.models.reference:Reference",
+}
+TASKS = {"seq2seq": "runtimes.translate:Translator"}
+FAMILIES = {"seq2seq": "edge_attn.models.seq2seq:Seq2Seq"}
+ATTENTIONS = {
+    "additive": "edge_attn.models.attention:Additive",
+    "concat": "edge_attn.models.attention:Additive",
+    "dot": "edge_attn.models.attention:Dot",
+    "general": "edge_attn.models.attention:General",
+    "scaled": "edge_attn.models.attention:Scaled",
+    "none": "edge_attn.models.attention:NoAttention",
+}
+OPS = {
+    "AdditiveAttention": "edge_attn.ops.additive:OP",
+    "DotAttention": "edge_attn.ops.dot:OP",
+    "Gru": "edge_attn.ops.gru:OP",
+    "Lstm": "edge_attn.ops.lstm:OP",
+}
+TOKENIZERS = {
+    "sentencepiece": "edge_attn.text:SentencePieceTokenizer",
+    "words": "edge_attn.text:WordTokenizer",
+    "characters": "edge_attn.text:CharacterTokenizer",
+}
+PRECISIONS = ("fp32",)
+
+EXTRAS = {
+    "torch": "export",
+    "safetensors": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "onnxruntime": "cpu",
+    "sacrebleu": "evaluate",
+}
+"""The extra that brings each optional package."""
+
+HOUSE = Path(__file__).resolve().parent.parent
+
+
+def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
+    """What `table[name]` names.
+
+    Raises:
+        UsageError: there is no such row; the sentence lists the known ones.
+        MissingExtraError: the row needs a package that is not installed.
+        EdgeAttnError: another package shadows one of ours (a folder `export` in the working directory, say).
+    """
+    if name not in table:
+        raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
+    module_name, _, attribute = table[name].partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in EXTRAS:
+            raise MissingExtraError(missing, EXTRAS[missing]) from error
+        _refuse_strangers(module_name)
+        raise
+    _refuse_strangers(module_name)
+    return getattr(module, attribute)
+
+
+def _refuse_strangers(module_name: str) -> None:
+    """A user's own `export.py` in the working folder is reported, not run as ours."""
+    package = module_name.partition(".")[0]
+    found = importlib.util.find_spec(package)
+    origin = None if found is None else found.origin or next(iter(found.submodule_search_locations or []), None)
+    if origin is None or HOUSE not in Path(origin).resolve().parents:
+        raise EdgeAttnError(
+            f"the package {package!r} was taken from {origin}, which is not part of edge-attn ({HOUSE}); "
+            f"rename that file or run edge-attn from another folder"
+        )

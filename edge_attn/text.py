@@ -1,0 +1,213 @@
+"""Text to ids and back: SentencePiece pieces, whitespace words, or characters. Needs no torch.
+
+Every vocabulary starts with the same four entries: 0 <pad>, 1 <unk>, 2 <s> (bos), 3 </s> (eos).
+A source sentence is its entries and then eos; a target sentence is what stands between bos and eos.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edge_attn.errors import InputError
+from edge_attn.registry import TOKENIZERS, resolve
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+
+
+class Tokenizer(Protocol):
+    """One side's vocabulary."""
+
+    suffix: str
+
+    @classmethod
+    def train(cls, lines: Iterable[str], size: int) -> Tokenizer: ...
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Tokenizer: ...
+
+    def to_bytes(self) -> bytes: ...
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class SentencePieceTokenizer:
+    """Unigram pieces (Kudo 2018, https://arxiv.org/abs/1804.10959) by the sentencepiece library."""
+
+    suffix = ".model"
+
+    def __init__(self, data: bytes, name: str) -> None:
+        import sentencepiece
+
+        self._data = data
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise InputError(f"{name} is not a SentencePiece model: {error}") from error
+        found = (self._model.pad_id(), self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
+        if found != (PAD, UNK, BOS, EOS):
+            raise InputError(f"{name} has (pad, unk, bos, eos) = {found}, expected {(PAD, UNK, BOS, EOS)}")
+
+    @classmethod
+    def train(cls, lines: Iterable[str], size: int) -> SentencePieceTokenizer:
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                vocab_size=size,
+                model_type="unigram",
+                character_coverage=0.9998,
+                hard_vocab_limit=False,
+                num_threads=1,
+                pad_id=PAD,
+                unk_id=UNK,
+                bos_id=BOS,
+                eos_id=EOS,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise InputError(f"no SentencePiece model of {size} entries can be trained on this text: {error}") from error
+        return cls(model.getvalue(), "the trained model")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> SentencePieceTokenizer:
+        return cls(data, name)
+
+    def to_bytes(self) -> bytes:
+        return self._data
+
+    def __len__(self) -> int:
+        return int(self._model.get_piece_size())
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._model.encode(text))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [str(self._model.id_to_piece(int(i))) for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._model.decode([int(i) for i in ids]))
+
+
+class _ListTokenizer:
+    """A vocabulary that is a list of entries; how a text splits and joins is the subclasses' difference."""
+
+    suffix = ".json"
+    joint: str
+
+    def __init__(self, entries: Sequence[str], name: str = "the vocabulary") -> None:
+        if tuple(entries[:4]) != SPECIAL or len(set(entries)) != len(entries):
+            raise InputError(f"{name} must list {', '.join(SPECIAL)} first and no entry twice")
+        self._entries = tuple(entries)
+        self._ids = {entry: i for i, entry in enumerate(entries) if i >= len(SPECIAL)}
+
+    @staticmethod
+    def _split(text: str) -> list[str]:
+        raise NotImplementedError
+
+    @classmethod
+    def train(cls, lines: Iterable[str], size: int) -> Any:
+        counts = Counter(entry for line in lines for entry in cls._split(line))
+        for special in SPECIAL:
+            counts.pop(special, None)
+        ordered = sorted(counts, key=lambda entry: (-counts[entry], entry))
+        return cls([*SPECIAL, *ordered[: size - len(SPECIAL)]])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Any:
+        try:
+            entries = json.loads(data)
+        except ValueError as error:
+            raise InputError(f"{name} is not JSON: {error}") from error
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise InputError(f"{name} must be a JSON list of strings")
+        return cls(entries, name)
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps(self._entries, ensure_ascii=False, indent=0) + "\n").encode()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids.get(entry, UNK) for entry in self._split(text)]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._entries[i] for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.joint.join(self.pieces(ids))
+
+
+class WordTokenizer(_ListTokenizer):
+    """Words between white space."""
+
+    joint = " "
+
+    @staticmethod
+    def _split(text: str) -> list[str]:
+        return text.split()
+
+
+class CharacterTokenizer(_ListTokenizer):
+    """Characters, white space among them."""
+
+    joint = ""
+
+    @staticmethod
+    def _split(text: str) -> list[str]:
+        return list(text)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Both sides of a model's text."""
+
+    kind: str
+    source: Tokenizer
+    target: Tokenizer
+
+    @classmethod
+    def train(cls, kind: str, pairs: Sequence[tuple[str, str]], source_size: int, target_size: int) -> Text:
+        tokenizer = resolve("tokenizer", TOKENIZERS, kind)
+        source = tokenizer.train((pair[0] for pair in pairs), source_size)
+        return cls(kind, source, tokenizer.train((pair[1] for pair in pairs), target_size))
+
+    @classmethod
+    def load(cls, read: Callable[[str], bytes]) -> Text:
+        """The text whose files `read` gives by their names, as `files` named them."""
+        try:
+            kind = json.loads(read("text/text.json"))["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"text/text.json does not name a kind of tokenizer: {error}") from error
+        tokenizer = resolve("tokenizer", TOKENIZERS, kind)
+        sides = {}
+        for side in ("source", "target"):
+            name = f"text/{side}{tokenizer.suffix}"
+            sides[side] = tokenizer.from_bytes(read(name), name)
+        return cls(kind, **sides)
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of this text by its name in a bundle or checkpoint."""
+        return {
+            "text/text.json": (json.dumps({"kind": self.kind}, sort_keys=True) + "\n").encode(),
+            f"text/source{self.source.suffix}": self.source.to_bytes(),
+            f"text/target{self.target.suffix}": self.target.to_bytes(),
+        }
+
+    def encode_source(self, text: str) -> list[int]:
+        return [*self.source.encode(text), EOS]

@@ -1,0 +1,115 @@
+"""Pairs of sentences from files, and batches of them by tokens."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_attn.errors import InputError
+from edge_attn.text import BOS, EOS, PAD, Text
+
+
+def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
+    """The (source, target) pairs of a file with one pair a line; .gz is read too.
+
+    Raises:
+        InputError: no such file, not UTF-8, no line at all, or a line without exactly two columns (named by its number).
+    """
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    pairs = []
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        if not raw:
+            continue
+        try:
+            line = raw.rstrip(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}, line {number}: not UTF-8 at byte {error.start + 1}") from error
+        columns = line.split(separator)
+        if len(columns) != 2:
+            raise InputError(
+                f"{path}, line {number}: expected source and target with one {separator!r} between them, "
+                f"found {len(columns)} column{'s' if len(columns) != 1 else ''}"
+            )
+        pairs.append((columns[0].strip(), columns[1].strip()))
+    if not pairs:
+        raise InputError(f"{path} is empty: expected one pair a line")
+    return pairs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """source (batch, src), source_length (batch), target (batch, tgt) with bos, expected (batch, tgt) with eos; int64."""
+
+    source: Tensor
+    source_length: Tensor
+    target: Tensor
+    expected: Tensor
+    tokens: int
+    """Real entries of `expected`."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Encoded pairs: ids of source (with eos) and of target (with neither bos nor eos)."""
+
+    source: list[list[int]]
+    target: list[list[int]]
+
+    @classmethod
+    def encode(cls, text: Text, pairs: Sequence[tuple[str, str]], max_tokens: int) -> Pairs:
+        encoded = [(text.encode_source(source), text.target.encode(target)) for source, target in pairs]
+        kept = [(s, t) for s, t in encoded if len(s) <= max_tokens and len(t) < max_tokens]
+        if not kept:
+            raise InputError(f"no pair has at most data.max_tokens = {max_tokens} tokens on each side")
+        return cls([s for s, _ in kept], [t for _, t in kept])
+
+    def order(self, batch_tokens: int, shuffle: tuple[int, int] | None) -> list[np.ndarray]:
+        """Batches of indices, at most `batch_tokens` target tokens each with padding, pairs of like length together.
+
+        `shuffle` is (seed, epoch); the same pair gives the same batches. None keeps the order of lengths.
+        """
+        lengths = np.array([len(t) + 1 for t in self.target])
+        sources = np.array([len(s) for s in self.source])
+        random = None if shuffle is None else np.random.default_rng(shuffle)
+        tie = np.arange(len(lengths)) if random is None else random.permutation(len(lengths))
+        ordered = np.lexsort((tie, sources, lengths))
+        batches, first = [], 0
+        for i in range(len(ordered)):
+            longest = lengths[ordered[i]]
+            if i > first and longest * (i - first + 1) > batch_tokens:
+                batches.append(ordered[first:i])
+                first = i
+        batches.append(ordered[first:])
+        return batches if random is None else [batches[i] for i in random.permutation(len(batches))]
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        source = [self.source[i] for i in indices]
+        target = [self.target[i] for i in indices]
+        return Batch(
+            _pad(source),
+            torch.tensor([len(s) for s in source]),
+            _pad([[BOS, *t] for t in target]),
+            _pad([[*t, EOS] for t in target]),
+            sum(len(t) + 1 for t in target),
+        )
+
+    def batches(self, batch_tokens: int) -> Iterator[Batch]:
+        return (self.batch(indices) for indices in self.order(batch_tokens, None))
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> Tensor:
+    padded = torch.full((len(rows), max(map(len, rows))), PAD)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row)
+    return padded

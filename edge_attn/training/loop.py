@@ -1,0 +1,210 @@
+"""`edge-attn train`: from a configuration and pairs of sentences to a checkpoint.
+
+A run is a function of its configuration, its data, its thread count and its number of processes: the batches of an
+epoch come from (seed, epoch), the dropout of an update from (seed, update, process). So a run that was killed resumes
+from its last state and ends in the very weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from edge_attn.config import Config, DataConfig, TrainingConfig, read_config
+from edge_attn.errors import CheckpointError, InputError
+from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.text import PAD, Text
+from edge_attn.training import checkpoint
+from edge_attn.training.data import Batch, Pairs, read_pairs
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands; saved with its state."""
+
+    update: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float = math.inf
+    worse: int = 0
+    """Validations since the best."""
+
+
+def train(config_path: Path, out: Path, data: Path | None = None, threads: int | None = None) -> None:
+    """Trains what `config_path` describes into the checkpoint `out`, or goes on with the run that `out` holds.
+
+    Under torchrun each process takes its share of every update's batches (gloo).
+
+    Raises:
+        ConfigError, InputError: the configuration or the data cannot be used.
+        CheckpointError: `out` holds a run of another configuration.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = read_config(config_path)
+    with _processes() as (rank, world):
+        train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
+        text = _prepare(config, out, train_pairs, rank)
+        run = Run(config, text, out, rank, world)
+        limit = config.data.max_tokens
+        run.go(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[tuple[int, int]]:
+    if "WORLD_SIZE" not in os.environ:
+        yield 0, 1
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def _read(config: DataConfig, folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    pairs = read_pairs(folder / config.train, config.separator)
+    if config.valid:
+        return pairs, read_pairs(folder / config.valid, config.separator)
+    if config.holdout >= len(pairs):
+        raise InputError(f"{folder / config.train} has {len(pairs)} pairs, data.holdout asks for {config.holdout}")
+    return pairs[: -config.holdout], pairs[-config.holdout :]
+
+
+def _prepare(config: Config, out: Path, pairs: list[tuple[str, str]], rank: int) -> Text:
+    """The text of the run, trained by the first process and read by all."""
+    if (out / checkpoint.CONFIG).exists():
+        if checkpoint.load_config(out) != config:
+            raise CheckpointError(f"{out} holds a run of another configuration; choose another --out, or remove it")
+    elif out.exists() and any(p.name != "text" for p in out.iterdir()):
+        raise CheckpointError(f"{out} exists and is not a checkpoint; choose another --out")
+    elif rank == 0:
+        kind = config.text
+        checkpoint.save_config(out, config, Text.train(kind.kind, pairs, kind.source_size, kind.target_size))
+    if dist.is_initialized():
+        dist.barrier()
+    return checkpoint.load_text(out)
+
+
+class Run:
+    """One training run."""
+
+    def __init__(self, config: Config, text: Text, out: Path, rank: int, world: int) -> None:
+        self.options: TrainingConfig = config.training
+        self.out, self.rank, self.world = out, rank, world
+        torch.manual_seed(self.options.seed)
+        self.model: Seq2Seq = checkpoint.make_model(config, text)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), self.options.learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True
+        )
+        self.progress = Progress()
+        if (out / checkpoint.STATE).exists():
+            self.progress = Progress(**checkpoint.load_state(out, self.model, self.optimizer))
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = self.options.learning_rate
+
+    def go(self, train: Pairs, valid: Pairs) -> None:
+        """Updates until the last, or until validation no longer improves."""
+        options, at = self.options, self.progress
+        bar = tqdm(
+            total=options.updates, initial=at.update, unit="update", disable=True if self.rank else None, file=sys.stderr
+        )
+        tokens, started = 0, time.monotonic()
+        order = train.order(options.batch_tokens, (options.seed, at.epoch))
+        while at.update < options.updates and at.worse < options.patience:
+            if at.batch + self.world > len(order):
+                at.epoch, at.batch = at.epoch + 1, 0
+                order = train.order(options.batch_tokens, (options.seed, at.epoch))
+                if len(order) < self.world:
+                    raise InputError(f"the data gives {len(order)} batches, too few for {self.world} processes")
+            batch = train.batch(order[at.batch + self.rank])
+            loss = self.update(batch)
+            at.batch += self.world
+            at.update += 1
+            tokens += batch.tokens * self.world
+            bar.update()
+            rate = tokens / (time.monotonic() - started)
+            bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s", refresh=False)
+            if at.update % options.validate_every == 0 or at.update == options.updates:
+                found = self.validate(valid)
+                better = found < at.best
+                at.best, at.worse = (found, 0) if better else (at.best, at.worse + 1)
+                if self.rank == 0:
+                    if better:
+                        checkpoint.save_model(self.out, self.model, options.storage)
+                    bar.write(
+                        f"update {at.update}, epoch {at.epoch}: validation loss {found:.4f} a token"
+                        f"{' (best)' if better else ''}, {rate:.0f} tokens/s",
+                        file=sys.stderr,
+                    )
+            ended = at.update == options.updates or at.worse >= options.patience
+            if self.rank == 0 and (ended or at.update % options.checkpoint_every == 0):
+                checkpoint.save_state(self.out, self.model, self.optimizer, dataclasses.asdict(at))
+        bar.close()
+
+    def update(self, batch: Batch) -> float:
+        """One step of Adam on this process's batch; gives its loss a token."""
+        options, at = self.options, self.progress
+        torch.manual_seed(hash((options.seed, at.update, self.rank)))
+        rising = min(1.0, (at.update + 1) / max(1, options.warmup))
+        falling = (options.updates - at.update) / max(1, options.updates - options.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * min(rising, falling)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=False)
+        loss = self.loss(batch, options.label_smoothing)
+        loss.backward()
+        tokens = self._share(float(batch.tokens))
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad /= tokens
+        norm = nn.utils.clip_grad_norm_(parameters, options.clip)
+        if not math.isfinite(float(norm)):
+            raise InputError(
+                f"the gradient is {float(norm)} at update {at.update}; lower training.learning_rate and start again"
+            )
+        self.optimizer.step()
+        return float(loss.detach()) / batch.tokens
+
+    def loss(self, batch: Batch, label_smoothing: float) -> Tensor:
+        """Cross-entropy summed over the real target tokens."""
+        real = batch.expected != PAD
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.compute == "bf16"):
+            features = self.model(batch.source, batch.source_length, batch.target)
+            logits = self.model.logits(features[real])
+        return nn.functional.cross_entropy(
+            logits.float(), batch.expected[real], reduction="sum", label_smoothing=label_smoothing
+        )
+
+    def validate(self, valid: Pairs) -> float:
+        """Cross-entropy a token on the validation pairs."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        with torch.no_grad():
+            for batch in valid.batches(self.options.batch_tokens):
+                total += float(self.loss(batch, 0.0))
+                tokens += batch.tokens
+        return total / tokens
+
+    def _share(self, tokens: float) -> float:
+        """Sums gradients and tokens over the processes."""
+        if self.world == 1:
+            return tokens
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([tokens])])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+        return float(flat[-1])
