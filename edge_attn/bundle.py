@@ -11,19 +11,23 @@ It is written to a temporary sibling and renamed, so a reader sees no bundle or 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
-import re
 import shutil
+import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edge_attn.config import from_mapping
+from edge_attn.config import at_least, from_mapping, one_of
 from edge_attn.errors import BundleError, ConfigError, InputError
 from edge_attn.registry import PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec
@@ -31,6 +35,8 @@ from edge_attn.text import Text
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
+"""What zipfile raises for a zip that was cut or changed."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,24 @@ class Manifest:
             raise ConfigError(f"unknown task {self.task!r}; known: {', '.join(sorted(TASKS))}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        one_of("mask_policy", self.mask_policy, ("zero",))
+        at_least("max_source", self.max_source, 1)
         for name in self.files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name:
                 raise ConfigError(f"files: {name!r} leaves the bundle")
         for name, graph in self.graphs.items():
+            for tensor in (*graph.inputs, *graph.outputs):
+                if not all(isinstance(axis, str) or (type(axis) is int and axis >= 0) for axis in tensor.shape):
+                    raise ConfigError(f"graphs: {name}: an axis of {tensor} is neither a name nor a size")
+
+    def check_graphs(self, path: Path) -> None:
+        """Refuses a graph in a file that `files` does not list; asked once `files` is known."""
+        for name, graph in self.graphs.items():
             if graph.file not in self.files:
-                raise ConfigError(f"graphs: {name!r} is in {graph.file!r}, which files does not list")
+                raise BundleError(
+                    f"{path}: {MANIFEST}: the graph {name!r} is in {graph.file!r}, which files does not list"
+                )
 
 
 class Bundle:
@@ -100,7 +117,9 @@ class Bundle:
             if len(data) != entry.size:
                 raise BundleError(f"{path}: {name} has {len(data)} bytes, expected {entry.size}; copy the bundle again")
             if hashlib.sha256(data).hexdigest() != entry.sha256:
-                raise BundleError(f"{path}: {name} was changed: its sha256 is not the manifest's; copy the bundle again")
+                raise BundleError(
+                    f"{path}: {name} was changed: its sha256 is not the manifest's; copy the bundle again"
+                )
         extra = sorted(files.keys() - manifest.files.keys())
         if extra:
             raise BundleError(f"{path}: {extra[0]} is not listed in {MANIFEST}; remove it, or export the bundle again")
@@ -121,19 +140,19 @@ class Bundle:
 def _manifest(data: bytes, path: Path) -> Manifest:
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is not JSON: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(found, int) or found < 1:
         raise BundleError(f"{path}: {MANIFEST} has no format number")
     if found > FORMAT:
-        raise BundleError(
-            f"{path} has format {found}, this version reads up to {FORMAT}; install a newer edge-attn"
-        )
+        raise BundleError(f"{path} has format {found}, this version reads up to {FORMAT}; install a newer edge-attn")
     try:
-        return from_mapping(Manifest, content, f"{path}: {MANIFEST}")
+        manifest = from_mapping(Manifest, content, f"{path}: {MANIFEST}")
     except ConfigError as error:
         raise BundleError(str(error)) from error
+    manifest.check_graphs(path)
+    return manifest
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
@@ -146,6 +165,8 @@ def _read_folder(path: Path) -> dict[str, bytes]:
         for name in names:
             item = Path(folder, name)
             try:
+                if not item.is_file():
+                    raise BundleError(f"{path}: {item.relative_to(path)} is not a plain file")
                 files[item.relative_to(path).as_posix()] = item.read_bytes()
             except OSError as error:
                 raise BundleError(f"{item} cannot be read: {error.strerror}") from error
@@ -153,11 +174,24 @@ def _read_folder(path: Path) -> dict[str, bytes]:
 
 
 def _read_zip(path: Path) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            return {item.filename: archive.read(item) for item in archive.infolist() if not item.is_dir()}
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BundleError(f"{path} is not a bundle: neither a folder nor a zip ({error})") from error
+            for item in archive.infolist():
+                if item.is_dir():
+                    continue
+                if stat.S_ISLNK(item.external_attr >> 16):
+                    raise BundleError(f"{path}: {item.filename} is a link; a bundle holds plain files only")
+                if item.filename in files:
+                    raise BundleError(f"{path}: {item.filename} is in the zip twice; export the bundle again")
+                if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BundleError(f"{path}: {item.filename} is compressed in a way that bundles do not use")
+                files[item.filename] = archive.read(item)
+    except (*DAMAGED, OSError) as error:
+        raise BundleError(
+            f"{path} is not a bundle, or was damaged: it is neither a folder nor a whole zip ({error})"
+        ) from error
+    return files
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool = False) -> Manifest:
@@ -165,32 +199,46 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], for
 
     Raises:
         InputError: `path` exists and `force` is not given, or cannot be written; nothing half-written is left.
+        BundleError: a graph's file is not among `files`.
     """
     check_output(path, force)
     entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
     manifest = dataclasses.replace(manifest, files=entries)
+    manifest.check_graphs(path)
     content = (json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
+        contents = [*sorted(files.items()), (MANIFEST, content)]
         if path.suffix == ".zip":
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, data in [*sorted(files.items()), (MANIFEST, content)]:
-                    archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+            _write(temporary, _zipped(contents))
         else:
-            for name, data in [*sorted(files.items()), (MANIFEST, content)]:
-                target = temporary / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+            for name, data in contents:
+                _write(temporary / name, data)
         _replace(temporary, path)
     except OSError as error:
-        _remove(temporary)
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(temporary)
     return manifest
+
+
+def _zipped(contents: list[tuple[str, bytes]]) -> bytes:
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for name, data in contents:
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return zipped.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -199,19 +247,35 @@ def check_output(path: Path, force: bool) -> None:
         return
     if not force:
         raise InputError(f"{path} exists; choose another --out, or give --force to replace it")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+    if not _replaceable(path):
         raise InputError(f"{path} exists and is not a bundle, so --force does not replace it; choose another --out")
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def _replaceable(path: Path) -> bool:
+    """A bundle, whole or not, or an empty folder."""
     if path.is_dir():
-        old = path.with_name(f".{path.name}.old")
-        _remove(old)
-        path.rename(old)
+        return (path / MANIFEST).is_file() or not any(path.iterdir())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (*DAMAGED, OSError):
+        return False
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Puts `temporary` in the place of `path`. Between two renames there is no bundle, never half a one."""
+    if not path.exists():
         temporary.rename(path)
-        _remove(old)
-    else:
-        temporary.replace(path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    _remove(old)
 
 
 def _remove(path: Path) -> None:
@@ -219,7 +283,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def describe_axes(shape: tuple[Any, ...]) -> str:
-    return "(" + ", ".join(re.sub(r"\s", "", str(axis)) for axis in shape) + ")"

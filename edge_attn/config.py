@@ -6,6 +6,7 @@ A training configuration is one TOML file with the tables `data`, `text`, `model
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import types
 import typing
@@ -27,6 +28,11 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
         raise ConfigError(f"{name} must be at least {least}, found {value}")
+
+
+def positive(name: str, value: float) -> None:
+    if not 0.0 < value < math.inf:
+        raise ConfigError(f"{name} must be positive and finite, found {value}")
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.separator:
-            raise ConfigError("data.separator must not be empty")
+            raise ConfigError("separator must not be empty")
+        at_least("holdout", self.holdout, 0)
         if bool(self.valid) == bool(self.holdout):
-            raise ConfigError("give either data.valid or data.holdout (a number of lines of data.train), and not both")
-        at_least("data.holdout", self.holdout, 0)
-        at_least("data.max_tokens", self.max_tokens, 1)
+            raise ConfigError("give either valid or holdout (a number of lines of train), and not both")
+        at_least("max_tokens", self.max_tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,9 @@ class TextConfig:
     target_size: int = 4000
 
     def __post_init__(self) -> None:
-        one_of("text.kind", self.kind, ("sentencepiece", "words", "characters"))
-        at_least("text.source_size", self.source_size, 5)
-        at_least("text.target_size", self.target_size, 5)
+        one_of("kind", self.kind, ("sentencepiece", "words", "characters"))
+        at_least("source_size", self.source_size, 5)
+        at_least("target_size", self.target_size, 5)
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,11 @@ class Seq2SeqConfig:
     """The output layer's weights are the target embeddings (Press and Wolf 2017)."""
 
     def __post_init__(self) -> None:
-        one_of("model.family", self.family, ("seq2seq",))
-        one_of("model.cell", self.cell, ("gru", "lstm"))
-        one_of("model.attend", self.attend, ("before", "after"))
-        one_of("model.bridge", self.bridge, ("none", "linear"))
-        one_of("model.attention", self.attention, ("additive", "concat", "dot", "general", "scaled", "none"))
+        one_of("family", self.family, ("seq2seq",))
+        one_of("cell", self.cell, ("gru", "lstm"))
+        one_of("attend", self.attend, ("before", "after"))
+        one_of("bridge", self.bridge, ("none", "linear"))
+        one_of("attention", self.attention, ("additive", "concat", "dot", "general", "scaled", "none"))
         for name in (
             "embedding",
             "encoder_hidden",
@@ -128,12 +134,12 @@ class Seq2SeqConfig:
             "decoder_layers",
             "attention_size",
         ):
-            at_least(f"model.{name}", getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"model.dropout must lie in [0, 1), found {self.dropout}")
+            raise ConfigError(f"dropout must lie in [0, 1), found {self.dropout}")
         if self.attention in ("dot", "scaled") and self.decoder_hidden != 2 * self.encoder_hidden:
             raise ConfigError(
-                f"model.attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, found "
+                f"attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, found "
                 f"{self.decoder_hidden} and {self.encoder_hidden}; use 'general' for other sizes"
             )
 
@@ -144,6 +150,7 @@ class TrainingConfig:
     updates: int = 10000
     """Updates of a whole run; the learning rate falls linearly to zero at the last one."""
     warmup: int = 400
+    """Updates over which the learning rate rises; it only falls if they end before the run does."""
     batch_tokens: int = 2048
     """Target tokens of one update, padding counted."""
     learning_rate: float = 1e-3
@@ -161,16 +168,18 @@ class TrainingConfig:
     """bf16 multiplies matrices in bfloat16 while training; weights and the exported model stay fp32."""
 
     def __post_init__(self) -> None:
-        one_of("training.storage", self.storage, ("fp32", "fp16"))
-        one_of("training.compute", self.compute, ("fp32", "bf16"))
+        one_of("storage", self.storage, ("fp32", "fp16"))
+        one_of("compute", self.compute, ("fp32", "bf16"))
         for name in ("updates", "batch_tokens", "validate_every", "checkpoint_every", "patience"):
-            at_least(f"training.{name}", getattr(self, name), 1)
-        at_least("training.warmup", self.warmup, 0)
+            at_least(name, getattr(self, name), 1)
+        at_least("warmup", self.warmup, 0)
+        at_least("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be less than 2**63, found {self.seed}")
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"training.{name} must be positive, found {getattr(self, name)}")
+            positive(name, getattr(self, name))
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(f"training.label_smoothing must lie in [0, 1), found {self.label_smoothing}")
+            raise ConfigError(f"label_smoothing must lie in [0, 1), found {self.label_smoothing}")
 
 
 @dataclass(frozen=True)
@@ -197,7 +206,7 @@ def read_config(path: Path) -> Config:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return from_mapping(Config, tables, str(path))
 

@@ -6,6 +6,7 @@ A row costs nothing until it is used, so `edge-attn --help` imports neither torc
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,25 @@ from edge_attn.errors import EdgeAttnError, MissingExtraError, UsageError
 VERBS = {
     "train": "edge_attn.training.loop:train",
     "export": "export.pipeline:export",
-    "translate": "runtimes.translate:translate_file",
+    "translate": "runtimes.translate_file:translate_file",
     "verify": "runtimes.verify:verify",
     "evaluate": "runtimes.evaluate:evaluate",
     "inspect": "runtimes.inspect:inspect",
+    "show": "runtimes.inspect:show",
+    "picture": "runtimes.picture:picture",
     "demo": "runtimes.demo:demo",
 }
 RUNTIMES = {
     "ort-cpu": "runtimes.ort:OrtCpu",
     "torch": "edge_attn.models.reference:Reference",
 }
+SERVICES = {
+    "open reference": "edge_attn.models.reference:open_checkpoint",
+    "record reference": "edge_attn.models.reference:record_live",
+    "verify": "runtimes.verify:check_on",
+    "export module": "export.pipeline:export_module",
+}
+"""What one room asks of another that it does not import."""
 TASKS = {"seq2seq": "runtimes.translate:Translator"}
 FAMILIES = {"seq2seq": "edge_attn.models.seq2seq:Seq2Seq"}
 ATTENTIONS = {

@@ -7,7 +7,7 @@ the runtime's values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,15 +31,7 @@ class Hypothesis:
     finished: bool
     """False where max_length cut it off."""
     alignment: np.ndarray | None = field(default=None, compare=False)
-    """Attention weights (tgt, src), the end symbol's row last if finished; None if not asked for, or without attention."""
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The best continuations of each hypothesis: log-probabilities and ids, (batch, beam, candidates), best first."""
-
-    log_probs: np.ndarray
-    ids: np.ndarray
+    """Attention weights (tgt, src), the end symbol's row last if finished; None if not asked for or not there."""
 
 
 def pad_sources(sources: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -68,9 +60,7 @@ class Decoding:
 
     def step(self, tokens: np.ndarray, parents: np.ndarray) -> dict[str, Value]:
         """tokens and parents (batch, beam) int64 -> the step's outputs; its states are kept for the next step."""
-        outputs = self.runtime.run(
-            "step", {"tokens": tokens, "parents": parents, **self._memory, **self._state}
-        )
+        outputs = self.runtime.run("step", {"tokens": tokens, "parents": parents, **self._memory, **self._state})
         self._state = {name: outputs[f"next_{name}"] for name in self._states}
         return outputs
 
@@ -80,8 +70,8 @@ def search(
 ) -> list[list[Hypothesis]]:
     """The `n_best` hypotheses of each source, best first: beam search, which with a beam of one is greedy search.
 
-    At each step the best 2 * beam continuations of a sentence are looked at. Those among the first `beam` that end it are
-    finished; the best `beam` that do not end it live on. A sentence is done when `beam` hypotheses are finished.
+    At each step the best 2 * beam continuations of a sentence are looked at. Those among the first `beam` that end it
+    are finished; the best `beam` that do not end it live on. A sentence is done when `beam` hypotheses are finished.
 
     Raises:
         UsageError: the graph gives too few candidates for this beam.
@@ -112,7 +102,7 @@ def search(
         totals, ids, origins = totals[rows, ranked], ids[rows, ranked], ranked // keep
         ends = ids == EOS
         for row, rank in np.argwhere(ends[:, :beam] & ~done[:, None] & np.isfinite(totals[:, :beam])):
-            path = trace.follow(row, int(origins[row, rank]), length - 1)
+            path = trace.follow(int(row), int(origins[row, rank]), length - 1)
             finished[row].append(_hypothesis(path, float(totals[row, rank]), length, True, config))
             done[row] = len(finished[row]) >= beam
         if done.all():
@@ -127,7 +117,7 @@ def search(
     for row in np.flatnonzero(~done):
         for index in range(min(live.shape[1], beam - len(finished[row]))):
             if np.isfinite(live[row, index]):
-                path = trace.follow(row, index, len(trace.tokens))
+                path = trace.follow(int(row), index, len(trace.tokens))
                 finished[row].append(_hypothesis(path, float(live[row, index]), len(path[0]), False, config))
     return [sorted(hyps, key=lambda h: (not h.finished, -h.score))[: config.n_best] for hyps in finished]
 
@@ -166,29 +156,15 @@ def _vocabulary(runtime: Runtime) -> int:
     return int(next(tensor for tensor in runtime.graphs["step"].outputs if tensor.name == "log_probs").shape[2])
 
 
-@dataclass(frozen=True)
-class Forced:
-    """What the model says along given targets, padded to the longest, the end symbol's step among them."""
+def forced(
+    runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> Iterator[tuple[Decoding, dict[str, Value]]]:
+    """Teacher-forced along `targets`: the outputs of each step, up to the longest target's end symbol; a beam of one.
 
-    log_probs: np.ndarray
-    """(batch, tgt, vocab)."""
-    alignment: np.ndarray | None
-    """(batch, tgt, src)."""
-    lengths: np.ndarray
-    """Steps of each row, with the end symbol's."""
-
-
-def force(runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Forced:
-    """Teacher-forced: the log-probabilities of every token at every step along `targets`."""
+    Rows whose target has ended are fed eos; what they say then means nothing.
+    """
     decoding = Decoding(runtime, sources)
-    lengths = np.array([len(target) + 1 for target in targets])
     parents = np.zeros((len(sources), 1), np.int64)
-    log_probs, alignments = [], []
-    for step in range(int(lengths.max())):
+    for step in range(max(map(len, targets)) + 1):
         last = [BOS if step == 0 else target[step - 1] if step <= len(target) else EOS for target in targets]
-        outputs = decoding.step(np.array(last, np.int64)[:, None], parents)
-        log_probs.append(runtime.numpy(outputs["log_probs"])[:, 0])
-        if decoding.aligned:
-            alignments.append(runtime.numpy(outputs["alignment"])[:, 0])
-    stacked = np.stack(alignments, 1) if alignments else None
-    return Forced(np.stack(log_probs, 1), stacked, lengths)
+        yield decoding, decoding.step(np.array(last, np.int64)[:, None], parents)

@@ -19,6 +19,8 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[Any, ...]
+    values: tuple[Any, ...] = ()
+    """Of integers that must lie in a range: the least and the largest; an axis' size, or that less one, as `src-1`."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"

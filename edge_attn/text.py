@@ -51,10 +51,12 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self._data = data
+        if not data:
+            raise InputError(f"{name} is not a SentencePiece model: it is empty")
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as error:
-            raise InputError(f"{name} is not a SentencePiece model: {error}") from error
+            raise InputError(f"{name} is not a SentencePiece model, or is damaged") from error
         found = (self._model.pad_id(), self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
         if found != (PAD, UNK, BOS, EOS):
             raise InputError(f"{name} has (pad, unk, bos, eos) = {found}, expected {(PAD, UNK, BOS, EOS)}")
@@ -80,7 +82,8 @@ class SentencePieceTokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise InputError(f"no SentencePiece model of {size} entries can be trained on this text: {error}") from error
+            why = str(error).rpartition("] ")[2] or "the text is empty"
+            raise InputError(f"no SentencePiece model of {size} entries can be trained on this text: {why}") from error
         return cls(model.getvalue(), "the trained model")
 
     @classmethod
@@ -131,7 +134,7 @@ class _ListTokenizer:
     def from_bytes(cls, data: bytes, name: str) -> Any:
         try:
             entries = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{name} is not JSON: {error}") from error
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise InputError(f"{name} must be a JSON list of strings")
@@ -192,8 +195,10 @@ class Text:
         """The text whose files `read` gives by their names, as `files` named them."""
         try:
             kind = json.loads(read("text/text.json"))["kind"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"text/text.json does not name a kind of tokenizer: {error}") from error
+        if not isinstance(kind, str) or kind not in TOKENIZERS:
+            raise InputError(f"text/text.json names the tokenizer {kind!r}; known: {', '.join(sorted(TOKENIZERS))}")
         tokenizer = resolve("tokenizer", TOKENIZERS, kind)
         sides = {}
         for side in ("source", "target"):

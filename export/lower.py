@@ -31,7 +31,9 @@ def register_schemas() -> None:
         declared = op(name)
         kinds = {float: onnx.defs.OpSchema.AttrType.FLOAT, int: onnx.defs.OpSchema.AttrType.INT}
         attributes = [
-            onnx.defs.OpSchema.Attribute(key, kinds.get(type(value), onnx.defs.OpSchema.AttrType.STRING), required=False)
+            onnx.defs.OpSchema.Attribute(
+                key, kinds.get(type(value), onnx.defs.OpSchema.AttrType.STRING), required=False
+            )
             for key, value in {**declared.attributes, **CALL}.items()
         ]
         onnx.defs.register_schema(

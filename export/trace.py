@@ -104,16 +104,23 @@ def store_as_fp16(model: onnx.ModelProto) -> None:
 
 
 def example_inputs(spec: GraphSpec, sizes: Mapping[str, int], seed: int = 0) -> list[np.ndarray]:
-    """Random inputs that fit `spec`: integers from 1 to 3, lengths from 1 to the size of `src`."""
+    """Random inputs that fit `spec` at the axes' `sizes`; integers without a range are 0 to 3."""
     random = np.random.default_rng(seed)
     made = []
     for tensor in spec.inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
         if tensor.dtype == "bool":
-            made.append(np.ones(shape, bool))
+            made.append(random.random(shape) < 0.7)
         elif tensor.dtype.startswith("int"):
-            top = sizes["src"] if tensor.name.endswith("length") else 3
-            made.append(random.integers(1, top + 1, shape).astype(tensor.dtype))
+            least, most = (_bound(end, sizes) for end in tensor.values or (0, 3))
+            made.append(random.integers(least, most + 1, shape).astype(tensor.dtype))
         else:
             made.append(random.standard_normal(shape).astype(tensor.dtype))
     return made
+
+
+def _bound(end: int | str, sizes: Mapping[str, int]) -> int:
+    if isinstance(end, int):
+        return end
+    axis, _, less = end.partition("-")
+    return sizes[axis] - int(less or 0)

@@ -39,8 +39,8 @@ class EncoderGraph(Graph):
         self.spec = GraphSpec(
             "graphs/encoder.onnx",
             (
-                TensorSpec("source", "int64", ("batch", "src")),
-                TensorSpec("source_length", "int64", ("batch",)),
+                TensorSpec("source", "int64", ("batch", "src"), (0, model.encoder.embedding.num_embeddings - 1)),
+                TensorSpec("source_length", "int64", ("batch",), (0, "src")),
             ),
             tuple(outputs),
         )
@@ -62,8 +62,8 @@ class StepGraph(Graph):
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         state = [t for t in encoder.outputs if t.name.startswith("state.")]
         inputs = [
-            TensorSpec("tokens", "int64", ("batch", "beam")),
-            TensorSpec("parents", "int64", ("batch", "beam")),
+            TensorSpec("tokens", "int64", ("batch", "beam"), (0, vocab - 1)),
+            TensorSpec("parents", "int64", ("batch", "beam"), (0, "previous_beam-1")),
             *(t for t in encoder.outputs if t.name.startswith("memory.")),
             *(TensorSpec(t.name, t.dtype, ("batch", "previous_beam", *t.shape[2:])) for t in state),
         ]

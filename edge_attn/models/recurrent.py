@@ -1,6 +1,6 @@
 """Recurrent layers over whole sequences (with lengths) and cells for one step.
 
-Parameters stand in ONNX's gate order (GRU: z, r, h; LSTM: i, o, f, c), so that an exported graph holds them as they are.
+Parameters stand in ONNX's gate order (GRU: z, r, h; LSTM: i, o, f, c), so an exported graph holds them as they are.
 
 GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078; reset after the product, as in cuDNN and torch):
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from edge_attn.config import SearchConfig
+from edge_attn.golden import Golden, record
 from edge_attn.models.graphs import graphs
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.spec import GraphSpec, Value
+from edge_attn.text import Text
+from edge_attn.training.checkpoint import load
 
 CANDIDATES = 16
 
@@ -35,3 +40,27 @@ class Reference:
     def numpy(self, value: Value) -> np.ndarray:
         result: np.ndarray = value.numpy()
         return result
+
+
+def open_checkpoint(path: Path, threads: int | None = None) -> tuple[Reference, Text, int]:
+    """The reference of a checkpoint, its text, and its longest source in tokens."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model, text, config = load(path)
+    return Reference(model), text, config.data.max_tokens
+
+
+def record_live(path: Path, sentences: Sequence[str], max_source: int) -> Golden:
+    """Golden data of the checkpoint's model for `sentences`, made now."""
+    model, text, _ = load(path)
+    return record_model(model, text, sentences, max_source)
+
+
+def record_model(
+    model: Seq2Seq, text: Text, sentences: Sequence[str], max_source: int, candidates: int = CANDIDATES
+) -> Golden:
+    """What `model` says about `sentences`, in fp32, with its noise against fp64."""
+    beam = max(1, min(5, candidates - 1))
+    precise = Reference(model, candidates, torch.float64)
+    config = SearchConfig(beam=beam, n_best=beam, max_length=2 * max_source)
+    return record(Reference(model, candidates), precise, text, sentences, config, max_source)

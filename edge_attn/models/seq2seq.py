@@ -11,8 +11,8 @@ Luong et al. 2015 (https://arxiv.org/abs/1508.04025), `attend = "after"`:
 With input feeding t_{i-1} enters the cell too. p(y_i) = softmax(V t_i), where V may be the target embeddings.
 Without attention c_i is the encoder's last state (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
-Axes: memory is (batch, ...), state is (batch, beam, ...); beams are query positions of the attention, so memory is never
-repeated.
+Axes: memory is (batch, ...), state is (batch, beam, ...); beams are query positions of the attention, so memory is
+never repeated.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class Seq2Seq(nn.Module):
         return features, weights, following
 
     def logits(self, features: Tensor) -> Tensor:
-        return self.output(self.dropout(features))
+        logits: Tensor = self.output(self.dropout(features))
+        return logits
 
     def forward(self, source: Tensor, source_length: Tensor, target: Tensor) -> Tensor:
         """Features of each target position, teacher-forced: target (batch, tgt), beginning with bos

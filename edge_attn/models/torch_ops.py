@@ -85,7 +85,8 @@ def _packed(kernel: Callable[..., Any], gates: tuple[int, ...], states: int, arg
     packed = torch.nn.utils.rnn.pack_padded_sequence(
         x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
     )
-    assert packed.sorted_indices is not None and packed.unsorted_indices is not None
+    assert packed.sorted_indices is not None
+    assert packed.unsorted_indices is not None
     zeros = x.new_zeros(directions, batch, hidden)
     initial = zeros if states == 1 else (zeros, zeros)
     data, *finals = kernel(packed.data, packed.batch_sizes, initial, weights, True, 1, 0.0, False, directions == 2)
@@ -100,11 +101,11 @@ def _packed(kernel: Callable[..., Any], gates: tuple[int, ...], states: int, arg
 
 
 def _gru(*args: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_packed(torch._VF.gru, (1, 0, 2), 1, args))  # type: ignore[attr-defined]
+    return tuple(_packed(torch._VF.gru, (1, 0, 2), 1, args))
 
 
 def _lstm(*args: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_packed(torch._VF.lstm, (0, 2, 3, 1), 2, args))  # type: ignore[attr-defined]
+    return tuple(_packed(torch._VF.lstm, (0, 2, 3, 1), 2, args))
 
 
 def _recurrent_fake(states: int) -> Callable[..., tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473, A.1.2; Luong's concat, with [W U] one matrix).
+"""Additive attention (Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473, A.1.2), which is Luong's concat too.
 
     e_ij = v^T tanh(q_i + k_j),   alpha_i = softmax(e_i),   c_i = sum_j alpha_ij h_j
 

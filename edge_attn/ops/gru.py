@@ -1,9 +1,9 @@
-"""Gated recurrent unit over sequences with lengths (Cho et al. 2014, https://arxiv.org/abs/1406.1078), from a zero state.
+"""Gated recurrent unit over sequences with lengths (Cho et al. 2014, https://arxiv.org/abs/1406.1078), from zeros.
 
     z = sigmoid(W_z x + b_z + R_z h + b'_z),  r = sigmoid(W_r x + b_r + R_r h + b'_r)
     n = tanh(W_h x + b_h + r * (R_h h + b'_h)),  h' = (1 - z) * n + z * h
 
-The second direction, where there is one, reads each row from its own last element. Gates stand in ONNX's order: z, r, h.
+The second direction, if any, reads each row from its own last element. Gates stand in ONNX's order: z, r, h.
 
 Shapes:
     x (batch, src, size), lengths (batch) int64, w (directions, 3 hidden, size), r (directions, 3 hidden, hidden),
@@ -48,9 +48,7 @@ def scan(
     return (output, *finals)
 
 
-def oracle(
-    x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def oracle(x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
     x, w, r, b = (np.asarray(a, np.float64) for a in (x, w, r, b))
     hidden = r.shape[2]
 

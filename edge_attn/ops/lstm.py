@@ -3,7 +3,7 @@
     i, o, f = sigmoid(W x + b + R h + b'),  g = tanh(W_c x + b_c + R_c h + b'_c)
     c' = f * c + i * g,  h' = o * tanh(c')
 
-The second direction, where there is one, reads each row from its own last element. Gates stand in ONNX's order: i, o, f, c.
+The second direction, if any, reads each row from its own last element. Gates stand in ONNX's order: i, o, f, c.
 
 Shapes:
     x (batch, src, size), lengths (batch) int64, w (directions, 4 hidden, size), r (directions, 4 hidden, hidden),
@@ -20,9 +20,7 @@ from edge_attn.ops import Op
 from edge_attn.ops.gru import ATTRIBUTES, INPUTS, body, scan, sigmoid
 
 
-def oracle(
-    x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def oracle(x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
     x, w, r, b = (np.asarray(a, np.float64) for a in (x, w, r, b))
     hidden = r.shape[2]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +20,22 @@ def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
     """The (source, target) pairs of a file with one pair a line; .gz is read too.
 
     Raises:
-        InputError: no such file, not UTF-8, no line at all, or a line without exactly two columns (named by its number).
+        InputError: no such file, a damaged .gz, not UTF-8, no line at all, or a line without two columns; the sentence
+            names the line by its number.
     """
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
             data = gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     pairs = []
     for number, raw in enumerate(data.split(b"\n"), 1):
+        raw = raw.rstrip(b"\r")
         if not raw:
             continue
         try:
-            line = raw.rstrip(b"\r").decode("utf-8")
+            line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: not UTF-8 at byte {error.start + 1}") from error
         columns = line.split(separator)
@@ -47,9 +50,21 @@ def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
     return pairs
 
 
+def choose_samples(text: Text, sources: Sequence[str], count: int = 96) -> list[str]:
+    """At most `count` distinct sentences of `sources`, spread evenly over their lengths in tokens, shortest first.
+
+    A function of the set of `sources` alone. Sentences without a token, or of more than one line, are left out.
+    """
+    lengths = {source: len(text.encode_source(source)) for source in sources if source.strip() and "\n" not in source}
+    ordered = sorted((source for source in lengths if lengths[source] > 1), key=lambda s: (lengths[s], s))
+    if len(ordered) <= count:
+        return ordered
+    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, count).round().astype(int)]
+
+
 @dataclass(frozen=True)
 class Batch:
-    """source (batch, src), source_length (batch), target (batch, tgt) with bos, expected (batch, tgt) with eos; int64."""
+    """source (batch, src), source_length (batch), target (batch, tgt) with bos, expected (batch, tgt) with eos."""
 
     source: Tensor
     source_length: Tensor
@@ -103,9 +118,6 @@ class Pairs:
             _pad([[*t, EOS] for t in target]),
             sum(len(t) + 1 for t in target),
         )
-
-    def batches(self, batch_tokens: int) -> Iterator[Batch]:
-        return (self.batch(indices) for indices in self.order(batch_tokens, None))
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> Tensor:

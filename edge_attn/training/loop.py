@@ -21,12 +21,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edge_attn.config import Config, DataConfig, TrainingConfig, read_config
-from edge_attn.errors import CheckpointError, InputError
+from edge_attn.config import Config, DataConfig, TrainingConfig, from_mapping, read_config
+from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.text import PAD, Text
 from edge_attn.training import checkpoint
-from edge_attn.training.data import Batch, Pairs, read_pairs
+from edge_attn.training.data import Batch, Pairs, choose_samples, read_pairs
 
 
 @dataclasses.dataclass
@@ -47,15 +47,18 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
     Under torchrun each process takes its share of every update's batches (gloo).
 
     Raises:
+        UsageError: `threads` is less than one.
         ConfigError, InputError: the configuration or the data cannot be used.
         CheckpointError: `out` holds a run of another configuration.
     """
     if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, found {threads}")
         torch.set_num_threads(threads)
     config = read_config(config_path)
     with _processes() as (rank, world):
         train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
-        text = _prepare(config, out, train_pairs, rank)
+        text = _prepare(config, out, train_pairs, valid_pairs, rank)
         run = Run(config, text, out, rank, world)
         limit = config.data.max_tokens
         run.go(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
@@ -82,19 +85,41 @@ def _read(config: DataConfig, folder: Path) -> tuple[list[tuple[str, str]], list
     return pairs[: -config.holdout], pairs[-config.holdout :]
 
 
-def _prepare(config: Config, out: Path, pairs: list[tuple[str, str]], rank: int) -> Text:
+def _prepare(config: Config, out: Path, train: list[tuple[str, str]], valid: list[tuple[str, str]], rank: int) -> Text:
     """The text of the run, trained by the first process and read by all."""
-    if (out / checkpoint.CONFIG).exists():
-        if checkpoint.load_config(out) != config:
-            raise CheckpointError(f"{out} holds a run of another configuration; choose another --out, or remove it")
-    elif out.exists() and any(p.name != "text" for p in out.iterdir()):
-        raise CheckpointError(f"{out} exists and is not a checkpoint; choose another --out")
-    elif rank == 0:
-        kind = config.text
-        checkpoint.save_config(out, config, Text.train(kind.kind, pairs, kind.source_size, kind.target_size))
+    if rank == 0:
+        _claim(config, out, train)
+        if not (out / checkpoint.SAMPLES).exists():
+            text, limit = checkpoint.load_text(out), config.data.max_tokens
+            sources = [source for source, _ in valid if len(text.encode_source(source)) <= limit]
+            checkpoint.save_samples(out, choose_samples(text, sources))
     if dist.is_initialized():
         dist.barrier()
     return checkpoint.load_text(out)
+
+
+def _claim(config: Config, out: Path, train: list[tuple[str, str]]) -> None:
+    """Finds in `out` a run of this configuration, or nothing, and then writes its configuration and text there."""
+    if (out / checkpoint.CONFIG).exists():
+        if checkpoint.load_config(out) != config:
+            raise CheckpointError(f"{out} holds a run of another configuration; choose another --out, or remove it")
+        return
+    left_by_a_kill = {"text", checkpoint.partial(out / checkpoint.CONFIG).name}
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= left_by_a_kill):
+        raise CheckpointError(f"{out} exists and is not a checkpoint; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+    kind = config.text
+    checkpoint.save_config(out, config, Text.train(kind.kind, train, kind.source_size, kind.target_size))
+
+
+def learning_rate(options: TrainingConfig, update: int) -> float:
+    """It rises linearly over the warm-up, and then falls linearly, to zero past the last update."""
+    rising = min(1.0, (update + 1) / max(1, options.warmup))
+    falling = (options.updates - update) / max(1, options.updates - options.warmup)
+    return options.learning_rate * min(rising, falling)
 
 
 class Run:
@@ -110,16 +135,19 @@ class Run:
         )
         self.progress = Progress()
         if (out / checkpoint.STATE).exists():
-            self.progress = Progress(**checkpoint.load_state(out, self.model, self.optimizer))
+            saved = checkpoint.load_state(out, self.model, self.optimizer)
+            try:
+                self.progress = from_mapping(Progress, saved, str(out / checkpoint.STATE))
+            except ConfigError as error:
+                raise CheckpointError(str(error)) from error
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self.options.learning_rate
 
     def go(self, train: Pairs, valid: Pairs) -> None:
         """Updates until the last, or until validation no longer improves."""
         options, at = self.options, self.progress
-        bar = tqdm(
-            total=options.updates, initial=at.update, unit="update", disable=True if self.rank else None, file=sys.stderr
-        )
+        quiet = True if self.rank else None
+        bar = tqdm(total=options.updates, initial=at.update, unit="update", disable=quiet, file=sys.stderr)
         tokens, started = 0, time.monotonic()
         order = train.order(options.batch_tokens, (options.seed, at.epoch))
         while at.update < options.updates and at.worse < options.patience:
@@ -157,14 +185,12 @@ class Run:
         """One step of Adam on this process's batch; gives its loss a token."""
         options, at = self.options, self.progress
         torch.manual_seed(hash((options.seed, at.update, self.rank)))
-        rising = min(1.0, (at.update + 1) / max(1, options.warmup))
-        falling = (options.updates - at.update) / max(1, options.updates - options.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * min(rising, falling)
+            group["lr"] = learning_rate(options, at.update)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=False)
         loss = self.loss(batch, options.label_smoothing)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         tokens = self._share(float(batch.tokens))
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         for parameter in parameters:
@@ -189,13 +215,23 @@ class Run:
         )
 
     def validate(self, valid: Pairs) -> float:
-        """Cross-entropy a token on the validation pairs."""
+        """Cross-entropy a token on the validation pairs, each process taking its share of the batches."""
         self.model.eval()
         total, tokens = 0.0, 0
         with torch.no_grad():
-            for batch in valid.batches(self.options.batch_tokens):
+            for indices in valid.order(self.options.batch_tokens, None)[self.rank :: self.world]:
+                batch = valid.batch(indices)
                 total += float(self.loss(batch, 0.0))
                 tokens += batch.tokens
+        if self.world > 1:
+            summed = torch.tensor([total, tokens], dtype=torch.float64)
+            dist.all_reduce(summed)
+            total, tokens = float(summed[0]), int(summed[1])
+        if not math.isfinite(total):
+            raise InputError(
+                f"the validation loss is {total} at update {self.progress.update}; lower training.learning_rate and "
+                f"start again"
+            )
         return total / tokens
 
     def _share(self, tokens: float) -> float:
@@ -205,6 +241,7 @@ class Run:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([tokens])])
         dist.all_reduce(flat)
-        for gradient, summed in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+        parts = torch.split(flat[:-1], [g.numel() for g in gradients])
+        for gradient, summed in zip(gradients, parts, strict=True):
             gradient.copy_(summed.view_as(gradient))
         return float(flat[-1])

@@ -1,0 +1,39 @@
+"""edge-attn: an attention seq2seq model from PyTorch to the edge, and the proof that it still says the same thing.
+
+    >>> import edge_attn
+    >>> model = edge_attn.load("bundle")
+    >>> model.translate(["I am cold."])[0].text
+
+Importing it loads neither torch, onnx nor a runtime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["__version__", "export_module", "load"]
+__version__ = "0.1.0"
+
+
+def load(bundle: str | os.PathLike[str], runtime: str = "ort-cpu", threads: int | None = None) -> Any:
+    """The bundle at `bundle` (a folder or its zip), ready for its task on `runtime`.
+
+    Raises:
+        BundleError: it is not a bundle, or was damaged.
+        NotTestedError: the runtime is not installed.
+    """
+    from edge_attn.bundle import Bundle
+    from edge_attn.registry import TASKS, resolve
+
+    opened = Bundle.open(bundle)
+    return resolve("task", TASKS, opened.manifest.task)(opened, runtime, threads)
+
+
+def export_module(module: Any, out: Any, inputs: Any, outputs: Any) -> Any:
+    """Exports a torch module built from edge-attn's layers to an ONNX file; see export/pipeline.py, export_module."""
+    from edge_attn.registry import SERVICES, resolve
+
+    return resolve("service", SERVICES, "export module")(module, out, inputs, outputs)

@@ -1,0 +1,213 @@
+"""The command line: one verb a command, each resolved from the table when it is called. Only click is imported here.
+
+Exit codes: 0 holds or done, 1 parity does not hold, 2 usage, 3 not tested, 4 bad input or bundle, 70 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_attn import __version__
+from edge_attn.config import SearchConfig
+from edge_attn.errors import EdgeAttnError, InputError, UsageError
+from edge_attn.registry import RUNTIMES, VERBS, resolve
+
+PATH = click.Path(path_type=Path)
+
+
+class Verbs(click.Group):
+    """Errors become one sentence and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeAttnError as error:
+            if error.exit_code == 70:
+                raise
+            click.echo(f"edge-attn: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+def _verb(name: str) -> Any:
+    return resolve("verb", VERBS, name)
+
+
+def _runtime_options(command: Any) -> Any:
+    command = click.option("--threads", type=click.IntRange(min=1), help="Threads of the runtime.")(command)
+    return click.option("--runtime", default="ort-cpu", show_default=True, help=f"One of {', '.join(RUNTIMES)}.")(
+        command
+    )
+
+
+def _search_options(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--max-length", type=int, default=SearchConfig.max_length, show_default=True, help="Tokens, at most."
+        ),
+        click.option(
+            "--length-penalty",
+            type=float,
+            default=SearchConfig.length_penalty,
+            show_default=True,
+            help="score = log-probability / length ** this",
+        ),
+        click.option("--beam", type=int, default=SearchConfig.beam, show_default=True, help="1 is greedy."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edge-attn")
+def cli() -> None:
+    """An attention seq2seq model from PyTorch to the edge, and the proof that it still says the same thing."""
+
+
+@cli.command()
+@click.argument("config", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The checkpoint; a run that it holds is gone on with.")
+@click.option("--data", type=PATH, help="Folder of the configuration's files.  [default: the configuration's]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; the same number gives the same weights.")
+def train(config: Path, out: Path, data: Path | None, threads: int | None) -> None:
+    """Train a model from the TOML file CONFIG (also under torchrun)."""
+    _verb("train")(config, out, data, threads)
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", required=True, type=PATH, help="The bundle: a folder, or a zip if it ends in .zip.")
+@click.option(
+    "--candidates", type=int, default=16, show_default=True, help="Best tokens a step; a beam is at most one less."
+)
+@click.option(
+    "--input", "sentences", type=PATH, help="Source sentences for the golden data.  [default: the checkpoint's]"
+)
+@click.option("--force", is_flag=True, help="Replace a bundle.")
+def export(checkpoint: Path, out: Path, candidates: int, sentences: Path | None, force: bool) -> None:
+    """Export CHECKPOINT to a bundle that runs without torch, verified before it is written."""
+    manifest = _verb("export")(checkpoint, out, candidates, sentences, force)
+    levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
+    click.echo(f"{out}: {len(manifest.graphs)} graphs, {levels} on {manifest.verification['provider']}")
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--input", type=PATH, help="One sentence a line.  [default: standard input]")
+@click.option("--output", type=PATH, help="[default: standard output]")
+@_search_options
+@click.option("--n-best", type=int, default=SearchConfig.n_best, show_default=True, help="Translations a line.")
+@click.option("--format", type=click.Choice(["text", "jsonl", "moses"]), default="text", show_default=True)
+@click.option("--alignments", type=PATH, help="Pharaoh alignments (i-j) of the tokens, a line each.")
+@_runtime_options
+def translate(bundle: Path, beam: int, n_best: int, length_penalty: float, max_length: int, **options: Any) -> None:
+    """Translate lines with BUNDLE (or a checkpoint, on torch), in order."""
+    _verb("translate")(bundle, config=SearchConfig(beam, n_best, length_penalty, max_length), **options)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--level", "levels", multiple=True, help="L1, L2, L3 or L5; may be given again.  [default: all four]")
+@click.option("--reference", type=PATH, help="Compare with the live torch model of this checkpoint.")
+@click.option("--input", "sentences", type=PATH, help="Sentences for --reference.  [default: the golden ones]")
+@click.option("--override", "overrides", multiple=True, metavar="LEVEL.NAME=VALUE", help="Loosen a bound for this run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--junit", type=PATH, help="Write the report as JUnit XML.")
+@_runtime_options
+@click.pass_context
+def verify(
+    ctx: click.Context, /, bundle: Path, overrides: tuple[str, ...], as_json: bool, junit: Path | None, **options: Any
+) -> None:
+    """Does BUNDLE say what the trained model said? Exit code 0: yes; 1: no; 3: it could not be tested."""
+    report = _verb("verify")(bundle, overrides=dict(_override(text) for text in overrides), **options)
+    if junit is not None:
+        try:
+            junit.write_text(report.junit(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{junit} cannot be written: {error.strerror}") from error
+    click.echo(report.json() if as_json else str(report), nl=not as_json)
+    ctx.exit(report.exit_code)
+
+
+def _override(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--override takes LEVEL.NAME=VALUE with a number, found {text!r}") from None
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+@click.argument("corpus", metavar="TSV", type=PATH)
+@_search_options
+@click.option("--separator", default="\t", help="Between source and target.  [default: a tab]")
+@click.option("--by-length", is_flag=True, help="Scores by source length; thin bins are filled with joined neighbours.")
+@click.option("--against", type=PATH, help="A second model, side by side.")
+@click.option("--picture", type=PATH, help="Write BLEU by source length as an SVG.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many distinct sources.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+@_runtime_options
+def evaluate(
+    model: Path,
+    corpus: Path,
+    beam: int,
+    length_penalty: float,
+    max_length: int,
+    by_length: bool,
+    against: Path | None,
+    picture: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """BLEU and chrF of MODEL, a bundle or a checkpoint, on the pairs in TSV (also .gz)."""
+    config = SearchConfig(beam, 1, length_penalty, max_length)
+    models = [model, against] if against else [model]
+    found = [
+        _verb("evaluate")(one, corpus, config=config, by_length=by_length or picture is not None, **options)
+        for one in models
+    ]
+    if picture is not None:
+        resolve("picture", VERBS, "picture")(found, picture)
+    if as_json:
+        click.echo(json.dumps([evaluation.content() for evaluation in found], indent=1, sort_keys=True))
+    else:
+        click.echo("\n\n".join(map(str, found)))
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """What BUNDLE holds: graphs, ops, sizes, precision, provenance, verification record."""
+    content = _verb("inspect")(bundle)
+    click.echo(json.dumps(content, indent=1, sort_keys=True) if as_json else resolve("verb", VERBS, "show")(content))
+
+
+@cli.command()
+@click.option("--out", type=PATH, default=Path("edge-attn-demo"), show_default=True, help="Folder of what it makes.")
+@_runtime_options
+@click.pass_context
+def demo(ctx: click.Context, /, out: Path, runtime: str, threads: int | None) -> None:
+    """Export the embedded English-French model, verify it, translate, and draw its alignments."""
+    ctx.exit(_verb("demo")(out, runtime, threads, click.echo))
+
+
+def main() -> None:
+    """The entry point of the command `edge-attn`."""
+    try:
+        cli()
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        click.echo("edge-attn: this is a fault of edge-attn, not of your input; please report it", err=True)
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    main()

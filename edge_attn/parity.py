@@ -1,0 +1,185 @@
+"""What must hold between a runtime and the reference: bounds, comparisons, verdicts.
+
+Every comparison is written so that NaN is outside. The bounds are ceilings: a manifest may only be stricter, and
+`--override` loosens one for a single run and stands in its report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_attn.errors import BundleError, UsageError
+
+LEVELS = {
+    "L0": "op: each op against its float64 oracle",
+    "L1": "graph: encoder outputs, states and alignments",
+    "L2": "step: log-probabilities, teacher-forced",
+    "L3": "sentence: greedy and beam, free-running",
+    "L4": "corpus: BLEU and chrF",
+    "L5": "device: rerun, batch, padding and order",
+}
+RUN_BY_VERIFY = ("L1", "L2", "L3", "L5")
+
+BOUNDS: dict[str, dict[str, float]] = {
+    "fp32": {
+        "L1.max_abs": 1e-4,
+        "L1.p99": 2e-5,
+        "L1.relative": 1e-5,
+        "L1.cosine": 1e-6,
+        "L1.alignment": 1e-5,
+        "L1.state": 1e-3,
+        "L2.log_prob": 1e-4,
+        "L2.rest": 1e-4,
+        "L2.projection": 1e-3,
+        "L2.kl": 1e-6,
+        "L2.top1": 0.0,
+        "L3.tokens": 0.0,
+        "L3.excused": 0.005,
+        "L3.log_prob": 1e-3,
+        "L3.score": 1e-4,
+        "L3.alignment": 1e-5,
+        "L3.text": 0.0,
+        "L5.rerun": 0.0,
+        "L5.tokens": 0.0,
+        "L5.excused": 0.005,
+    }
+}
+"""By precision: the largest value that holds. max_abs, p99: absolute; relative: of norms; cosine: 1 - cosine; state:
+of projections; kl: of the 32 best and the rest; top1, tokens, text: a share of misses that no margin excuses; excused:
+misses that one does, as a share of all steps."""
+
+
+def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str, float]) -> dict[str, float]:
+    """The bounds of one run.
+
+    Raises:
+        BundleError: the manifest is looser than the code, or names no bound.
+        UsageError: an override names no bound, or is not a number that bounds anything.
+    """
+    made = dict(BOUNDS[precision])
+    for name, value in stricter.items():
+        if name not in made:
+            raise BundleError(f"the manifest's tolerance {name!r} is not a bound; known: {', '.join(made)}")
+        if not value <= made[name]:
+            raise BundleError(f"the manifest's tolerance {name} = {value} is looser than the ceiling {made[name]}")
+        made[name] = value
+    for name, value in overrides.items():
+        if name not in made:
+            raise UsageError(f"--override {name!r}: not a bound; known: {', '.join(made)}")
+        if not value >= 0:
+            raise UsageError(f"--override {name}: must be a number of at least 0, found {value}")
+        made[name] = value
+    return made
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison: what was measured, what bounds it."""
+
+    level: str
+    name: str
+    """The bound's name after its level, and what was compared: `max_abs memory.keys`."""
+    value: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.value <= self.bound)  # NaN is not
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.ok else "FAIL"
+        return f"{mark} {self.level} {self.name:<32} {self.value:.3g} (at most {self.bound:.3g})"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One sentence on which the candidate chose otherwise than the reference."""
+
+    sentence: int
+    where: str
+    """`greedy`, `beam`, or the variation of L5."""
+    step: int
+    """The first differing step, from 0."""
+    reference: int
+    candidate: int
+    """The tokens there; -1 past a hypothesis' end."""
+    margin: float
+    """By the reference: how much better its own choice is."""
+    noise: float
+
+    @property
+    def excused(self) -> bool:
+        return bool(self.margin <= self.noise)
+
+    def __str__(self) -> str:
+        verdict = "excused: a tie below the noise" if self.excused else "NOT excused"
+        return (
+            f"{self.where}: sentence {self.sentence}, step {self.step}: token {self.candidate} for {self.reference}, "
+            f"margin {self.margin:.3g}, noise {self.noise:.3g} ({verdict})"
+        )
+
+
+@dataclass
+class Level:
+    """What one level of the ladder found."""
+
+    name: str
+    status: str = "not requested"
+    """holds, fails, not requested or not tested."""
+    reason: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
+
+    def close(self) -> Level:
+        holds = bool(self.findings) and all(finding.ok for finding in self.findings)
+        self.status = "holds" if holds else "fails"
+        return self
+
+
+class Distance:
+    """Gathers pairs of tensors under a name, and says how far apart they are."""
+
+    def __init__(self) -> None:
+        self._apart: dict[str, list[np.ndarray]] = {}
+        self._squares: dict[str, np.ndarray] = {}
+
+    def add(self, name: str, found: np.ndarray, expected: np.ndarray) -> None:
+        if found.shape != expected.shape:
+            self._apart.setdefault(name, []).append(np.array([np.inf]))
+            return
+        a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+        self._apart.setdefault(name, []).append(np.abs(a - b))
+        sums = np.array([((a - b) ** 2).sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()])
+        self._squares[name] = self._squares.get(name, np.zeros(4)) + sums
+
+    def names(self) -> list[str]:
+        return list(self._apart)
+
+    def max_abs(self, name: str) -> float:
+        return largest(np.concatenate(self._apart[name]))
+
+    def p99(self, name: str) -> float:
+        return float(np.quantile(np.concatenate(self._apart[name]), 0.99))
+
+    def relative(self, name: str) -> float:
+        apart, _, expected, _ = self._squares.get(name, np.array([np.inf, 1.0, 1.0, 0.0]))
+        return float(np.sqrt(apart / expected)) if expected > 0 else float(np.sqrt(apart))
+
+    def cosine(self, name: str) -> float:
+        _, found, expected, product = self._squares.get(name, np.array([0.0, 1.0, 1.0, 0.0]))
+        if found == 0 and expected == 0:
+            return 0.0
+        return float(max(1.0 - product / np.sqrt(found * expected), 0.0)) if found * expected > 0 else 1.0
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest value; NaN if there is one, 0 of nothing."""
+    return float(np.max(values)) if values.size else 0.0
+
+
+def first_difference(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """The first step at which two token sequences differ; their common length if one begins with the other."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,35 @@
+"""Opening what runs: a bundle on a runtime of the table, or a checkpoint on torch, the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_attn.bundle import Bundle
+from edge_attn.errors import BundleError, NotTestedError, UsageError
+from edge_attn.registry import RUNTIMES, resolve
+from edge_attn.spec import Runtime
+
+
+def open_runtime(bundle: Bundle, name: str, threads: int | None = None) -> Runtime:
+    """The bundle on the runtime `name`.
+
+    Raises:
+        UsageError: no such runtime, or torch, which runs checkpoints.
+        NotTestedError: the runtime is not installed.
+    """
+    if name == "torch":
+        raise UsageError(f"the runtime torch runs a checkpoint, and {bundle.path} is a bundle")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, found {threads}")
+    try:
+        made: Runtime = resolve("runtime", RUNTIMES, name)(bundle, threads=threads)
+    except ImportError as error:
+        raise NotTestedError(f"the runtime {name} does not load here: {error}") from error
+    missing = {"encoder", "step"} - made.graphs.keys()
+    if missing:
+        raise BundleError(f"{bundle.path}: a seq2seq bundle needs the graph {sorted(missing)[0]!r}")
+    return made
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / "model.safetensors").is_file() and (path / "config.json").is_file()

@@ -1,0 +1,51 @@
+"""`edge-attn demo`: the whole road on the embedded model, in one command."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_attn.errors import InputError
+from edge_attn.registry import HOUSE, VERBS, resolve
+from runtimes.picture import alignment_svg, write
+from runtimes.translate import Translator
+from runtimes.verify import verify
+
+CHECKPOINT = HOUSE / "edge_attn" / "pretrained" / "en-fr"
+READY = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
+NEEDED = ("torch", "onnx", "onnxscript", "safetensors")
+SENTENCES = (
+    "I'm not sure what you mean.",
+    "She bought a new car last week.",
+    "Where did you learn to speak French?",
+    "If it rains tomorrow, we will stay at home.",
+    "My brother wants to become a doctor because he likes helping people.",
+)
+
+
+def demo(out: Path, runtime: str, threads: int | None, say: Callable[[str], object]) -> int:
+    """Exports the embedded checkpoint (where torch is installed; else takes the ready bundle), verifies the bundle,
+    translates SENTENCES and draws their alignments; gives the exit code of the verification."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        bundle = READY
+        say(f"{missing[0]} is not installed, so nothing is exported; using the ready bundle {bundle}")
+    else:
+        bundle = out / "en-fr"
+        say(f"exporting {CHECKPOINT} to {bundle}")
+        resolve("verb", VERBS, "export")(CHECKPOINT, bundle, force=True)
+    report = verify(bundle, runtime, threads=threads)
+    say(str(report))
+    translator = Translator.open(bundle, runtime, threads)
+    translations = translator.translate(SENTENCES)
+    for sentence, translation in zip(SENTENCES, translations, strict=True):
+        say(f"{sentence}\n  -> {translation.text}  ({translation.score:.3f})")
+    picture = out / "alignments.svg"
+    write(picture, alignment_svg(translations))
+    say(f"alignments drawn in {picture}")
+    return report.exit_code

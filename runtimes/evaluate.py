@@ -1,0 +1,158 @@
+"""`edge-attn evaluate`: BLEU, chrF and BLEU by source length: every quality number that we claim."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_attn.config import SearchConfig
+from edge_attn.errors import MissingExtraError
+from edge_attn.pairs import read_pairs
+from runtimes.translate import Translator
+
+BINS = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 30), (31, 40), (41, 60))
+"""Words of the source between white space."""
+BIN_SIZE = 100
+"""Sentences that a bin of `--by-length` is filled up to, by joining neighbours."""
+RESAMPLES = 1000
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Corpus scores of one set of sentences."""
+
+    sentences: int
+    bleu: float
+    low: float
+    """BLEU's 95 % interval, by bootstrap."""
+    high: float
+    chrf: float
+    exact: float
+    """Share of translations that equal their reference."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Sentences whose source has `first` to `last` words; `joined` of them are neighbours put together."""
+
+    first: int
+    last: int
+    joined: int
+    score: Score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    model: str
+    provider: str
+    beam: int
+    total: Score
+    bins: tuple[Bin, ...]
+    signatures: tuple[str, ...]
+    seconds: float
+
+    def content(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        total = self.total
+        lines = [
+            f"{self.model} ({self.provider}), beam {self.beam}, {total.sentences} distinct sources, first reference",
+            f"BLEU {total.bleu:.2f} (95 % interval {total.low:.2f} to {total.high:.2f})  chrF {total.chrf:.2f}  "
+            f"exact match {100 * total.exact:.2f} %  in {self.seconds:.1f} s",
+        ]
+        lines += [f"signature {signature}" for signature in self.signatures]
+        if self.bins:
+            lines.append("source words  sentences  of them joined   BLEU  95 % interval    chrF")
+            lines += [
+                f"{f'{b.first}-{b.last}':>12}  {b.score.sentences:>9}  {b.joined:>14}  {b.score.bleu:>5.2f}  "
+                f"{b.score.low:>5.2f} to {b.score.high:>5.2f}  {b.score.chrf:>6.2f}"
+                for b in self.bins
+            ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: Path,
+    corpus: Path,
+    config: SearchConfig | None = None,
+    separator: str = "\t",
+    by_length: bool = False,
+    limit: int | None = None,
+    runtime: str = "ort-cpu",
+    threads: int | None = None,
+) -> Evaluation:
+    """Scores of `model`, a bundle or a checkpoint, on the first reference of each distinct source of `corpus`.
+
+    Raises:
+        InputError: the corpus is not pairs of sentences.
+        MissingExtraError: sacrebleu is not installed.
+    """
+    config = config or SearchConfig()
+    first = dict(reversed(read_pairs(corpus, separator)))
+    pairs = [(source, first[source]) for source in dict.fromkeys(s for s, _ in read_pairs(corpus, separator))][:limit]
+    bleu, chrf = _metrics()
+    translator = Translator.open(model, runtime, threads)
+    started = time.monotonic()
+    found = dict(zip(pairs, _translate(translator, pairs, config), strict=True))
+    seconds = time.monotonic() - started
+    bins = []
+    for low, high in BINS if by_length else ():
+        real = [pair for pair in pairs if low <= len(pair[0].split()) <= high]
+        joined = _joined(pairs, low, high, BIN_SIZE - len(real))
+        if not real and not joined:
+            continue
+        said = [found[pair] for pair in real] + _translate(translator, joined, config)
+        bins.append(Bin(low, high, len(joined), _score(bleu, chrf, said, real + joined)))
+    total = _score(bleu, chrf, [found[pair] for pair in pairs], pairs)
+    signatures = tuple(f"{metric.name}: {metric.get_signature()}" for metric in (bleu, chrf))
+    return Evaluation(str(model), translator.runtime.provider, config.beam, total, tuple(bins), signatures, seconds)
+
+
+def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[str]:
+    found = dict(translator.each([source for source, _ in pairs], config, alignments=False))
+    return [found[i].text for i in range(len(pairs))]
+
+
+def _joined(pairs: Sequence[Pair], low: int, high: int, wanted: int) -> list[Pair]:
+    """Up to `wanted` runs of neighbouring pairs, each pair in one run at most, of `low` to `high` source words."""
+    made: list[Pair] = []
+    run: list[Pair] = []
+    words = 0
+    for pair in pairs:
+        if len(made) >= wanted:
+            break
+        size = len(pair[0].split())
+        if words + size > high:
+            run, words = [], 0
+        if size > high:
+            continue
+        run.append(pair)
+        words += size
+        if words >= low and len(run) > 1:
+            made.append((" ".join(source for source, _ in run), " ".join(target for _, target in run)))
+            run, words = [], 0
+    return made
+
+
+def _metrics() -> tuple[Any, Any]:
+    try:
+        from sacrebleu import BLEU, CHRF
+    except ImportError as error:
+        raise MissingExtraError("sacrebleu", "evaluate") from error
+    return BLEU(), CHRF()
+
+
+def _score(bleu: Any, chrf: Any, said: Sequence[str], pairs: Sequence[Pair]) -> Score:
+    references = [target for _, target in pairs]
+    found = bleu.corpus_score(said, [references], n_bootstrap=RESAMPLES)
+    exact = sum(a == b for a, b in zip(said, references, strict=True)) / len(pairs)
+    half = float(found._ci)
+    mean = float(found._mean)
+    chrf_score = float(chrf.corpus_score(said, [references]).score)
+    return Score(len(pairs), float(found.score), mean - half, mean + half, chrf_score, exact)

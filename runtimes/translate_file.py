@@ -1,0 +1,169 @@
+"""`edge-attn translate`: lines in, translations out, in order, as they come, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from tqdm import tqdm
+
+from edge_attn.config import SearchConfig
+from edge_attn.errors import InputError
+from runtimes.translate import Translation, Translator
+
+WINDOW = 1024
+"""Lines read ahead, at most, so that sentences of like length share a batch."""
+LONGEST_LINE = 1 << 20
+"""Bytes; a longer line is refused, because it is not a sentence."""
+FORMATS = ("text", "jsonl", "moses")
+
+
+def translate_file(
+    bundle: Path,
+    input: Path | None = None,
+    output: Path | None = None,
+    config: SearchConfig | None = None,
+    format: str = "text",
+    alignments: Path | None = None,
+    runtime: str = "ort-cpu",
+    threads: int | None = None,
+) -> int:
+    """Translates each line of `input` (standard input) into `output` (standard output); gives the number of lines.
+
+    A line that has come is answered before the next is waited for, so a terminal or a pipe gets its answer at once.
+
+    Raises:
+        InputError: a line that is not text, named by its number; the lines before it are answered.
+    """
+    config = config or SearchConfig()
+    translator = Translator.open(bundle, runtime, threads)
+    count = 0
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(_open_input(input))
+        target = stack.enter_context(_open_output(output)) if output else sys.stdout
+        aligned = stack.enter_context(_open_output(alignments)) if alignments else None
+        want = aligned is not None or format == "jsonl"
+        bar = stack.enter_context(tqdm(unit=" lines", disable=True if source.isatty() else None, file=sys.stderr))
+        for window in _windows(source):
+            lines = [line for line in window if isinstance(line, str)]
+            found = dict(translator.each(lines, config, want))
+            for i, line in enumerate(lines):
+                translation = found.pop(i)
+                if translation.cut:
+                    print(
+                        f"warning: line {count + 1} has more than {translator.max_source} tokens; "
+                        f"only the first were translated",
+                        file=sys.stderr,
+                    )
+                target.write(_show(translation, line, count, config.n_best, format))
+                if aligned is not None:
+                    aligned.write(translation.pharaoh() + "\n")
+                count += 1
+            target.flush()
+            bar.update(len(lines))
+            for bad in window:
+                if isinstance(bad, InputError):
+                    raise bad
+    return count
+
+
+def _show(translation: Translation, line: str, index: int, n_best: int, format: str) -> str:
+    hypotheses = translation.n_best or (translation,)
+    if format == "jsonl":
+        shown = [
+            {
+                "text": h.text,
+                "score": h.score,
+                "log_prob": h.log_prob,
+                "tokens": h.tokens,
+                "alignment": h.pharaoh(),
+                "finished": h.finished,
+            }
+            for h in hypotheses
+        ]
+        content = {"line": index + 1, "source": line, "source_tokens": translation.source_tokens, "translations": shown}
+        return json.dumps(content, ensure_ascii=False) + "\n"
+    if format == "moses":
+        return "".join(f"{index} ||| {h.text} ||| LogProb= {h.log_prob:.6f} ||| {h.score:.6f}\n" for h in hypotheses)
+    texts = [h.text for h in hypotheses]
+    return "".join(f"{text}\n" for text in texts + [""] * (n_best - len(texts)))
+
+
+def _windows(source: BinaryIO) -> Iterator[list[str | InputError]]:
+    """Lists of lines: at most WINDOW, and no more than can be had without waiting. One that is no text ends them."""
+    number, lines, rest, ended = 0, [], b"", False
+    while not ended:
+        chunk = os.read(source.fileno(), 1 << 16)
+        ended = not chunk
+        *whole, rest = (rest + chunk).split(b"\n")
+        if ended and rest:
+            whole.append(rest)
+        for raw in whole:
+            number += 1
+            lines.append(_decode(raw, number))
+            if isinstance(lines[-1], InputError):
+                yield lines
+                return
+            if len(lines) == WINDOW:
+                yield lines
+                lines = []
+        if len(rest) > LONGEST_LINE:
+            yield [
+                *lines,
+                InputError(f"line {number + 1} has more than {LONGEST_LINE} bytes; put one sentence on a line"),
+            ]
+            return
+        if lines and (ended or not _ready(source)):
+            yield lines
+            lines = []
+
+
+def _ready(source: BinaryIO) -> bool:
+    return bool(select.select([source.fileno()], [], [], 0)[0])
+
+
+def _decode(raw: bytes, number: int) -> str | InputError:
+    try:
+        line = raw.removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as error:
+        return InputError(f"line {number}: not UTF-8 at byte {error.start + 1}; convert the input to UTF-8")
+    if "\0" in line:
+        return InputError(f"line {number}: holds a NUL byte; the input is not text")
+    return line
+
+
+@contextlib.contextmanager
+def _open_input(path: Path | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+@contextlib.contextmanager
+def _open_output(path: Path) -> Iterator[TextIO]:
+    """A file that appears under its name when it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        file = temporary.open("w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,415 @@
+"""A bundle opens only whole and unchanged, and is written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edge_attn.bundle import FORMAT, MANIFEST, Bundle, Manifest, write_bundle
+from edge_attn.errors import BundleError, ConfigError, InputError
+from edge_attn.spec import GraphSpec, TensorSpec
+from edge_attn.text import Text
+
+GRAPH = GraphSpec(
+    "graphs/encoder.onnx",
+    (TensorSpec("source", "int64", ("batch", "src")),),
+    (TensorSpec("memory.keys", "float32", ("batch", "src", 8)),),
+)
+FILES = {
+    **Text.train("words", [("a b", "c d")], 9, 9).files(),
+    "graphs/encoder.onnx": b"a graph " * 40,
+    "MODEL_CARD.md": "# Modèle\n".encode(),
+}
+
+
+def a_manifest(**options) -> Manifest:
+    options = {
+        "format": FORMAT,
+        "family": "seq2seq",
+        "task": "seq2seq",
+        "precision": "fp32",
+        "max_source": 9,
+        **options,
+    }
+    return Manifest(**{"graphs": {"encoder": GRAPH}, **options})
+
+
+@pytest.fixture(params=["folder", "zip"])
+def path(request, tmp_path) -> Path:
+    return tmp_path / {"folder": "bundle", "zip": "bundle.zip"}[request.param]
+
+
+def siblings(path: Path) -> list[str]:
+    return sorted(p.name for p in path.parent.iterdir())
+
+
+def rewrite(path: Path, change) -> None:
+    """Changes the files of the bundle at `path` by hand: `change` gets them by name."""
+    if path.is_dir():
+        files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+        change(files)
+        shutil.rmtree(path)
+        for name, data in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        change(files)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+
+
+def test_what_was_written_is_read(path):
+    made = a_manifest(
+        tolerances={"logits": 1e-5}, provenance={"torch": "2", "seeds": [1, 2]}, verification={"ok": True}
+    )
+    written = write_bundle(path, made, FILES)
+    bundle = Bundle.open(path)
+    assert bundle.manifest == written == dataclasses.replace(made, files=written.files)
+    assert bundle.manifest.graphs["encoder"].outputs[0].shape == ("batch", "src", 8)
+    assert {name: bundle.read(name) for name in FILES} == FILES
+    assert bundle.size() == sum(map(len, FILES.values()))
+    assert bundle.text().encode_source("b a") == [5, 4, 3]
+    assert siblings(path) == [path.name]
+
+
+def test_a_folder_and_its_zip_are_the_same_bundle(tmp_path):
+    write_bundle(tmp_path / "a", a_manifest(), FILES)
+    write_bundle(tmp_path / "a.zip", a_manifest(), FILES)
+    shutil.make_archive(str(tmp_path / "by-hand"), "zip", tmp_path / "a")
+    a, b, c = (Bundle.open(tmp_path / name) for name in ("a", "a.zip", "by-hand.zip"))
+    assert a.manifest == b.manifest == c.manifest
+
+
+def test_the_same_bundle_is_the_same_bytes(tmp_path):
+    for name in ("a.zip", "b.zip"):
+        write_bundle(tmp_path / name, a_manifest(), FILES)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_a_name_that_the_bundle_does_not_hold(path):
+    write_bundle(path, a_manifest(), FILES)
+    with pytest.raises(BundleError, match=r"golden/x is missing"):
+        Bundle.open(path).read("golden/x")
+
+
+GRAPH_FILE = "graphs/encoder.onnx"
+
+
+def drop(files):
+    del files[GRAPH_FILE]
+
+
+def truncate(files):
+    files[GRAPH_FILE] = files[GRAPH_FILE][:-1]
+
+
+def flip(files):
+    files[GRAPH_FILE] = bytes([files[GRAPH_FILE][0] ^ 1]) + files[GRAPH_FILE][1:]
+
+
+def add(files):
+    files["graphs/.hidden"] = b""
+
+
+def drop_manifest(files):
+    del files[MANIFEST]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (drop, "graphs/encoder.onnx is missing"),
+        (truncate, "graphs/encoder.onnx has 319 bytes, expected 320"),
+        (flip, "graphs/encoder.onnx was changed: its sha256 is not the manifest's"),
+        (add, "graphs/.hidden is not listed in bundle.json"),
+        (drop_manifest, "is not a bundle: it has no bundle.json"),
+    ],
+)
+def test_a_changed_bundle_is_refused(path, change, sentence):
+    write_bundle(path, a_manifest(), FILES)
+    rewrite(path, change)
+    with pytest.raises(BundleError, match=sentence) as caught:
+        Bundle.open(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def edited(**values):
+    return lambda content: content.update(values)
+
+
+def listing(name):
+    return lambda content: content["files"].update({name: {"sha256": "0" * 64, "size": 1}})
+
+
+def in_graph(**values):
+    return lambda content: content["graphs"]["encoder"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (edited(colour="red"), "unknown key 'colour'"),
+        (edited(format=FORMAT + 1), rf"has format {FORMAT + 1}, this version reads up to {FORMAT}; install a newer"),
+        (edited(format="1"), "has no format number"),
+        (edited(format=True), "format must be of type int, found True"),
+        (edited(format=0), "has no format number"),
+        (edited(max_source="9"), "max_source must be of type int, found '9'"),
+        (edited(max_source=0), "max_source must be at least 1"),
+        (edited(task="painter"), "unknown task 'painter'; known: seq2seq"),
+        (edited(precision="fp8"), "unknown precision 'fp8'"),
+        (edited(mask_policy="large"), "mask_policy must be one of zero"),
+        (edited(graphs=[]), "graphs must be a table"),
+        (edited(graphs={"encoder": 3}), "graphs.encoder must be a table, found 3"),
+        (edited(tolerances={"a": "b"}), "tolerances.a must be of type float, found 'b'"),
+        (edited(files={}), "the graph 'encoder' is in 'graphs/encoder.onnx', which files does not list"),
+        (edited(files={"a": {"size": 1}}), "files.a: the key 'sha256' is missing"),
+        (in_graph(file="graphs/step.onnx"), "the graph 'encoder' is in 'graphs/step.onnx', which files does not list"),
+        (in_graph(inputs={}), "graphs.encoder: inputs must be a list"),
+        (in_graph(colour=1), "graphs.encoder: unknown key 'colour'"),
+        (in_graph(outputs=[{"name": "x", "dtype": "int64", "shape": [1.5]}]), "neither a name nor a size"),
+        (listing("../x"), r"files: '\.\./x' leaves the bundle"),
+        (listing("a/../../x"), "leaves the bundle"),
+        (listing("/etc/passwd"), "files: '/etc/passwd' leaves the bundle"),
+        (listing("..\\x"), "leaves the bundle"),
+        (listing("./a"), "leaves the bundle"),
+        (listing("a\0"), "leaves the bundle"),
+        (lambda content: content.pop("family"), "the key 'family' is missing"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trusted_is_refused(path, change, sentence):
+    def change_manifest(files):
+        content = json.loads(files[MANIFEST])
+        change(content)
+        files[MANIFEST] = json.dumps(content).encode()
+
+    write_bundle(path, a_manifest(), FILES)
+    rewrite(path, change_manifest)
+    with pytest.raises(BundleError, match=sentence) as caught:
+        Bundle.open(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null"])
+def test_a_manifest_that_is_not_json_is_refused(path, data):
+    write_bundle(path, a_manifest(), FILES)
+    rewrite(path, lambda files: files.update({MANIFEST: data}))
+    with pytest.raises(BundleError, match=r"is not JSON|has no format number"):
+        Bundle.open(path)
+
+
+def test_what_is_not_there_and_what_is_no_zip(tmp_path):
+    with pytest.raises(BundleError, match="there is no such file or folder"):
+        Bundle.open(tmp_path / "none")
+    (tmp_path / "x.zip").write_bytes(b"not a zip")
+    with pytest.raises(BundleError, match="neither a folder nor a whole zip"):
+        Bundle.open(tmp_path / "x.zip")
+
+
+def test_a_link_in_a_folder_is_refused(tmp_path):
+    write_bundle(tmp_path / "bundle", a_manifest(), FILES)
+    (tmp_path / "secret").write_bytes(FILES[GRAPH_FILE])
+    (tmp_path / "bundle" / GRAPH_FILE).unlink()
+    (tmp_path / "bundle" / GRAPH_FILE).symlink_to(tmp_path / "secret")
+    with pytest.raises(BundleError, match="encoder.onnx is a link"):
+        Bundle.open(tmp_path / "bundle")
+
+
+def test_a_linked_folder_is_refused(tmp_path):
+    write_bundle(tmp_path / "bundle", a_manifest(), FILES)
+    (tmp_path / "bundle" / "graphs").rename(tmp_path / "graphs")
+    (tmp_path / "bundle" / "graphs").symlink_to(tmp_path / "graphs")
+    with pytest.raises(BundleError, match="graphs is a link"):
+        Bundle.open(tmp_path / "bundle")
+
+
+def test_what_is_no_plain_file_is_refused(tmp_path):
+    write_bundle(tmp_path / "bundle", a_manifest(), FILES)
+    os.mkfifo(tmp_path / "bundle" / "pipe")  # reading it would wait for ever
+    with pytest.raises(BundleError, match="pipe is not a plain file"):
+        Bundle.open(tmp_path / "bundle")
+
+
+def zip_with(path: Path, name: str, data: bytes = b"x", mode: int = 0, how: int = zipfile.ZIP_STORED) -> Path:
+    write_bundle(path, a_manifest(), FILES)
+    item = zipfile.ZipInfo(name)
+    item.external_attr = mode << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(item, data, how)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("name", [GRAPH_FILE, MANIFEST])
+def test_a_zip_with_a_name_twice_is_refused(tmp_path, name):
+    with pytest.raises(BundleError, match=f"{name} is in the zip twice"):
+        Bundle.open(zip_with(tmp_path / "b.zip", name, FILES.get(name, b"{}")))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside"])
+def test_a_zip_that_would_leave_its_folder_is_refused_and_writes_nothing(tmp_path, name):
+    path = zip_with(tmp_path / "inner" / "b.zip", name)
+    with pytest.raises(BundleError, match="is not listed"):
+        Bundle.open(path)
+    assert not list(tmp_path.rglob("*outside*"))
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="x is a link"):
+        Bundle.open(zip_with(tmp_path / "b.zip", "x", b"/etc/passwd", mode=0o120777))
+
+
+def test_an_unusual_compression_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="compressed in a way"):
+        Bundle.open(zip_with(tmp_path / "b.zip", "x", how=zipfile.ZIP_LZMA))
+
+
+def test_a_zip_cut_or_changed_anywhere_is_refused_or_whole(tmp_path):
+    """Never another error, and never other content."""
+    path = tmp_path / "b.zip"
+    write_bundle(path, a_manifest(), FILES)
+    whole, manifest = path.read_bytes(), Bundle.open(path).manifest
+    refused = 0
+    for i in range(0, len(whole), 3):
+        for damaged in (whole[:i], whole[:i] + bytes([whole[i] ^ 0x41]) + whole[i + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                bundle = Bundle.open(path)
+            except BundleError:
+                refused += 1
+            else:
+                assert bundle.manifest == manifest
+                assert {name: bundle.read(name) for name in FILES} == FILES
+    assert refused > len(whole) // 3
+
+
+def test_an_existing_path_is_kept_without_force_and_replaced_with_it(path):
+    write_bundle(path, a_manifest(), FILES)
+    other = {**FILES, "MODEL_CARD.md": b"another"}
+    with pytest.raises(InputError, match=r"exists; choose another --out, or give --force"):
+        write_bundle(path, a_manifest(), other)
+    assert Bundle.open(path).read("MODEL_CARD.md") == FILES["MODEL_CARD.md"]
+    write_bundle(path, a_manifest(), other, force=True)
+    assert Bundle.open(path).read("MODEL_CARD.md") == b"another"
+    assert siblings(path) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["folder", "folder.zip"])
+def test_force_never_replaces_what_is_no_bundle(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("more years of work")
+    for path in (tmp_path / name, tmp_path / "file"):
+        with pytest.raises(InputError, match="is not a bundle, so --force does not replace it"):
+            write_bundle(path, a_manifest(), FILES, force=True)
+    assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
+    assert siblings(tmp_path / name) == sorted(["file", name])
+
+
+def test_force_replaces_an_empty_folder_and_a_bundle_of_the_other_kind(tmp_path):
+    (tmp_path / "b").mkdir()
+    write_bundle(tmp_path / "b", a_manifest(), FILES, force=True)
+    write_bundle(tmp_path / "c.zip", a_manifest(), FILES)
+    (tmp_path / "c.zip").rename(tmp_path / "c")
+    write_bundle(tmp_path / "c", a_manifest(), FILES, force=True)
+    assert (tmp_path / "c").is_dir()
+    Bundle.open(tmp_path / "b")
+    Bundle.open(tmp_path / "c")
+
+
+def test_a_full_disk_leaves_nothing(path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = []
+
+    def full(self, mode="r", **_):
+        opened.append(self)
+        if len(opened) < (3 if path.suffix != ".zip" else 1):
+            return open(self, mode)  # noqa: PTH123  # Path.open is what this stands for
+        return Full()
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        write_bundle(path, a_manifest(), FILES)
+    monkeypatch.undo()
+    assert siblings(path) == []
+
+
+def test_a_rename_that_fails_keeps_the_old_bundle(path, monkeypatch):
+    write_bundle(path, a_manifest(), FILES)
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(InputError, match="Input/output error"):
+        write_bundle(path, a_manifest(), {**FILES, "MODEL_CARD.md": b"another"}, force=True)
+    monkeypatch.undo()
+    assert Bundle.open(path).read("MODEL_CARD.md") == FILES["MODEL_CARD.md"]
+    assert siblings(path) == [path.name]
+
+
+def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/bundle cannot be written: (Not a directory|File exists)"):
+        write_bundle(tmp_path / "file" / "bundle", a_manifest(), FILES)
+
+
+def test_writing_refuses_what_opening_would(path):
+    with pytest.raises(ConfigError, match="leaves the bundle"):
+        write_bundle(path, a_manifest(), {**FILES, "../x": b""})
+    with pytest.raises(BundleError, match="which files does not list"):
+        write_bundle(path, a_manifest(), {"MODEL_CARD.md": b""})
+    assert siblings(path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_bundle import FILES, a_manifest, write_bundle
+left = int(sys.argv[2])
+def counted(name):
+    real = getattr(os, name)
+    def call(*args, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+    setattr(os, name, call)
+for name in ("fsync", "rename", "mkdir"):
+    counted(name)
+write_bundle(Path(sys.argv[1]), a_manifest(), FILES)
+"""
+
+
+@pytest.mark.parametrize("calls", [0, 2, 5])
+def test_a_kill_while_writing_leaves_no_bundle_and_the_next_write_succeeds(path, calls):
+    code = KILLED.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", code, str(path), str(calls if path.suffix != ".zip" else calls // 3)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not path.exists()
+    write_bundle(path, a_manifest(), FILES)
+    Bundle.open(path)
+    assert siblings(path) == [path.name]

@@ -1,0 +1,156 @@
+"""A configuration is read whole or refused with a sentence that names the file and the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from edge_attn.config import (
+    Config,
+    DataConfig,
+    SearchConfig,
+    Seq2SeqConfig,
+    TextConfig,
+    TrainingConfig,
+    from_mapping,
+    read_config,
+)
+from edge_attn.errors import ConfigError, InputError, UsageError
+from edge_attn.registry import ATTENTIONS, FAMILIES, TOKENIZERS
+
+DATA = '[data]\ntrain = "train.tsv"\nvalid = "valid.tsv"\n'
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(content: str | bytes) -> Config:
+        path = tmp_path / "run.toml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_config(path)
+
+    return read
+
+
+def test_what_is_not_given_has_its_default(read):
+    config = read(DATA + "[training]\nseed = 7\n")
+    assert config == Config(DataConfig("train.tsv", "valid.tsv"), training=TrainingConfig(seed=7))
+
+
+def test_a_whole_number_is_a_fraction_too(read):
+    found = read(DATA + "[training]\nclip = 5\n").training.clip
+    assert (found, type(found)) == (5.0, float)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[model]\ncells = 'gru'\n", "model: unknown key 'cells'; known: .*cell"),
+        ("[moddel]\n", "unknown key 'moddel'; known: data, model, text, training"),
+        ("[model]\nembedding = true\n", "model: embedding must be of type int, found True"),
+        ("[model]\nembedding = 1.5\n", "model: embedding must be of type int, found 1.5"),
+        ("[model]\ndropout = '0.1'\n", "model: dropout must be of type float, found '0.1'"),
+        ("[model]\ndropout = true\n", "model: dropout must be of type float, found True"),
+        ("[model]\ntied_output = 1\n", "model: tied_output must be of type bool, found 1"),
+        ("[model.cell]\nname = 'gru'\n", "model: cell must be of type str, found {'name': 'gru'}"),
+        ("[training]\nseed = [1]\n", r"training: seed must be of type int, found \[1\]"),
+        ("[model]\ncell = 'rnn'\n", "model: cell must be one of gru, lstm, found 'rnn'"),
+        ("[model]\nattention = 'location'\n", "attention must be one of .*, found 'location'"),
+        (
+            "[model]\nattention = 'dot'\nencoder_hidden = 3\ndecoder_hidden = 5\n",
+            "decoder_hidden = 2 \\* encoder_hidden",
+        ),
+        ("[model]\nembedding = 0\n", "embedding must be at least 1, found 0"),
+        ("[model]\ndropout = 1.0\n", r"dropout must lie in \[0, 1\), found 1.0"),
+        ("[model]\ndropout = nan\n", "dropout must lie in"),
+        ("[text]\nkind = 'bytes'\n", "kind must be one of"),
+        ("[text]\nsource_size = 4\n", "source_size must be at least 5, found 4"),
+        ("[training]\nseed = -1\n", "seed must be at least 0, found -1"),
+        ("[training]\nseed = 9223372036854775808\n", "seed must be less than"),
+        ("[training]\nwarmup = -1\n", "warmup must be at least 0"),
+        ("[training]\nupdates = 0\n", "updates must be at least 1"),
+        ("[training]\nlearning_rate = nan\n", "learning_rate must be positive and finite, found nan"),
+        ("[training]\nlearning_rate = inf\n", "learning_rate must be positive and finite, found inf"),
+        ("[training]\nclip = 0\n", "clip must be positive and finite, found 0.0"),
+        ("[training]\nlabel_smoothing = 1\n", "label_smoothing must lie in"),
+        ("[training]\nstorage = 'int8'\n", "storage must be one of fp32, fp16"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(read, content, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read(DATA + content)
+    assert "run.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "the key 'data' is missing"),
+        ("data = 3\n", "data must be a table, found 3"),
+        ("[data]\nvalid = 'v.tsv'\n", "the key 'train' is missing"),
+        ("[data]\ntrain = 't.tsv'\n", "either valid or holdout"),
+        ("[data]\ntrain = 't.tsv'\nvalid = 'v.tsv'\nholdout = 2\n", "either valid or holdout"),
+        ("[data]\ntrain = 't.tsv'\nholdout = -1\n", "holdout must be at least 0, found -1"),
+        ("[data]\ntrain = 't.tsv'\nholdout = 1\nseparator = ''\n", "separator must not be empty"),
+        ("[data]\ntrain = 't.tsv'\nholdout = 1\nmax_tokens = 0\n", "max_tokens must be at least 1"),
+        ("[data\n", "is not TOML"),
+        ("a = " + "[" * 100_000, "is not TOML"),
+        (b"[data]\ntrain = '\xff'\n", "is not TOML: .*utf-8"),
+    ],
+)
+def test_a_bad_file_is_refused(read, content, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        read(content)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.toml cannot be read: No such file"):
+        read_config(tmp_path / "none.toml")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam": 0},
+        {"n_best": 0},
+        {"n_best": 5},
+        {"max_length": 0},
+        {"length_penalty": float("nan")},
+        {"length_penalty": -1.0},
+    ],
+)
+def test_a_search_that_makes_no_sense_is_a_usage_error(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        SearchConfig(**options)
+
+
+def test_a_configuration_survives_json():
+    config = Config(DataConfig("a.tsv", holdout=3), training=TrainingConfig(learning_rate=2.5e-3, clip=1e-7))
+    content = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_mapping(Config, content, "config.json") == config
+
+
+def test_every_choice_has_its_row():
+    """The names that a configuration accepts are the rows of the tables, no more and no fewer."""
+    for attention in ATTENTIONS:
+        Seq2SeqConfig(attention=attention)
+    for family in FAMILIES:
+        Seq2SeqConfig(family=family)
+    for kind in TOKENIZERS:
+        TextConfig(kind=kind)
+    for wrong in ({"attention": "x"}, {"family": "x"}):
+        with pytest.raises(ConfigError) as caught:
+            Seq2SeqConfig(**wrong)
+        names = str(caught.value).partition("one of ")[2].partition(", found")[0].split(", ")
+        assert set(names) == set(ATTENTIONS if "attention" in wrong else FAMILIES)
+
+
+@pytest.mark.parametrize("path", sorted(Path("edge_attn/pretrained").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_house_are_read(path):
+    assert read_config(path).model.family == "seq2seq"

@@ -1,0 +1,71 @@
+"""Every row of every table resolves, a wrong name is answered with the right ones, a stranger's module is not ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_attn import registry
+from edge_attn.errors import MissingExtraError, UsageError
+from edge_attn.registry import resolve
+
+OURS = {"ATTENTIONS": registry.ATTENTIONS, "FAMILIES": registry.FAMILIES, "OPS": registry.OPS}
+OURS["TOKENIZERS"] = registry.TOKENIZERS
+
+
+@pytest.mark.parametrize(("table", "name"), [(t, n) for t, rows in OURS.items() for n in rows])
+def test_a_row_resolves(table, name):
+    assert resolve("row", OURS[table], name) is not None
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(UsageError, match="unknown tokenizer 'bytes'; known: characters, sentencepiece, words"):
+        resolve("tokenizer", registry.TOKENIZERS, "bytes")
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "runtimes.ort", raising=False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[cpu\]'") as caught:
+        resolve("runtime", {"ort-cpu": "runtimes.ort:OrtCpu"}, "ort-cpu")
+    assert caught.value.exit_code == 3
+
+
+def test_a_fault_of_ours_stays_a_fault():
+    with pytest.raises(ModuleNotFoundError):
+        resolve("row", {"a": "edge_attn.nothing:a"}, "a")
+
+
+def test_tables_cost_nothing_and_need_no_import_of_another():
+    """A bare interpreter, where nothing imported importlib.util by chance."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(registry.HOUSE)!r}); import edge_attn.registry as r\n"
+        "r.resolve('tokenizer', r.TOKENIZERS, 'words')\n"
+        "print(*(name for name in ('torch', 'onnx', 'onnxruntime', 'sentencepiece', 'numpy') if name in sys.modules))"
+    )
+    # -S leaves out site-packages, and with it every package of others.
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr
+
+
+@pytest.mark.parametrize("stranger", ["export.py", "export/__init__.py"])
+def test_a_strangers_export_is_reported_and_not_run(tmp_path, stranger):
+    path = tmp_path / stranger
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    code = (
+        "import sys; from edge_attn import registry\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "try: registry.resolve('verb', registry.VERBS, 'export')\n"
+        "except registry.EdgeAttnError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(registry.HOUSE)
+    )
+    assert result.returncode == 0, result.stderr
+    assert str(path) in result.stdout
+    assert "rename that file" in result.stdout
+    assert not (tmp_path / "ran").exists()
