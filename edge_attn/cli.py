@@ -1,11 +1,15 @@
 """The command line: one verb a command, each resolved from the table when it is called. Only click is imported here.
 
 Exit codes: 0 holds or done, 1 parity does not hold, 2 usage, 3 not tested, 4 bad input or bundle, 70 a fault of ours.
+Text goes out as UTF-8, whatever the locale.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ PATH = click.Path(path_type=Path)
 
 
 class Verbs(click.Group):
-    """Errors become one sentence and their exit code."""
+    """Errors become one sentence and their exit code; an interruption has the shell's code, because 1 is a verdict."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -31,6 +35,11 @@ class Verbs(click.Group):
                 raise
             click.echo(f"edge-attn: {error}", err=True)
             ctx.exit(error.exit_code)
+        except BrokenPipeError:  # whoever read the output has enough of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(128 + signal.SIGPIPE)
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
 
 
 def _verb(name: str) -> Any:
@@ -199,6 +208,9 @@ def demo(ctx: click.Context, /, out: Path, runtime: str, threads: int | None) ->
 
 def main() -> None:
     """The entry point of the command `edge-attn`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         cli()
     except Exception:

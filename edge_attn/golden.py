@@ -2,7 +2,8 @@
 
 Per sentence: ids, encoder outputs; along the reference's greedy tokens, per step: the 32 best log-probabilities, the
 log of the remaining mass, 8 seeded projections of the whole row and of each state (so a change anywhere shows),
-alignments; the tokens, scores, texts and alignment of greedy and of beam search; a digest of decoding every vocabulary entry.
+alignments; the tokens, scores, texts and alignment of greedy and of beam search; a digest of decoding every entry of
+the vocabulary.
 
 Noise: the reference runs in fp32 and in fp64; their largest difference at a step, times NOISE_FACTOR, is that step's
 noise. A token flip is excused only where the reference's own margin is below it. It is never measured on a candidate.
@@ -16,12 +17,14 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edge_attn.bundle import DAMAGED
 from edge_attn.config import SearchConfig, from_mapping
-from edge_attn.errors import BundleError
+from edge_attn.errors import BundleError, ConfigError, InputError
 from edge_attn.search import Hypothesis, forced, search
 from edge_attn.spec import Runtime
 from edge_attn.text import EOS, Text, Tokenizer
@@ -36,6 +39,7 @@ LEAST_REST = float(np.log(1e-6))
 BATCH = 32
 """Sentences a batch, here and in verify."""
 FILES = ("golden/golden.json", "golden/golden.npz")
+SUMMARY = ("top_log_probs", "rest", "projections")
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,16 @@ class Golden:
         """Each sentence's (tgt, src) weights from the flat array `name`; empty without attention."""
         if name not in self.arrays:
             return []
-        best = self.greedy if name == "steps.alignment" else [hypotheses[0] for hypotheses in self.n_best]
-        always = name == "steps.alignment"
-        rows = [len(said.tokens) + (always or said.finished) for said in best]
+        rows = self._rows(name)
         parts = _slices([n * len(source) for n, source in zip(rows, self.sources, strict=True)])
         flat = self.arrays[name]
         return [flat[part].reshape(n, -1) for part, n in zip(parts, rows, strict=True)]
+
+    def _rows(self, name: str) -> list[int]:
+        """Rows of each sentence's alignment: one a step of greedy search, or one a symbol of the best hypothesis."""
+        if name == "steps.alignment":
+            return [len(said.tokens) + 1 for said in self.greedy]
+        return [len(said.tokens) + said.finished for said, *_ in self.n_best]
 
     def files(self) -> dict[str, bytes]:
         content = dataclasses.asdict(self)
@@ -109,9 +117,31 @@ class Golden:
         try:
             golden = from_mapping(cls, json.loads(files[FILES[0]]), FILES[0])
             with np.load(io.BytesIO(files[FILES[1]]), allow_pickle=False) as arrays:
-                return dataclasses.replace(golden, arrays={name: arrays[name] for name in arrays.files})
-        except (ValueError, OSError, KeyError) as error:
+                golden = dataclasses.replace(golden, arrays={name: arrays[name] for name in arrays.files})
+        except (*DAMAGED, OSError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise BundleError(f"the golden data cannot be read: {error}") from error
+        golden._check()
+        return golden
+
+    def _check(self) -> None:
+        """Refuses content of which one part does not fit the others."""
+        count = len(self.sentences)
+        if not count or not all(self.n_best) or {len(self.sources), len(self.greedy), len(self.n_best)} != {count}:
+            raise BundleError("the golden data does not hold every sentence's source, greedy result and n-best list")
+        steps, sources = self.steps()[-1].stop, self.positions()[-1].stop
+        states = (name.partition(".")[2] for name in self.arrays if name.startswith("encoder.state."))
+        needed = ("top_ids", *SUMMARY, "noise", *(f"next_{name}" for name in states))
+        missing = {f"steps.{name}" for name in needed} - self.arrays.keys()
+        if missing:
+            raise BundleError(f"the golden data has no array {min(missing)}")
+        for name, rows in self.arrays.items():
+            if name.endswith(".alignment"):
+                sizes = zip(self._rows(name), self.sources, strict=True)
+                wanted = [sum(symbols * len(source) for symbols, source in sizes)]
+            else:
+                wanted = [steps] if name.startswith("steps.") else [count, sources]
+            if rows.shape[:1] not in [(size,) for size in wanted]:
+                raise BundleError(f"the golden data's array {name} has the shape {rows.shape}, which does not fit it")
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:
@@ -171,11 +201,8 @@ def summarize(log_probs: np.ndarray, top: np.ndarray) -> dict[str, np.ndarray]:
     np.put_along_axis(left, top, 0.0, 1)
     with np.errstate(divide="ignore"):
         rest = np.log(left.sum(1))
-    return {
-        "top_log_probs": np.take_along_axis(rows, top, 1),
-        "rest": np.maximum(rest, LEAST_REST),
-        "projections": rows @ projection(rows.shape[1]),
-    }
+    kept = (np.take_along_axis(rows, top, 1), np.maximum(rest, LEAST_REST), rows @ projection(rows.shape[1]))
+    return dict(zip(SUMMARY, kept, strict=True))
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
@@ -273,6 +300,22 @@ def encode(text: Text, sentence: str, max_source: int) -> tuple[list[int], bool]
     if len(ids) <= max_source:
         return ids, False
     return [*ids[: max_source - 1], EOS], True
+
+
+def read_sentences(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        InputError: it cannot be read, is not UTF-8, or holds no sentence.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    sentences = tuple(line.strip() for line in lines if line.strip())
+    if not sentences:
+        raise InputError(f"{path} holds no sentence")
+    return sentences
 
 
 def load(read: Any) -> Golden:

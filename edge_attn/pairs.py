@@ -13,7 +13,8 @@ def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
     """The (source, target) pairs of a file with one pair a line; .gz is read too.
 
     Raises:
-        InputError: no such file, not UTF-8, no line, or a line without exactly two columns (named by its number).
+        InputError: no such file, a damaged .gz, not UTF-8, no line at all, or a line without two columns; the sentence
+            names the line by its number.
     """
     try:
         data = path.read_bytes()
@@ -23,10 +24,11 @@ def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
         raise InputError(f"{path} cannot be read: {error}") from error
     pairs = []
     for number, raw in enumerate(data.split(b"\n"), 1):
+        raw = raw.rstrip(b"\r")
         if not raw:
             continue
         try:
-            line = raw.rstrip(b"\r").decode("utf-8")
+            line = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: not UTF-8 at byte {error.start + 1}") from error
         columns = line.split(separator)

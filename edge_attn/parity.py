@@ -57,7 +57,7 @@ def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str
 
     Raises:
         BundleError: the manifest is looser than the code, or names no bound.
-        UsageError: an override names no bound, or is not a number that bounds anything.
+        UsageError: an override names no bound, or is a number that bounds nothing.
     """
     made = dict(BOUNDS[precision])
     for name, value in stricter.items():
@@ -69,8 +69,8 @@ def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str
     for name, value in overrides.items():
         if name not in made:
             raise UsageError(f"--override {name!r}: not a bound; known: {', '.join(made)}")
-        if not value >= 0:
-            raise UsageError(f"--override {name}: must be a number of at least 0, found {value}")
+        if not 0 <= value < np.inf:
+            raise UsageError(f"--override {name}: must be a finite number of at least 0, found {value}")
         made[name] = value
     return made
 
@@ -107,12 +107,12 @@ class Flip:
     candidate: int
     """The tokens there; -1 past a hypothesis' end."""
     margin: float
-    """By the reference: how much better its own choice is."""
+    """By the reference: how much better its own choice is; infinite where it did not record that."""
     noise: float
 
     @property
     def excused(self) -> bool:
-        return bool(self.margin <= self.noise)
+        return bool(abs(self.margin) <= self.noise)
 
     def __str__(self) -> str:
         verdict = "excused: a tie below the noise" if self.excused else "NOT excused"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_attn.errors import EdgeAttnError, MissingExtraError, UsageError
+from edge_attn.errors import MissingExtraError, UsageError
 
 VERBS = {
     "train": "edge_attn.training.loop:train",
@@ -76,22 +76,21 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
     """What `table[name]` names.
 
     Raises:
-        UsageError: there is no such row; the sentence lists the known ones.
+        UsageError: there is no such row; the sentence lists the known ones. Or another package stands before one of
+            ours (a folder `export` in the working directory, say); it is not run.
         MissingExtraError: the row needs a package that is not installed.
-        EdgeAttnError: another package shadows one of ours (a folder `export` in the working directory, say).
     """
     if name not in table:
         raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
     module_name, _, attribute = table[name].partition(":")
+    _refuse_strangers(module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in EXTRAS:
             raise MissingExtraError(missing, EXTRAS[missing]) from error
-        _refuse_strangers(module_name)
         raise
-    _refuse_strangers(module_name)
     return getattr(module, attribute)
 
 
@@ -100,8 +99,8 @@ def _refuse_strangers(module_name: str) -> None:
     package = module_name.partition(".")[0]
     found = importlib.util.find_spec(package)
     origin = None if found is None else found.origin or next(iter(found.submodule_search_locations or []), None)
-    if origin is None or HOUSE not in Path(origin).resolve().parents:
-        raise EdgeAttnError(
-            f"the package {package!r} was taken from {origin}, which is not part of edge-attn ({HOUSE}); "
+    if origin is None or Path(origin).resolve().parent != HOUSE / package:
+        raise UsageError(
+            f"the package {package!r} would be taken from {origin}, which is not part of edge-attn ({HOUSE}); "
             f"rename that file or run edge-attn from another folder"
         )

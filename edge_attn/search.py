@@ -119,6 +119,8 @@ def search(
             if np.isfinite(live[row, index]):
                 path = trace.follow(int(row), index, len(trace.tokens))
                 finished[row].append(_hypothesis(path, float(live[row, index]), len(path[0]), False, config))
+        if not finished[row]:  # the model says NaN, or that nothing can follow: an answer that nobody can take for one
+            finished[row].append(Hypothesis((), np.nan, np.nan, False))
     return [sorted(hyps, key=lambda h: (not h.finished, -h.score))[: config.n_best] for hyps in finished]
 
 

@@ -15,7 +15,7 @@ def choose(text: Text, samples: Sequence[str], max_source: int) -> list[str]:
     """At least LEAST sentences of mixed length: one of one token, one of `max_source`, one with unknown characters.
 
     Raises:
-        ExportError: too few different sentences were given.
+        ExportError: no sentence was given, or too few to make that many of.
     """
     distinct = [s for s in dict.fromkeys(sample.strip() for sample in samples) if s and len(text.encode_source(s)) > 1]
     if not distinct:
@@ -23,19 +23,28 @@ def choose(text: Text, samples: Sequence[str], max_source: int) -> list[str]:
     ordered = sorted(distinct, key=lambda s: (len(text.encode_source(s)), s))
     count = min(len(ordered), LEAST)
     mixed = [ordered[round(i * (len(ordered) - 1) / max(count - 1, 1))] for i in range(count)]
-    extra = [*_prefixes(ordered, LEAST - count), _one_token(text, ordered), _longest(text, ordered, max_source)]
-    return list(dict.fromkeys([*mixed, *extra, _unknown(text, ordered[0])]))
+    longest = _longest(text, ordered, max_source)
+    extra = [*_parts([*reversed(ordered), longest], LEAST - count), _one_token(text, ordered), longest]
+    chosen = list(dict.fromkeys([*mixed, *extra, _unknown(text, ordered[0])]))
+    if len(chosen) < LEAST:
+        raise ExportError(
+            f"only {len(chosen)} sentences for the golden data could be made of those given; "
+            f"give a file of at least {LEAST} with --input"
+        )
+    return chosen
 
 
-def _prefixes(sentences: Sequence[str], wanted: int) -> list[str]:
-    """Beginnings of the sentences, where there are too few sentences."""
+def _parts(sentences: Sequence[str], wanted: int) -> list[str]:
+    """Beginnings of the sentences, then of what their first character leaves, and so on."""
     made: dict[str, None] = {}
-    for sentence in reversed(sentences):
-        for end in range(len(sentence) - 1, 0, -1):
-            if len(made) >= wanted:
-                return list(made)
-            if sentence[:end].strip() and sentence[:end].strip() not in sentences:
-                made[sentence[:end].strip()] = None
+    for start in range(max(map(len, sentences))):
+        for sentence in sentences:
+            for end in range(len(sentence), start, -1):
+                if len(made) >= wanted:
+                    return list(made)
+                part = sentence[start:end].strip()
+                if part and part not in sentences:
+                    made[part] = None
     return list(made)
 
 

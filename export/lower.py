@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
 import onnxscript
-import torch
 
 from edge_attn.errors import ExportError
 from edge_attn.models import torch_ops
@@ -76,9 +75,18 @@ def translations() -> dict[Any, Callable[..., Any]]:
     }
 
 
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the graph and of the graphs inside it (the branches of an If, the body of a Loop)."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, attribute.g):
+                yield from nodes(inner)
+
+
 def attach_functions(model: onnx.ModelProto) -> None:
     """Gives the model the body of each of our ops that it calls."""
-    called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    called = {node.op_type for node in nodes(model.graph) if node.domain == DOMAIN}
     unknown = sorted(called - OPS.keys())
     if unknown:
         raise ExportError(f"the graph calls {DOMAIN}::{unknown[0]}, which is not an op of this version")
@@ -109,7 +117,3 @@ def op_model(name: str, dtype: int, shapes: dict[str, tuple[Any, ...]], **attrib
     )
     attach_functions(model)
     return model
-
-
-def is_floating(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -16,11 +18,12 @@ from torch import nn
 from edge_attn import __version__
 from edge_attn.bundle import FORMAT, Bundle, FileEntry, Manifest, check_output, write_bundle
 from edge_attn.errors import ExportError, InputError, ParityError
+from edge_attn.golden import read_sentences
 from edge_attn.models.graphs import graphs
 from edge_attn.models.reference import CANDIDATES, record_model
 from edge_attn.registry import SERVICES, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
-from edge_attn.training.checkpoint import CARD, MODEL, load, load_samples
+from edge_attn.training.checkpoint import CARD, MODEL, load, load_samples, write_atomically
 from export import checks, golden
 from export.trace import example_inputs, store_as_fp16, trace
 
@@ -47,7 +50,7 @@ def export(
         specs[name] = graph.spec
         ops = Counter(f"{node.domain}::{node.op_type}".removeprefix("::") for node in proto.graph.node)
         made[name] = {"nodes": len(proto.graph.node), "ops": dict(sorted(ops.items())), "max_abs_from_torch": worst}
-    samples = sentences.read_text(encoding="utf-8").split("\n") if sentences else load_samples(checkpoint)
+    samples = read_sentences(sentences) if sentences else load_samples(checkpoint)
     max_source = config.data.max_tokens
     said = record_model(model, text, golden.choose(text, samples, max_source), max_source, candidates)
     files.update(said.files())
@@ -91,38 +94,46 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
 
 
 def export_module(
-    module: nn.Module, out: Path, inputs: Mapping[str, Sequence[Any]], outputs: Mapping[str, Sequence[Any]]
+    module: nn.Module,
+    out: str | os.PathLike[str],
+    inputs: Mapping[str, Sequence[Any]],
+    outputs: Mapping[str, Sequence[Any]],
 ) -> GraphSpec:
     """Exports a user's own module, built from our layers or any other, to the ONNX file `out`, by the same path.
 
+    It is exported, and left, in evaluation mode.
     `inputs` and `outputs` say, in forward's order, each tensor's dtype and shape; a string in a shape is a dynamic
     axis. For integers a third entry may give their range, where a string is an axis' size:
 
         export_module(
             module,
-            Path("module.onnx"),
+            "module.onnx",
             {"tokens": ("int64", ["batch", "src"], [0, 99]), "length": ("int64", ["batch"], [1, "src"])},
             {"context": ("float32", ["batch", 1, 64])},
         )
 
     Raises:
         ExportError: it does not export, or a check fails; nothing is written then.
+        InputError: `out` cannot be written.
     """
+    out = Path(out)
     spec = GraphSpec(out.name, _tensors(inputs), _tensors(outputs))
     proto, _ = graph_model(out.stem, module.eval(), spec)
-    try:
-        temporary = out.with_name(f".{out.name}.partial")
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        temporary.replace(out)
-    except OSError as error:
-        raise ExportError(f"{out} cannot be written: {error.strerror}") from error
+    write_atomically(out, proto.SerializeToString(deterministic=True))
     return spec
 
 
 def _tensors(described: Mapping[str, Sequence[Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name, dtype, tuple(shape), tuple(*values)) for name, (dtype, shape, *values) in described.items()
-    )
+    made = []
+    for name, description in described.items():
+        try:
+            dtype, shape, *values = description
+            made.append(TensorSpec(name, np.dtype(dtype).name, tuple(shape), tuple(*values)))
+        except (TypeError, ValueError) as error:
+            raise ExportError(
+                f"{name}: expected a dtype, a shape and perhaps a range, found {description!r}: {error}"
+            ) from error
+    return tuple(made)
 
 
 def _axes(spec: GraphSpec) -> list[str]:

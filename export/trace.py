@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 
 import numpy as np
 import onnx
@@ -25,17 +27,16 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
     """`module` as an ONNX model with the names and the symbolic axes of `spec`.
 
     Raises:
-        ExportError: torch cannot export it, or an axis that `spec` names is not dynamic.
+        ExportError: torch cannot export it, or its inputs and outputs are not those that `spec` names.
     """
     axes: dict[str, torch.export.Dim] = {}
     dynamic = []
     for tensor in spec.inputs:
         named = {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         dynamic.append({i: axes.setdefault(axis, torch.export.Dim(axis, min=1)) for i, axis in named.items()})
-    shapes = _arguments(module, dynamic)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
+        shapes = _arguments(module, dynamic)
+        with _quiet(), torch.no_grad():
             program = torch.export.export(module.eval(), tuple(example), dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
@@ -48,7 +49,7 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(f"torch cannot export {type(module).__name__}: {error}") from error
+        raise ExportError(f"torch cannot export {_blamed(module, error)}: {error}") from error
     assert exported is not None
     model = exported.model_proto
     del model.graph.value_info[:]
@@ -58,29 +59,63 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
     return model
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on what is not installed and what is deprecated in it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _blamed(module: nn.Module, error: BaseException) -> str:
+    """The module, and the path of the innermost one inside it whose call raised `error`."""
+    paths = {id(inner): path for path, inner in module.named_modules()}
+    found = ""
+    frame = error.__traceback__
+    while frame is not None:
+        found = paths.get(id(frame.tb_frame.f_locals.get("self")), found)
+        frame = frame.tb_next
+    return f"{type(module).__name__}{f', in {found} ({type(module.get_submodule(found)).__name__})' if found else ''}"
+
+
 def _arguments(module: nn.Module, dynamic: list[dict[int, torch.export.Dim]]) -> tuple[object, ...]:
     """`dynamic` in the shape of forward's parameters, where `*tensors` takes what is left as one tuple."""
-    import inspect
-
     given: list[object] = []
     for parameter in inspect.signature(module.forward).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             given.append(tuple(dynamic[len(given) :]))
             break
-        given.append(dynamic[len(given)])
+        given += dynamic[len(given) : len(given) + 1]
     return tuple(given)
 
 
 def _name_axes(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Writes the spec's axes on the graph's inputs and outputs, and refuses an axis that came out frozen."""
-    for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+    """Writes the spec's axes on the graph's inputs and outputs, and refuses a type or an axis that is another one."""
+    for kind, values, tensors in (
+        ("inputs", model.graph.input, spec.inputs),
+        ("outputs", model.graph.output, spec.outputs),
+    ):
+        if len(values) != len(tensors):
+            raise ExportError(f"the module has {len(values)} {kind}, described were {len(tensors)}")
         for value, tensor in zip(values, tensors, strict=True):
-            for dim, axis in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
+            found = value.type.tensor_type
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(found.elem_type).name
+            dims = found.shape.dim
+            if dtype != tensor.dtype or len(dims) != len(tensor.shape):
+                raise ExportError(f"{tensor.name} is {dtype} of {len(dims)} axes, described was {tensor}")
+            for dim, axis in zip(dims, tensor.shape, strict=True):
                 if isinstance(axis, str):
                     if dim.HasField("dim_value"):
                         raise ExportError(f"{tensor.name}: axis {axis!r} came out frozen at {dim.dim_value}")
                     dim.dim_param = axis
-                elif not dim.HasField("dim_value"):
+                elif dim.HasField("dim_value") and dim.dim_value != axis:
+                    raise ExportError(f"{tensor.name}: an axis has size {dim.dim_value}, described was {tensor}")
+                else:
                     dim.dim_value = axis
 
 

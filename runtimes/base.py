@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from edge_attn.bundle import Bundle
 from edge_attn.errors import BundleError, NotTestedError, UsageError
 from edge_attn.registry import RUNTIMES, resolve
-from edge_attn.spec import Runtime
+from edge_attn.spec import GraphSpec, Runtime
 
 
 def open_runtime(bundle: Bundle, name: str, threads: int | None = None) -> Runtime:
@@ -25,10 +26,25 @@ def open_runtime(bundle: Bundle, name: str, threads: int | None = None) -> Runti
         made: Runtime = resolve("runtime", RUNTIMES, name)(bundle, threads=threads)
     except ImportError as error:
         raise NotTestedError(f"the runtime {name} does not load here: {error}") from error
-    missing = {"encoder", "step"} - made.graphs.keys()
-    if missing:
-        raise BundleError(f"{bundle.path}: a seq2seq bundle needs the graph {sorted(missing)[0]!r}")
+    _check(bundle.path, made.graphs)
     return made
+
+
+def _check(path: Path, graphs: Mapping[str, GraphSpec]) -> None:
+    """The graphs have what the search asks of them."""
+    for name in ("encoder", "step"):
+        if name not in graphs:
+            raise BundleError(f"{path}: a seq2seq bundle needs the graph {name!r}")
+    states, memory = graphs["step"].names("state."), graphs["step"].names("memory.")
+    needed = {
+        "encoder": [*memory, *states],
+        "step": ["log_probs", "candidates", "candidate_ids", *(f"next_{state}" for state in states)],
+    }
+    for name, tensors in needed.items():
+        outputs = {tensor.name for tensor in graphs[name].outputs}
+        for tensor in tensors:
+            if tensor not in outputs:
+                raise BundleError(f"{path}: the graph {name!r} has no output {tensor!r}, which a seq2seq bundle needs")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_attn.config import SearchConfig
-from edge_attn.errors import MissingExtraError
+from edge_attn.errors import MissingExtraError, UsageError
 from edge_attn.pairs import read_pairs
 from runtimes.translate import Translator
 
@@ -94,8 +94,12 @@ def evaluate(
         MissingExtraError: sacrebleu is not installed.
     """
     config = config or SearchConfig()
-    first = dict(reversed(read_pairs(corpus, separator)))
-    pairs = [(source, first[source]) for source in dict.fromkeys(s for s, _ in read_pairs(corpus, separator))][:limit]
+    if not separator:
+        raise UsageError("separator must not be empty")
+    first: dict[str, str] = {}
+    for source, target in read_pairs(corpus, separator):
+        first.setdefault(source, target)
+    pairs = list(first.items())[:limit]
     bleu, chrf = _metrics()
     translator = Translator.open(model, runtime, threads)
     started = time.monotonic()
@@ -110,7 +114,7 @@ def evaluate(
         said = [found[pair] for pair in real] + _translate(translator, joined, config)
         bins.append(Bin(low, high, len(joined), _score(bleu, chrf, said, real + joined)))
     total = _score(bleu, chrf, [found[pair] for pair in pairs], pairs)
-    signatures = tuple(f"{metric.name}: {metric.get_signature()}" for metric in (bleu, chrf))
+    signatures = (f"BLEU: {bleu.get_signature()}", f"chrF: {chrf.get_signature()}")
     return Evaluation(str(model), translator.runtime.provider, config.beam, total, tuple(bins), signatures, seconds)
 
 
@@ -120,7 +124,10 @@ def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConf
 
 
 def _joined(pairs: Sequence[Pair], low: int, high: int, wanted: int) -> list[Pair]:
-    """Up to `wanted` runs of neighbouring pairs, each pair in one run at most, of `low` to `high` source words."""
+    """Up to `wanted` runs of neighbouring pairs, of `low` to `high` source words in all.
+
+    Each pair is in one run at most, and in none if it is itself as long, for then it is scored as it stands.
+    """
     made: list[Pair] = []
     run: list[Pair] = []
     words = 0
@@ -128,13 +135,13 @@ def _joined(pairs: Sequence[Pair], low: int, high: int, wanted: int) -> list[Pai
         if len(made) >= wanted:
             break
         size = len(pair[0].split())
-        if words + size > high:
+        if size >= low or words + size > high:
             run, words = [], 0
-        if size > high:
+        if size >= low:
             continue
         run.append(pair)
         words += size
-        if words >= low and len(run) > 1:
+        if words >= low:
             made.append((" ".join(source for source, _ in run), " ".join(target for _, target in run)))
             run, words = [], 0
     return made

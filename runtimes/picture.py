@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -12,6 +13,7 @@ from runtimes.translate import Translation
 
 CELL, LABEL, GAP = 22, 90, 36
 COLOURS = ("#1f5fa8", "#c2571a", "#3c8d40", "#7a4fa3")
+NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 STYLE = "<style>text{font:13px sans-serif;fill:#222}.small{font-size:11px}.title{font-weight:bold}</style>"
 
 
@@ -23,7 +25,7 @@ def alignment_svg(translations: Sequence[Translation]) -> str:
             continue
         source = [*translation.source_tokens[:-1], "end"]
         target = [*translation.tokens, "end"][: len(translation.alignment)]
-        parts.append(f'<text class="title" x="10" y="{top - 12}">{escape(translation.text)}</text>')
+        parts.append(f'<text class="title" x="10" y="{top - 12}">{_text(translation.text)}</text>')
         left, first = LABEL, top + LABEL
         for i, token in enumerate(source):
             x = left + i * CELL + CELL / 2 + 4
@@ -48,8 +50,9 @@ def alignment_svg(translations: Sequence[Translation]) -> str:
 def length_svg(evaluations: Sequence[Evaluation]) -> str:
     """BLEU by source length with 95 % intervals, a line each model."""
     left, top, height, step = 60, 40, 300, 90
-    bins = list(dict.fromkeys((b.first, b.last) for evaluation in evaluations for b in evaluation.bins))
-    highest = max([10.0] + [b.score.high for evaluation in evaluations for b in evaluation.bins])
+    every = [b for evaluation in evaluations for b in evaluation.bins]
+    bins = sorted({(b.first, b.last) for b in every})
+    highest = max([10.0] + [b.score.high for b in every])
     ceiling = 10 * int(highest / 10 + 1)
 
     def y(bleu: float) -> float:
@@ -63,8 +66,8 @@ def length_svg(evaluations: Sequence[Evaluation]) -> str:
     for k, (first, last) in enumerate(bins):
         x = left + step * k + step // 2
         parts.append(f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">{first}-{last}</text>')
-        score = next(b for b in evaluations[0].bins if b.first == first)
-        count = f"{score.score.sentences} sentences" + (f", {score.joined} joined" if score.joined else "")
+        shown = next(b for b in every if b.first == first)
+        count = f"{shown.score.sentences} sentences" + (f", {shown.joined} joined" if shown.joined else "")
         parts.append(f'<text class="small" x="{x}" y="{top + height + 36}" text-anchor="middle">{count}</text>')
     for n, evaluation in enumerate(evaluations):
         colour, points = COLOURS[n % len(COLOURS)], []
@@ -74,7 +77,7 @@ def length_svg(evaluations: Sequence[Evaluation]) -> str:
             parts.append(f'<line x1="{x}" y1="{y(b.score.low)}" x2="{x}" y2="{y(b.score.high)}" stroke="{colour}"/>')
             parts.append(f'<circle cx="{x}" cy="{y(b.score.bleu)}" r="4" fill="{colour}"/>')
         parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        name = escape(Path(evaluation.model).name)
+        name = _text(Path(evaluation.model).name)
         parts.append(f'<text x="{right + 10}" y="{top + 20 + 20 * n}" style="fill:{colour}">{name}</text>')
     return _svg(right + 220, top + height + 50, parts)
 
@@ -98,4 +101,8 @@ def _svg(width: float, height: float, parts: Sequence[str]) -> str:
 
 
 def _token(token: str) -> str:
-    return escape(token.replace("\u2581", "_"))
+    return _text(token.replace("\u2581", "_"))
+
+
+def _text(text: str) -> str:
+    return escape(NOT_XML.sub("\ufffd", text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import numpy as np
 from edge_attn import golden
 from edge_attn.bundle import Bundle
 from edge_attn.config import SearchConfig
-from edge_attn.errors import InputError
-from edge_attn.registry import SERVICES, resolve
+from edge_attn.errors import InputError, UsageError
+from edge_attn.registry import RUNTIMES, SERVICES, resolve
 from edge_attn.search import Hypothesis, search
 from edge_attn.spec import Runtime
 from edge_attn.text import Text
@@ -66,6 +66,8 @@ class Translator:
         """A bundle on `runtime`, or a checkpoint on torch, the reference."""
         if not is_checkpoint(path):
             return cls(Bundle.open(path), runtime, threads)
+        if runtime not in RUNTIMES:
+            resolve("runtime", RUNTIMES, runtime)
         made = cls.__new__(cls)
         made._set(*resolve("service", SERVICES, "open reference")(path, threads))
         return made
@@ -75,7 +77,7 @@ class Translator:
 
     def translate(
         self,
-        sentences: Sequence[str],
+        sentences: Iterable[str],
         beam: int = SearchConfig.beam,
         n_best: int = SearchConfig.n_best,
         length_penalty: float = SearchConfig.length_penalty,
@@ -89,6 +91,9 @@ class Translator:
             UsageError: an option that makes no sense.
         """
         config = SearchConfig(beam, n_best, length_penalty, max_length)
+        if isinstance(sentences, str):
+            raise UsageError("translate takes a list of sentences, found one string; put it in a list")
+        sentences = list(sentences)
         found: dict[int, Translation] = {}
         for i, translation in self.each(sentences, config, alignments, batch_tokens):
             found[i] = translation

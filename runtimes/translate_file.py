@@ -61,11 +61,14 @@ def translate_file(
                         f"only the first were translated",
                         file=sys.stderr,
                     )
-                target.write(_show(translation, line, count, config.n_best, format))
+                with _writing(output):
+                    target.write(_show(translation, line, count, config.n_best, format))
                 if aligned is not None:
-                    aligned.write(translation.pharaoh() + "\n")
+                    with _writing(alignments):
+                        aligned.write(translation.pharaoh() + "\n")
                 count += 1
-            target.flush()
+            with _writing(output):
+                target.flush()
             bar.update(len(lines))
             for bad in window:
                 if isinstance(bad, InputError):
@@ -114,10 +117,7 @@ def _windows(source: BinaryIO) -> Iterator[list[str | InputError]]:
                 yield lines
                 lines = []
         if len(rest) > LONGEST_LINE:
-            yield [
-                *lines,
-                InputError(f"line {number + 1} has more than {LONGEST_LINE} bytes; put one sentence on a line"),
-            ]
+            yield [*lines, _decode(rest, number + 1)]
             return
         if lines and (ended or not _ready(source)):
             yield lines
@@ -129,8 +129,10 @@ def _ready(source: BinaryIO) -> bool:
 
 
 def _decode(raw: bytes, number: int) -> str | InputError:
+    if len(raw) > LONGEST_LINE:
+        return InputError(f"line {number} has more than {LONGEST_LINE} bytes; put one sentence on a line")
     try:
-        line = raw.removesuffix(b"\r").decode("utf-8")
+        line = raw.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         return InputError(f"line {number}: not UTF-8 at byte {error.start + 1}; convert the input to UTF-8")
     if "\0" in line:
@@ -141,6 +143,8 @@ def _decode(raw: bytes, number: int) -> str | InputError:
 @contextlib.contextmanager
 def _open_input(path: Path | None) -> Iterator[BinaryIO]:
     if path is None:
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give a file with --input")
         yield sys.stdin.buffer
         return
     try:
@@ -153,17 +157,31 @@ def _open_input(path: Path | None) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _open_output(path: Path) -> Iterator[TextIO]:
-    """A file that appears under its name when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    """A file that appears under its name when it is whole; a pipe or a device is written as it goes."""
+    with _writing(path):
+        direct = path.exists() and not path.is_file()
+        final = path if direct else path.resolve()  # a link stays one
+        temporary = path if direct else final.with_name(f".{path.name}.{os.getpid()}.partial")
         file = temporary.open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
     try:
-        with file:
-            yield file
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        yield file
+        with _writing(path):
+            file.close()
+            if not direct:
+                temporary.replace(final)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.close()
+        if not direct:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path | None) -> Iterator[None]:
+    """Says which file cannot be written. A pipe that nobody reads is no error of the file."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path or 'standard output'} cannot be written: {error.strerror}") from error

@@ -57,10 +57,10 @@ def test_a_strangers_export_is_reported_and_not_run(tmp_path, stranger):
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
     code = (
-        "import sys; from edge_attn import registry\n"
+        "import sys; from edge_attn import errors, registry\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "try: registry.resolve('verb', registry.VERBS, 'export')\n"
-        "except registry.EdgeAttnError as error: print(error)\n"
+        "except errors.UsageError as error: print(error)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(registry.HOUSE)

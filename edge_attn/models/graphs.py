@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.spec import GraphSpec, TensorSpec
 
-Example = tuple[Tensor, ...]
-
 
 class Graph(nn.Module):
     """A module whose inputs and outputs have names: `spec` says them, `forward` takes and gives them in that order."""
@@ -97,9 +95,7 @@ def graphs(model: Seq2Seq, candidates: int) -> dict[str, Graph]:
 
 
 def _spec(name: str, value: Tensor, axes: tuple[Any, ...]) -> TensorSpec:
-    """`axes` for the leading dimensions, the value's own sizes for the rest; a one-axis-less value has no `src`."""
-    shape = list(value.shape)
+    """`axes` for the leading dimensions, the value's own sizes for the rest; the summary has no row a source token."""
     if name == "memory.summary":
         axes = axes[:1]
-    shape[: len(axes)] = axes
-    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), (*axes, *value.shape[len(axes) :]))

@@ -50,10 +50,10 @@ def open_checkpoint(path: Path, threads: int | None = None) -> tuple[Reference, 
     return Reference(model), text, config.data.max_tokens
 
 
-def record_live(path: Path, sentences: Sequence[str], max_source: int) -> Golden:
+def record_live(path: Path, sentences: Sequence[str], max_source: int, candidates: int) -> Golden:
     """Golden data of the checkpoint's model for `sentences`, made now."""
     model, text, _ = load(path)
-    return record_model(model, text, sentences, max_source)
+    return record_model(model, text, sentences, max_source, candidates)
 
 
 def record_model(

@@ -31,7 +31,7 @@ class Op:
     body: str
     """The statements of the ONNX function, as text."""
     attributes: dict[str, Any]
-    """Name and default of each attribute."""
+    """Name and an example of each attribute; every call gives every one."""
     paper: str
 
     def function_text(self) -> str:

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from edge_attn.config import Config, DataConfig, TrainingConfig, from_mapping, read_config
 from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.pairs import read_pairs
 from edge_attn.text import PAD, Text
 from edge_attn.training import checkpoint
-from edge_attn.training.data import Batch, Pairs, choose_samples, read_pairs
+from edge_attn.training.data import Batch, Pairs, choose_samples
 
 
 @dataclasses.dataclass

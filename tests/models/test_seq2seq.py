@@ -1,4 +1,4 @@
-"""Every combination of the seq2seq family's options: one pass and step by step agree, alone and in a batch, in a beam."""
+"""Every combination of the seq2seq options: a pass and its steps agree, alone and in a batch, in a beam."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file/run/text/text.json cannot be written: Not a directory"):
+    with pytest.raises(InputError, match=r"file/run/text/text.json cannot be written: Not a directory"):
         checkpoint.save_config(tmp_path / "file" / "run", a_config(), TEXT)
 
     def full(_):
@@ -187,7 +187,7 @@ def test_samples_come_back_and_may_be_absent(tmp_path):
     assert checkpoint.load_samples(tmp_path) == ["a b", "é\u2028\u0085 ☃"]
     assert (tmp_path / "text" / "samples.txt").read_text(encoding="utf-8").endswith("☃\n")
     (tmp_path / "text" / "samples.txt").write_bytes(b"a\n\xff\n")
-    with pytest.raises(CheckpointError, match="samples.txt is not UTF-8"):
+    with pytest.raises(CheckpointError, match=r"samples.txt is not UTF-8"):
         checkpoint.load_samples(tmp_path)
 
 

@@ -1,0 +1,105 @@
+"""What the tests share: the toy model (tests/data/make_toy.py), the command line, and what may not be installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edge_attn.cli import cli
+
+DATA = Path(__file__).resolve().parent / "data"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint() -> Path:
+    """A trained checkpoint; read it only."""
+    return DATA / "toy-checkpoint"
+
+
+@pytest.fixture(scope="session")
+def toy_bundle() -> Path:
+    """The same, exported, as a zip; read it only."""
+    return DATA / "toy-bundle.zip"
+
+
+@pytest.fixture(scope="session")
+def toy_pairs() -> Path:
+    """A hundred pairs that the toy model was not trained on, as TSV."""
+    return DATA / "toy.tsv"
+
+
+@pytest.fixture(scope="session")
+def needs_torch() -> None:
+    """Skips the test where torch is not installed, as on a device."""
+    pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+
+
+@pytest.fixture(scope="session")
+def edge_attn_cli() -> Callable[..., Result]:
+    """Runs `edge-attn ARGUMENTS` in this process; an exception that edge-attn does not raise on purpose is the test's.
+
+    `code` is the exit code that it must have; `said`, if it fails, what its one sentence on standard error must hold.
+    """
+
+    def run(*arguments: object, code: int = 0, said: str = "") -> Result:
+        result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == code, result.output
+        if said:
+            assert result.stderr.startswith("edge-attn: ")
+            assert result.stderr.count("\n") == 1
+            assert said in result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start_edge_attn(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts `edge-attn ARGUMENTS` in a process of its own, which the test must end.
+
+    `absent` are packages that it must not find, `before` is Python that runs first, `env` is added to the environment.
+    """
+    folder = tmp_path_factory.mktemp("working")
+
+    def start(
+        *arguments: object,
+        absent: tuple[str, ...] = (),
+        before: str = "",
+        env: dict[str, str] | None = None,
+        cwd: Path = folder,
+        **streams: Any,
+    ) -> subprocess.Popen[bytes]:
+        code = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in absent) + before
+        code += "\nfrom edge_attn.cli import main\nsys.argv[0] = 'edge-attn'\nmain()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, env={**os.environ, **(env or {})}, **streams
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_edge_attn(
+    start_edge_attn: Callable[..., subprocess.Popen[bytes]],
+) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """The same to its end; `input` is its standard input."""
+
+    def run(*arguments: object, input: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with start_edge_attn(*arguments, **{**pipes, **options}) as process:
+            try:
+                out, err = process.communicate(input, timeout=60)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run

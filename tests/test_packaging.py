@@ -1,0 +1,102 @@
+"""One distribution, with what it should hold and nothing of the machine that made it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+
+import pytest
+
+import edge_attn
+from edge_attn.registry import EXTRAS, HOUSE
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PRETRAINED = HOUSE / "edge_attn" / "pretrained"
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """The files that git tracks, or would track."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=HOUSE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [name for name in dict.fromkeys(listed.stdout.split("\0")) if name and (HOUSE / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names in the wheel that a fresh copy builds."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((HOUSE / name).read_bytes())
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(copy)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (path,) = out.iterdir()
+    with zipfile.ZipFile(path) as opened:
+        return opened.namelist()
+
+
+def test_the_version_is_told_once():
+    assert PROJECT["version"] == edge_attn.__version__ == metadata.version("edge-attn")
+
+
+def test_one_distribution_owns_the_three_packages():
+    owners = metadata.packages_distributions()
+    assert {name: set(owners[name]) for name in ("edge_attn", "export", "runtimes")} == {
+        name: {"edge-attn"} for name in ("edge_attn", "export", "runtimes")
+    }
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: list[str], tracked: list[str]):
+    inside = {name for name in wheel if ".dist-info/" not in name}
+    assert inside == {name for name in tracked if name.startswith(("edge_attn/", "export/", "runtimes/"))}
+    assert {"edge_attn/py.typed", "edge_attn/ops/gru.py", "edge_attn/pretrained/date.toml"} <= inside
+
+
+def test_extras():
+    extras = PROJECT["optional-dependencies"]
+    assert {"cpu", "gpu", "trt", "trt-rtx", "optimize", "export", "train", "evaluate", "test"} == set(extras)
+    assert set(EXTRAS.values()) <= set(extras)
+
+
+def test_a_device_needs_neither_torch_nor_onnx():
+    needed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cpu"]
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in needed}
+    assert names == {"numpy", "click", "sentencepiece", "tqdm", "tomli", "onnxruntime"}
+
+
+def test_constraints_pin_every_dependency():
+    pinned = re.findall(r"^([\w-]+)==", (HOUSE / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    extras = PROJECT["optional-dependencies"]
+    asked = PROJECT["dependencies"] + [r for name in ("cpu", "export", "train", "test") for r in extras[name]]
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in asked} - {"edge-attn"}
+    assert names <= set(pinned)
+
+
+def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index(tracked: list[str]):
+    path = re.compile(rb"(^|[^A-Za-z0-9_.])/(work|root|home|Users|opt)/", re.MULTILINE)
+    index = re.compile(b"|".join([rb"--(extra-)?index" + rb"-url", rb"index_" + rb"url *=", rb"find" + rb"-links"]))
+    for name in tracked:
+        data = (HOUSE / name).read_bytes()
+        if b"\0" not in data:
+            assert not path.search(data), f"{name}: {path.search(data)}"
+            assert not index.search(data), f"{name}: {index.search(data)}"
+
+
+def test_the_embedded_model_is_small():
+    embedded = [PRETRAINED / "en-fr.zip", *(PRETRAINED / "en-fr").rglob("*")]
+    assert sum(file.stat().st_size for file in embedded if file.is_file()) <= 24_000_000

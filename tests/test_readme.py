@@ -1,0 +1,62 @@
+"""Every code block of the README runs, in order, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from edge_attn.errors import EdgeAttnError
+from edge_attn.registry import VERBS
+
+HOUSE = Path(__file__).resolve().parent.parent
+README = (HOUSE / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+VENV = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
+SETUP = (
+    VENV + "'.[export]' && .venv/bin/edge-attn demo\n",
+    VENV + "'.[test,trt-rtx]' && .venv/bin/python -m pytest\n",
+)
+"""The two command lines: .ci/run runs the second as it stands, and the first is its beginning and the block of demo."""
+
+
+def test_the_two_command_lines_come_first_and_ci_reads_the_second():
+    assert tuple(code for _, code in BLOCKS[:2]) == SETUP
+    assert f"<!-- tests -->\n```bash\n{SETUP[1]}```\n" in README
+    assert "/<!-- tests -->/" in (HOUSE / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_every_other_block_runs(tmp_path: Path):
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    for language, code in BLOCKS[2:]:
+        interpreter = {"bash": ["bash", "-euo", "pipefail", "-c", code], "python": [sys.executable, "-c", code]}
+        done = subprocess.run(
+            interpreter[language], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"this block of README.md gives {done.returncode}:\n{code}\n{done.stderr[-4000:]}"
+
+
+def test_every_verb_has_an_example():
+    shown = set(re.findall(r"edge-attn (\w+)", "".join(code for language, code in BLOCKS if language == "bash")))
+    assert {"train", "export", "translate", "verify", "evaluate", "inspect", "demo"} <= shown
+    assert shown <= set(VERBS)
+
+
+def test_every_exit_code_is_told():
+    def kinds(error: type[EdgeAttnError]) -> set[int]:
+        return {error.exit_code}.union(*map(kinds, error.__subclasses__()))
+
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert told == kinds(EdgeAttnError) | {0}
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`((?:edge_attn|export|runtimes|tests)/[\w/.-]*)`", README))))
+def test_every_file_that_it_names_exists(target: str):
+    assert (HOUSE / target).exists()
