@@ -7,7 +7,6 @@ Text goes out as UTF-8, whatever the locale.
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -44,6 +43,12 @@ class Verbs(click.Group):
 
 def _verb(name: str) -> Any:
     return resolve("verb", VERBS, name)
+
+
+def _json(content: Any) -> str:
+    import json  # not for --help
+
+    return json.dumps(content, indent=1, sort_keys=True)
 
 
 def _runtime_options(command: Any) -> Any:
@@ -183,7 +188,7 @@ def evaluate(
     if picture is not None:
         resolve("picture", VERBS, "picture")(found, picture)
     if as_json:
-        click.echo(json.dumps([evaluation.content() for evaluation in found], indent=1, sort_keys=True))
+        click.echo(_json([evaluation.content() for evaluation in found]))
     else:
         click.echo("\n\n".join(map(str, found)))
 
@@ -194,7 +199,7 @@ def evaluate(
 def inspect(bundle: Path, as_json: bool) -> None:
     """What BUNDLE holds: graphs, ops, sizes, precision, provenance, verification record."""
     content = _verb("inspect")(bundle)
-    click.echo(json.dumps(content, indent=1, sort_keys=True) if as_json else resolve("verb", VERBS, "show")(content))
+    click.echo(_json(content) if as_json else resolve("verb", VERBS, "show")(content))
 
 
 @cli.command()

@@ -87,10 +87,10 @@ def _arguments(module: nn.Module, dynamic: list[dict[int, torch.export.Dim]]) ->
     """`dynamic` in the shape of forward's parameters, where `*tensors` takes what is left as one tuple."""
     given: list[object] = []
     for parameter in inspect.signature(module.forward).parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            given.append(tuple(dynamic[len(given) :]))
-            break
-        given += dynamic[len(given) : len(given) + 1]
+        left = dynamic[len(given) :]
+        if left and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (*given, tuple(left))
+        given += left[:1]
     return tuple(given)
 
 

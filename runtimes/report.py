@@ -12,6 +12,9 @@ from xml.etree import ElementTree
 from edge_attn import __version__
 from edge_attn.parity import LEVELS, Level
 
+SHOWN = 20
+"""Flips of one level that the text lists."""
+
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "edge-attn verify",
@@ -140,7 +143,9 @@ class Report:
                 f"{level.name} {LEVELS[level.name]}: {level.status}{f' ({level.reason})' if level.reason else ''}"
             )
             lines += [f"  {finding}" for finding in level.findings]
-            lines += [f"  {flip}" for flip in level.flips]
+            lines += [f"  {flip}" for flip in level.flips[:SHOWN]]
+            if len(level.flips) > SHOWN:
+                lines.append(f"  and {len(level.flips) - SHOWN} more flips (all of them: --json)")
         lines += [f"override: {name} = {value:g}" for name, value in self.overrides.items()]
         lines.append(f"parity {'NOT TESTED' if self.verdict == 'not tested' else self.verdict}")
         return "\n".join(lines)

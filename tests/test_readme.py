@@ -22,13 +22,15 @@ SETUP = (
     VENV + "'.[export]' && .venv/bin/edge-attn demo\n",
     VENV + "'.[test,trt-rtx]' && .venv/bin/python -m pytest\n",
 )
-"""The two command lines: .ci/run runs the second as it stands, and the first is its beginning and the block of demo."""
+"""The two command lines, which .ci/run reads from the README and runs."""
 
 
-def test_the_two_command_lines_come_first_and_ci_reads_the_second():
-    assert tuple(code for _, code in BLOCKS[:2]) == SETUP
-    assert f"<!-- tests -->\n```bash\n{SETUP[1]}```\n" in README
-    assert "/<!-- tests -->/" in (HOUSE / ".ci" / "run").read_text(encoding="utf-8")
+def test_ci_runs_the_two_command_lines_which_come_first():
+    ci = (HOUSE / ".ci" / "run").read_text(encoding="utf-8")
+    for marker, line, (language, code) in zip(("demo", "tests"), SETUP, BLOCKS, strict=False):
+        assert (language, code) == ("bash", line)
+        assert f"\n<!-- {marker} -->\n```bash\n{line}```\n" in README
+        assert f"readme_line {marker}" in ci
 
 
 @pytest.mark.slow

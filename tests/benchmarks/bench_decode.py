@@ -1,10 +1,11 @@
-"""Greedy decoding in fp32 on one thread: ONNX Runtime against the same model in eager torch, measured in turns in one run.
+"""Greedy decoding in fp32 on one thread: ONNX Runtime against the same model in eager torch, in turns, in one run.
 
     python tests/benchmarks/bench_decode.py CHECKPOINT BUNDLE TSV [--sentences 64] [--rounds 5]
 
-Prints tokens a second of each, their ratio (the median over rounds), the step's time over its floor, and resident memory.
-The floor of a step is the larger of two times, both measured here: one product of a matrix of as many weights with a
-vector, and as many multiplications at the rate of a large matrix product. Each engine's memory is that of a fresh process that only decodes.
+Prints tokens a second of each, their ratio (the median over rounds), the step's time over its floor, and resident
+memory. The floor of a step is the larger of two times, both measured here: one product of a matrix of as many weights
+with a vector, and as many multiplications at the rate of a large matrix product. An engine's memory is that of a fresh
+process that only decodes.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def main() -> None:
     for batch in (1, 32):
         batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
         rates: dict[str, list[float]] = {name: [] for name in engines}
-        for name, decode in engines.items():
+        for decode in engines.values():
             rate(decode, batches)
         for _ in range(options.rounds):
             for name, decode in engines.items():

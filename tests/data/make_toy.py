@@ -1,4 +1,4 @@
-"""Makes toy-checkpoint, toy-bundle.zip and toy.tsv beside it, in a minute: /work/venv/bin/python tests/data/make_toy.py
+"""Makes toy-checkpoint, toy-bundle.zip and toy.tsv beside it, in a minute: python tests/data/make_toy.py
 
 The language: determiner, adjectives, noun, verb, and the same again; its translation is word for word, except that an
 adjective follows its noun. So an output shows at a glance whether it is right, and where its attention must lie.

@@ -55,6 +55,15 @@ def test_the_command_prints_them(edge_attn_cli, toy_bundle, corpus):
         assert word in said
 
 
+def test_as_json_they_are_the_same_numbers(edge_attn_cli, toy_bundle, corpus):
+    options = ["--beam", 1, "--limit", 10, "--by-length"]
+    [content] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options, "--json").stdout)
+    found = evaluate(toy_bundle, corpus, SearchConfig(beam=1), by_length=True, limit=10)
+    assert content["total"] == found.content()["total"]
+    assert content["bins"] == list(found.content()["bins"])
+    assert content["signatures"] == list(found.signatures)
+
+
 @pytest.mark.usefixtures("needs_torch")
 def test_a_checkpoint_scores_as_its_bundle(edge_attn_cli, toy_bundle, toy_checkpoint, corpus):
     said = edge_attn_cli("evaluate", toy_checkpoint, corpus, "--against", toy_bundle, "--beam", 1, "--json").stdout

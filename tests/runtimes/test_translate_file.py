@@ -153,7 +153,7 @@ def test_a_line_that_is_none_is_named_and_those_before_it_are_answered(translate
 
 
 def test_a_very_long_line_is_translated_in_part_with_a_warning(translate):
-    found = translate(b"a cat\n" + b"this dog sees a tree and " * 4000 + b"\nthe king\n")
+    found = translate(b"a cat\n" + b"this dog sees a tree and " * 4200 + b"\nthe king\n")
     lines = found.stdout.split("\n")
     assert (lines[0], lines[2]) == ("un chat", "le roi")
     assert lines[1].startswith("ce chien voit un ")
@@ -207,6 +207,12 @@ def test_a_runtime_that_is_not_installed_is_not_tested(run_edge_attn, toy_bundle
     done = run_edge_attn("translate", toy_bundle, input=b"a cat\n", absent=("onnxruntime",))
     assert done.returncode == 3
     assert done.stderr == b"edge-attn: onnxruntime is not installed; run: pip install 'edge-attn[cpu]'\n"
+
+
+def test_no_standard_input_at_all_is_one_sentence(run_edge_attn, toy_bundle):
+    done = run_edge_attn("translate", toy_bundle, before="sys.stdin = None")
+    assert done.returncode == 4
+    assert done.stderr == b"edge-attn: standard input is closed; give a file with --input\n"
 
 
 def test_a_checkpoint_needs_torch(run_edge_attn, toy_checkpoint):

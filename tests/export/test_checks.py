@@ -1,0 +1,274 @@
+"""The alarms of the export: each rings for what it is there for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edge_attn.errors import ExportError
+from edge_attn.models import torch_ops
+from edge_attn.models.recurrent import RecurrentLayer
+from edge_attn.spec import GraphSpec, TensorSpec
+from export import checks
+from export.trace import example_inputs, trace
+
+torch.set_num_threads(1)
+
+
+class Attend(nn.Module):
+    """Attention over a projection, and the place of the largest weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Linear(4, 4)
+
+    def forward(self, query: Tensor, values: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.arange(values.shape[1])[None, :] < length[:, None]
+        context, weights = torch_ops.dot_attention(query, self.keys(values), values, mask, 0.5)
+        return context, weights.argmax(-1)
+
+
+SPEC = GraphSpec(
+    "attend.onnx",
+    (
+        TensorSpec("query", "float32", ("batch", "tgt", 4)),
+        TensorSpec("values", "float32", ("batch", "src", 4)),
+        TensorSpec("length", "int64", ("batch",), (1, "src")),
+    ),
+    (TensorSpec("context", "float32", ("batch", "tgt", 4)), TensorSpec("best", "int64", ("batch", "tgt"))),
+)
+
+
+@pytest.fixture(scope="module")
+def module() -> Attend:
+    torch.manual_seed(1)
+    return Attend()
+
+
+@pytest.fixture(scope="module")
+def exported(module) -> onnx.ModelProto:
+    example = example_inputs(SPEC, {"batch": 2, "src": 7, "tgt": 3})
+    return trace(module, SPEC, [torch.from_numpy(value) for value in example])
+
+
+def test_what_is_right_passes(module, exported):
+    checks.finite(module)
+    checks.structure("attend", exported, SPEC)
+    assert checks.agreement("attend", exported, SPEC, module) < 1e-5
+
+
+def test_every_graph_runs_at_enough_shapes():
+    assert len(checks.BATCHES) >= 3
+    assert len(checks.LENGTHS) >= 3
+    assert {1, 32} <= set(checks.BATCHES)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_number(module, value):
+    broken = copy.deepcopy(module)
+    with torch.no_grad():
+        broken.keys.weight[1, 2:] = value
+    with pytest.raises(ExportError, match=r"keys.weight holds 2 weights that are NaN or infinite"):
+        checks.finite(broken)
+
+
+# ---- structure
+
+
+def changed(model: onnx.ModelProto, change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
+    made = copy.deepcopy(model)
+    change(made)
+    return made
+
+
+def ours(model: onnx.ModelProto) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == "DotAttention")
+
+
+def drop_attribute(model: onnx.ModelProto) -> None:
+    node = ours(model)
+    kept = [attribute for attribute in node.attribute if attribute.name != "plugin_namespace"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def unused(model: onnx.ModelProto) -> None:
+    model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch"]))
+
+
+def foreign(model: onnx.ModelProto) -> None:
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    model.graph.node.append(onnx.helper.make_node("Gelu", ["context"], ["more"], domain="com.microsoft"))
+
+
+def foreign_inside(model: onnx.ModelProto) -> None:
+    """In a branch of an If, where nobody looks."""
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    out = onnx.helper.make_tensor_value_info("branch", onnx.TensorProto.FLOAT, None)
+    node = onnx.helper.make_node("Gelu", ["context"], ["branch"], domain="com.microsoft")
+    branch = onnx.helper.make_graph([node], "branch", [], [out])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "condition"))
+    model.graph.node.append(
+        onnx.helper.make_node("If", ["condition"], ["more"], then_branch=branch, else_branch=branch)
+    )
+
+
+def wrong_opset(model: onnx.ModelProto) -> None:
+    next(entry for entry in model.opset_import if entry.domain == "").version = 17
+
+
+def cyclic(model: onnx.ModelProto) -> None:
+    ours(model).input[0] = ours(model).output[0]
+
+
+MORE = TensorSpec("more", "float32", ("batch",))
+STRUCTURE = {
+    "an unused input": (unused, "the graph attend does not use its input more"),
+    "a foreign op": (foreign, "calls com.microsoft::Gelu, which is neither ONNX nor ours"),
+    "a foreign op in a branch": (foreign_inside, "calls com.microsoft::Gelu, which is neither ONNX nor ours"),
+    "an unknown op of ours": (lambda model: setattr(ours(model), "op_type", "SoftAttention"), "SoftAttention"),
+    "a call without its attribute": (drop_attribute, "the call of DotAttention breaks the call rules"),
+    "a call without an output's name": (lambda m: ours(m).output.__setitem__(1, ""), "is not valid|breaks the call"),
+    "an older opset": (wrong_opset, "has opset 17, expected 18|is not valid ONNX"),
+    "a cycle": (cyclic, "the graph attend is not valid ONNX: "),
+}
+
+
+@pytest.mark.parametrize("fault", STRUCTURE)
+def test_a_graph_that_breaks_a_rule(exported, fault):
+    change, sentence = STRUCTURE[fault]
+    spec = GraphSpec(SPEC.file, (*SPEC.inputs, MORE), SPEC.outputs) if fault == "an unused input" else SPEC
+    with pytest.raises(ExportError, match=sentence):
+        checks.structure("attend", changed(exported, change), spec)
+
+
+def test_an_input_that_only_a_branch_uses_is_used(exported):
+    def change(model: onnx.ModelProto) -> None:
+        unused(model)
+        out = onnx.helper.make_tensor_value_info("branch", onnx.TensorProto.FLOAT, ["batch"])
+        branch = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["more"], ["branch"])], "branch", [], [out])
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "condition"))
+        node = onnx.helper.make_node("If", ["condition"], ["negated"], then_branch=branch, else_branch=branch)
+        model.graph.node.append(node)
+
+    checks.structure("attend", changed(exported, change), GraphSpec("", (*SPEC.inputs, MORE), SPEC.outputs))
+
+
+# ---- agreement
+
+
+def nudge(model: onnx.ModelProto) -> None:
+    weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [4, 4])
+    values = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+
+def negated(kind: str) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.op_type == kind)
+        if kind == "ArgMax":
+            node.op_type = "ArgMin"
+        node.input[0], before = f"{node.input[0]}.negated", node.input[0]
+        model.graph.node.insert(
+            list(model.graph.node).index(node), onnx.helper.make_node("Neg", [before], [node.input[0]])
+        )
+        if kind == "ArgMax":
+            node.op_type = "ArgMax"
+
+    return change
+
+
+def log(model: onnx.ModelProto) -> None:
+    """NaN where the values are negative."""
+    model.graph.node.insert(0, onnx.helper.make_node("Log", ["values"], ["values.log"]))
+    node = ours(model)
+    node.input[2] = "values.log"
+
+
+def narrow(model: onnx.ModelProto) -> None:
+    """Another shape than torch's, at every length but one."""
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 4]), "one"))
+    node = ours(model)
+    node.output[0] = "whole"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["whole", "axis"], ["context"], keepdims=1))
+
+
+def only_seven(model: onnx.ModelProto) -> None:
+    """Runs at the traced length only."""
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 7, 4]), "seven"))
+    model.graph.node.insert(0, onnx.helper.make_node("Reshape", ["values", "seven"], ["values.seven"]))
+    ours(model).input[2] = "values.seven"
+
+
+def bodiless(model: onnx.ModelProto) -> None:
+    del model.functions[:]
+
+
+AGREEMENT = {
+    "a weight is another": (nudge, "context differs from torch by .* at most 0.0001 holds"),
+    "an integer is another": (negated("ArgMax"), r"\d+ of \d+ integers are not those of torch"),
+    "a value is NaN": (log, "context holds NaN or infinity"),
+    "a shape is another": (narrow, r"context has shape \(1, 1, 4\), torch gives \(1, \d, 4\)"),
+    "it runs at one length only": (only_seven, "the graph attend at batch 1, src 1, tgt .* does not run: "),
+    "an op has no body": (bodiless, "ONNX Runtime does not load the graph attend: "),
+}
+
+
+@pytest.mark.parametrize("fault", AGREEMENT)
+def test_a_graph_that_does_not_say_what_torch_says(module, exported, fault):
+    change, sentence = AGREEMENT[fault]
+    with pytest.raises(ExportError, match=sentence):
+        checks.agreement("attend", changed(exported, change), SPEC, module)
+
+
+def test_an_axis_that_is_another_one_than_described(module, exported):
+    """`tgt` and `src` are both dynamic, so that only running shows which is which."""
+    outputs = (TensorSpec("context", "float32", ("batch", "src", 4)), SPEC.outputs[1])
+    with pytest.raises(ExportError, match=r"context has shape .* described was context float32"):
+        checks.agreement("attend", exported, GraphSpec("", SPEC.inputs, outputs), module)
+
+
+def test_two_axes_never_have_the_same_size_at_every_shape(monkeypatch, module, exported):
+    """Else a graph that needs a beam as large as the one before would pass."""
+    seen: list[dict[str, int]] = []
+    spec = GraphSpec("", (*SPEC.inputs, TensorSpec("a", "float32", ("beam", "previous_beam"))), SPEC.outputs)
+
+    def note(spec, sizes, seed=0):
+        seen.append(dict(sizes))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "example_inputs", note)
+    with pytest.raises(KeyboardInterrupt):
+        checks.agreement("attend", exported, spec, module)
+    assert len({seen[0][axis] for axis in ("beam", "previous_beam", "tgt")}) == 3
+
+
+class Nested(nn.Module):
+    """What our own layers give: tensors in tuples, perhaps None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = RecurrentLayer("lstm", 4, 3)
+
+    def forward(self, x: Tensor, length: Tensor) -> tuple[object, ...]:
+        return (*self.layer(x, length), None, {"twice": 2 * x})
+
+
+def test_what_a_module_gives_may_be_nested():
+    shapes = ("batch", "src", 6), ("batch", 6), ("batch", 6), ("batch", "src", 4)
+    names = ("output", "last", "last_cell", "twice")
+    spec = GraphSpec(
+        "",
+        (TensorSpec("x", "float32", ("batch", "src", 4)), TensorSpec("length", "int64", ("batch",), (0, "src"))),
+        tuple(TensorSpec(name, "float32", shape) for name, shape in zip(names, shapes, strict=True)),
+    )
+    module = Nested().eval()
+    model = trace(module, spec, [torch.from_numpy(v) for v in example_inputs(spec, {"batch": 2, "src": 7})])
+    assert checks.agreement("nested", model, spec, module) < 1e-5

@@ -1,0 +1,151 @@
+"""The command line: its verbs, its exit codes, and how little it loads to say what it can do."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from edge_attn import __version__, cli, errors
+from edge_attn.errors import EdgeAttnError
+from edge_attn.registry import HOUSE
+
+VERBS = ("train", "export", "translate", "verify", "evaluate", "inspect", "demo")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_verb_has_its_help(edge_attn_cli, verb, option):
+    said = edge_attn_cli(verb, option).stdout
+    assert said.startswith(f"Usage: cli {verb} ")
+    assert "Options:" in said
+
+
+def test_the_help_lists_every_verb(edge_attn_cli):
+    said = edge_attn_cli("--help").stdout
+    assert sorted(cli.cli.commands) == sorted(VERBS)
+    assert all(f"\n  {verb} " in said for verb in VERBS)
+
+
+def test_the_version_is_the_packages(edge_attn_cli):
+    assert edge_attn_cli("--version").stdout == f"edge-attn, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["tranlsate"], ["translate"], ["--nonsense"], ["verify", "a", "b"]])
+def test_what_makes_no_sense_is_usage(edge_attn_cli, arguments):
+    found = edge_attn_cli(*arguments, code=2)
+    assert "Error: " in found.stderr
+    assert found.stdout == ""
+
+
+FAILURES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EdgeAttnError)]
+CODES = {
+    "ParityError": 1,
+    "UsageError": 2,
+    "NotTestedError": 3,
+    "MissingExtraError": 3,
+    "InputError": 4,
+    "ConfigError": 4,
+    "BundleError": 4,
+    "CheckpointError": 4,
+    "ExportError": 4,
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAILURES if kind is not EdgeAttnError])
+def test_an_error_of_ours_is_one_sentence_and_its_code(edge_attn_cli, monkeypatch, kind):
+    error = kind("package", "extra") if kind.__name__ == "MissingExtraError" else kind("a sentence")
+
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_verb", fail)
+    found = edge_attn_cli("inspect", "bundle", code=CODES[kind.__name__], said=str(error))
+    assert found.stderr == f"edge-attn: {error}\n"
+
+
+def run_main(before: str) -> subprocess.CompletedProcess[str]:
+    code = f"import sys\nfrom edge_attn import cli\n{before}\nsys.argv = ['edge-attn', 'inspect', 'bundle']\ncli.main()"
+    return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("error", ["ZeroDivisionError('ours')", "cli.EdgeAttnError('ours')"])
+def test_a_fault_of_ours_has_its_traceback_and_its_code(error):
+    done = run_main(f"def fail(name): raise {error}\ncli._verb = fail")
+    assert done.returncode == 70
+    assert "Traceback" in done.stderr
+    assert "ours" in done.stderr
+    assert done.stderr.endswith("edge-attn: this is a fault of edge-attn, not of your input; please report it\n")
+
+
+def test_an_interruption_is_no_verdict():
+    done = run_main("def stop(name): raise KeyboardInterrupt\ncli._verb = stop")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
+
+
+def test_a_name_that_is_no_utf_8_is_printed_all_the_same(run_edge_attn, toy_bundle, tmp_path):
+    path = os.fsencode(tmp_path / "b") + b"\xff.zip"
+    with open(path, "wb") as file:  # noqa: PTH123 - a path of bytes
+        file.write(toy_bundle.read_bytes())
+    done = run_edge_attn("inspect", os.fsdecode(path))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"b\\udcff.zip: seq2seq" in done.stdout
+
+
+def test_a_strangers_package_is_named_and_not_run(run_edge_attn, toy_bundle, tmp_path):
+    """A user's own runtimes/ or export.py, in the working folder or on PYTHONPATH."""
+    (tmp_path / "runtimes").mkdir()
+    for name in ("runtimes/__init__.py", "runtimes/inspect.py", "export.py"):
+        (tmp_path / name).write_text("raise SystemExit('a stranger ran')")
+    for verb, named in (
+        (["inspect", toy_bundle], "runtimes/__init__.py"),
+        (["export", "a", "--out", "b"], "export.py"),
+    ):
+        for where in ({"cwd": tmp_path}, {"env": {"PYTHONPATH": str(tmp_path)}}):
+            done = run_edge_attn(*verb, **where)
+            assert done.returncode == 2
+            assert done.stderr.decode() == (
+                f"edge-attn: the package {named.partition('/')[0].removesuffix('.py')!r} would be taken from "
+                f"{tmp_path / named}, which is not part of edge-attn ({HOUSE}); rename that file or run edge-attn from "
+                f"another folder\n"
+            )
+
+
+def test_as_a_module_it_is_the_same(tmp_path):
+    (tmp_path / "export.py").write_text("raise SystemExit('a stranger ran')")
+    run = [sys.executable, "-m", "edge_attn.cli"]
+    done = subprocess.run([*run, "--version"], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"edge-attn, version {__version__}\n")
+    export = [*run, "export", "a", "--out", "b"]
+    done = subprocess.run(export, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert str(tmp_path / "export.py") in done.stderr
+
+
+def seconds(code: str, *arguments: str) -> float:
+    """Of processor time, because others may be at work on this machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = [sys.executable, "-I", "-c", code, *arguments]
+    subprocess.run(run, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_is_as_fast_as_click():
+    """At most half as long again; the best of some tries, because a busy machine slows the one or the other."""
+    console_script = "import sys; from edge_attn.cli import main; sys.exit(main())"
+    ratio = 0.0
+    for _ in range(5):
+        ours, clicks = [], []
+        for _ in range(7):
+            clicks.append(seconds("import click"))
+            ours.append(seconds(console_script, "--help"))
+        ratio = statistics.median(ours) / statistics.median(clicks)
+        if ratio <= 1.5:
+            return
+    pytest.fail(f"edge-attn --help takes {ratio:.2f} times as long as import click")
