@@ -154,8 +154,11 @@ def batches(count: int, size: int = BATCH) -> list[range]:
 
 
 def projection(width: int) -> np.ndarray:
-    """(width, PROJECTIONS) of as many 1 as -1, the same everywhere; a shift of the whole row cancels."""
-    signs = np.resize(np.array([1.0, -1.0]), width)
+    """(width, PROJECTIONS) of as many 1 as -1, over the root of the width, the same everywhere.
+
+    A shift of the whole row cancels; independent errors of one size project to about that size, for any width.
+    """
+    signs = np.resize(np.array([1.0, -1.0]), width) / np.sqrt(width)
     random = np.random.default_rng([SEED, width])
     return np.stack([random.permutation(signs) for _ in range(PROJECTIONS)], 1)
 
