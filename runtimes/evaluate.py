@@ -11,7 +11,7 @@ from typing import Any
 from edge_attn.config import SearchConfig
 from edge_attn.errors import MissingExtraError, UsageError
 from edge_attn.pairs import read_pairs
-from runtimes.translate import Translator
+from runtimes.translate import Translation, Translator
 
 BINS = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 30), (31, 40), (41, 60))
 """Words of the source between white space."""
@@ -55,6 +55,8 @@ class Evaluation:
     bins: tuple[Bin, ...]
     signatures: tuple[str, ...]
     seconds: float
+    cut: int
+    """Sources longer than the model reads, of which only the beginning was translated."""
 
     def content(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,6 +69,7 @@ class Evaluation:
             f"exact match {100 * total.exact:.2f} %  in {self.seconds:.1f} s",
         ]
         lines += [f"signature {signature}" for signature in self.signatures]
+        lines += [f"{self.cut} of the sources are longer than the model reads, and were cut"] if self.cut else []
         if self.bins:
             lines.append("source words  sentences  of them joined   BLEU  95 % interval    chrF")
             lines += [
@@ -103,7 +106,8 @@ def evaluate(
     bleu, chrf = _metrics()
     translator = Translator.open(model, runtime, threads)
     started = time.monotonic()
-    found = dict(zip(pairs, _translate(translator, pairs, config), strict=True))
+    translations = _translate(translator, pairs, config)
+    found = dict(zip(pairs, (translation.text for translation in translations), strict=True))
     seconds = time.monotonic() - started
     bins = []
     for low, high in BINS if by_length else ():
@@ -111,16 +115,18 @@ def evaluate(
         joined = _joined(pairs, low, high, BIN_SIZE - len(real))
         if not real and not joined:
             continue
-        said = [found[pair] for pair in real] + _translate(translator, joined, config)
+        said = [found[pair] for pair in real] + [t.text for t in _translate(translator, joined, config)]
         bins.append(Bin(low, high, len(joined), _score(bleu, chrf, said, real + joined)))
     total = _score(bleu, chrf, [found[pair] for pair in pairs], pairs)
     signatures = (f"BLEU: {bleu.get_signature()}", f"chrF: {chrf.get_signature()}")
-    return Evaluation(str(model), translator.runtime.provider, config.beam, total, tuple(bins), signatures, seconds)
+    cut = sum(translation.cut for translation in translations)
+    provider = translator.runtime.provider
+    return Evaluation(str(model), provider, config.beam, total, tuple(bins), signatures, seconds, cut)
 
 
-def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[str]:
+def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[Translation]:
     found = dict(translator.each([source for source, _ in pairs], config, alignments=False))
-    return [found[i].text for i in range(len(pairs))]
+    return [found[i] for i in range(len(pairs))]
 
 
 def _joined(pairs: Sequence[Pair], low: int, high: int, wanted: int) -> list[Pair]:

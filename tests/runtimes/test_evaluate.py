@@ -168,3 +168,12 @@ def test_without_sacrebleu_nothing_is_tested(run_edge_attn, toy_bundle, toy_pair
     done = run_edge_attn("evaluate", toy_bundle, toy_pairs, absent=("sacrebleu",))
     assert (done.returncode, done.stdout) == (3, b"")
     assert done.stderr == b"edge-attn: sacrebleu is not installed; run: pip install 'edge-attn[evaluate]'\n"
+
+
+def test_sources_that_were_cut_are_counted(toy_bundle, tmp_path, pairs):
+    path = tmp_path / "long.tsv"
+    long = " ".join(source for source, _ in pairs)
+    path.write_text(f"{long}\tun\n{pairs[0][0]}\t{pairs[0][1]}\n", encoding="utf-8")
+    found = evaluate(toy_bundle, path, SearchConfig(beam=1))
+    assert found.cut == 1
+    assert "1 of the sources are longer than the model reads" in str(found)

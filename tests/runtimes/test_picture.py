@@ -56,7 +56,7 @@ def test_nothing_aligned_gives_an_empty_picture():
 def evaluation(model: str, *bins: tuple[int, int, float]) -> Evaluation:
     scores = [Score(100, bleu, bleu - 3, bleu + 3, 50.0, 0.1) for _, _, bleu in bins]
     made = tuple(Bin(first, last, 40, score) for (first, last, _), score in zip(bins, scores, strict=True))
-    return Evaluation(model, "numpy", 4, scores[0], made, (), 1.0)
+    return Evaluation(model, "numpy", 4, scores[0], made, (), 1.0, 0)
 
 
 def test_bleu_by_length_has_a_line_a_model_and_a_point_a_bin(tmp_path):
@@ -83,7 +83,7 @@ def test_models_whose_bins_differ_are_drawn_together():
 
 
 def test_no_bins_give_an_empty_picture():
-    nothing = Evaluation("model", "numpy", 4, Score(1, 0.0, 0.0, 0.0, 0.0, 0.0), (), (), 1.0)
+    nothing = Evaluation("model", "numpy", 4, Score(1, 0.0, 0.0, 0.0, 0.0, 0.0), (), (), 1.0, 0)
     assert "model" in texts(length_svg([nothing]))
 
 
