@@ -6,7 +6,7 @@ import pytest
 
 from edge_attn.errors import ExportError
 from edge_attn.text import UNK, Text
-from export.golden import LEAST, choose
+from export.golden import LEAST, STRANGE, choose
 
 LINES = [
     "the cat sees a dog",
@@ -70,5 +70,4 @@ def test_a_vocabulary_that_knows_everything():
         def encode_source(self, text: str) -> list[int]:
             return [*(4 + ord(c) for c in text), 3]
 
-    with pytest.raises(ExportError, match="knows every character"):
-        choose(Everything(), LINES, 20)
+    assert any(STRANGE[0] in sentence for sentence in choose(Everything(), LINES, 20))
