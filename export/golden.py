@@ -69,6 +69,6 @@ def _longest(text: Text, sentences: Sequence[str], max_source: int) -> str:
 
 
 def _unknown(text: Text, sentence: str) -> str:
-    """A sentence with something that the vocabulary does not know; strange to it all the same if it knows everything."""
+    """A sentence with something that the vocabulary does not know, or that is at least strange to it."""
     made = [f"{sentence} {strange}" for strange in STRANGE]
     return next((strange for strange in made if UNK in text.encode_source(strange)), made[0])
