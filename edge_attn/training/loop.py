@@ -100,10 +100,21 @@ def _prepare(config: Config, out: Path, train: list[tuple[str, str]], valid: lis
 
 
 def _claim(config: Config, out: Path, train: list[tuple[str, str]]) -> None:
-    """Finds in `out` a run of this configuration, or nothing, and then writes its configuration and text there."""
+    """Finds in `out` a run of this configuration, or nothing, and then writes its configuration and text there.
+
+    A run may be given more updates than it had: it goes on from where it stands, at the rate of the longer run.
+    """
     if (out / checkpoint.CONFIG).exists():
-        if checkpoint.load_config(out) != config:
-            raise CheckpointError(f"{out} holds a run of another configuration; choose another --out, or remove it")
+        held = checkpoint.load_config(out)
+        updates = max(held.training.updates, config.training.updates)
+        longer = dataclasses.replace(held, training=dataclasses.replace(held.training, updates=updates))
+        if longer != config:
+            raise CheckpointError(
+                f"{out} holds a run of another configuration; choose another --out, or remove it "
+                f"(only training.updates may grow)"
+            )
+        if held != config:
+            checkpoint.save_config(out, config, checkpoint.load_text(out))
         return
     left_by_a_kill = {"text", checkpoint.partial(out / checkpoint.CONFIG).name}
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= left_by_a_kill):

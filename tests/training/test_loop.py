@@ -504,6 +504,17 @@ def test_another_configuration_is_refused(tiny, out):
     assert digest(out) == before
 
 
+def test_a_run_may_be_given_more_updates_but_not_fewer(tiny, out):
+    train(tiny(updates=6), out)
+    before = digest(out)
+    with pytest.raises(CheckpointError, match=r"only training.updates may grow"):
+        train(tiny(updates=4), out)
+    assert digest(out) == before
+    train(tiny(updates=20), out)
+    assert digest(out) != before
+    assert checkpoint.load_config(out).training.updates == 20
+
+
 def test_a_folder_of_something_else_is_refused_and_kept(tiny, out):
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
