@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,7 @@ from edge_attn.config import (
     read_config,
 )
 from edge_attn.errors import ConfigError, InputError, UsageError
-from edge_attn.registry import ATTENTIONS, FAMILIES, TOKENIZERS
+from edge_attn.registry import ATTENTIONS, FAMILIES, HOUSE, TOKENIZERS
 
 DATA = '[data]\ntrain = "train.tsv"\nvalid = "valid.tsv"\n'
 
@@ -151,6 +150,8 @@ def test_every_choice_has_its_row():
         assert set(names) == set(ATTENTIONS if "attention" in wrong else FAMILIES)
 
 
-@pytest.mark.parametrize("path", sorted(Path("edge_attn/pretrained").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((HOUSE / "edge_attn" / "pretrained").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_the_configurations_of_the_house_are_read(path):
     assert read_config(path).model.family == "seq2seq"
