@@ -67,8 +67,10 @@ def length_svg(evaluations: Sequence[Evaluation]) -> str:
         x = left + step * k + step // 2
         parts.append(f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">{first}-{last}</text>')
         shown = next(b for b in every if b.first == first)
-        count = f"{shown.score.sentences} sentences" + (f", {shown.joined} joined" if shown.joined else "")
-        parts.append(f'<text class="small" x="{x}" y="{top + height + 36}" text-anchor="middle">{count}</text>')
+        counts = [f"{shown.score.sentences} pairs", f"{shown.joined} joined"]
+        for row, count in enumerate(counts if shown.joined else counts[:1]):
+            below = top + height + 36 + 14 * row
+            parts.append(f'<text class="small" x="{x}" y="{below}" text-anchor="middle">{count}</text>')
     for n, evaluation in enumerate(evaluations):
         colour, points = COLOURS[n % len(COLOURS)], []
         for b in evaluation.bins:
@@ -79,7 +81,7 @@ def length_svg(evaluations: Sequence[Evaluation]) -> str:
         parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
         name = _text(Path(evaluation.model).name)
         parts.append(f'<text x="{right + 10}" y="{top + 20 + 20 * n}" style="fill:{colour}">{name}</text>')
-    return _svg(right + 220, top + height + 50, parts)
+    return _svg(right + 220, top + height + 64, parts)
 
 
 def picture(evaluations: Sequence[Evaluation], path: Path) -> None:

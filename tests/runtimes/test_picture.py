@@ -70,7 +70,7 @@ def test_bleu_by_length_has_a_line_a_model_and_a_point_a_bin(tmp_path):
     assert [len(line.get("points").split()) for line in root.findall("{*}polyline")] == [2, 2]
     assert len(root.findall("{*}circle")) == 4
     said = texts(svg)
-    for words in ("with <attention>", "without", "1-5", "6-10", "100 sentences, 40 joined", "0", "50"):
+    for words in ("with <attention>", "without", "1-5", "6-10", "100 pairs", "40 joined", "0", "50"):
         assert words in said
     heights = [float(circle.get("cy")) for circle in root.findall("{*}circle")]
     assert heights[1] < heights[0] < heights[2] < heights[3]  # the better, the higher
