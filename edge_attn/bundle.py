@@ -36,7 +36,7 @@ from edge_attn.text import Text
 FORMAT = 1
 MANIFEST = "bundle.json"
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
-"""What zipfile raises for a zip that was cut or changed."""
+"""What zipfile raises for a zip that was cut or changed: NotImplementedError for a flag or version it does not know."""
 
 
 @dataclass(frozen=True)

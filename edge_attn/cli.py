@@ -1,6 +1,7 @@
 """The command line: one verb a command, each resolved from the table when it is called. Only click is imported here.
 
-Exit codes: 0 holds or done, 1 parity does not hold, 2 usage, 3 not tested, 4 bad input or bundle, 70 a fault of ours.
+Exit codes: 0 holds or done, 1 parity does not hold, 2 usage, 3 not tested, 4 bad input or bundle, 70 a fault of ours;
+130 interrupted, 141 whoever read the output went away.
 Text goes out as UTF-8, whatever the locale.
 """
 
