@@ -13,23 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
 __all__ = ["__version__", "export_module", "load"]
 __version__ = "0.1.0"
 
 
-def load(bundle: str | os.PathLike[str], runtime: str = "ort-cpu", threads: int | None = None) -> Any:
+def load(
+    bundle: str | os.PathLike[str],
+    runtime: str = "ort-cpu",
+    threads: int | None = None,
+    precision: str = "fp32",
+    allow_fallback: bool = False,
+    cache_dir: Path | None = None,
+) -> Any:
     """The bundle at `bundle` (a folder or its zip), ready for its task on `runtime`.
+
+    The options are those of `RuntimeOptions`, edge_attn/config.py.
 
     Raises:
         BundleError: it is not a bundle, or was damaged.
-        NotTestedError: the runtime is not installed.
+        NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
     """
     from edge_attn.bundle import Bundle
+    from edge_attn.config import RuntimeOptions
     from edge_attn.registry import TASKS, resolve
 
+    options = RuntimeOptions(threads, precision, allow_fallback, cache_dir)
     opened = Bundle.open(bundle)
-    return resolve("task", TASKS, opened.manifest.task)(opened, runtime, threads)
+    return resolve("task", TASKS, opened.manifest.task)(opened, runtime, options)
 
 
 def export_module(module: Any, out: Any, inputs: Any, outputs: Any) -> Any:

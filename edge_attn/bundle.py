@@ -4,6 +4,7 @@
     graphs/*.onnx        portable graphs
     text/                tokenizer and vocabulary
     golden/              what the reference said
+    targets/<name>/      what `optimize` made for one target
     MODEL_CARD.md        data, licence, scores
 
 It is written to a temporary sibling and renamed, so a reader sees no bundle or a complete one.
@@ -28,12 +29,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge_attn.config import at_least, from_mapping, one_of
-from edge_attn.errors import BundleError, ConfigError, InputError
+from edge_attn.errors import BundleError, ConfigError, InputError, NotTestedError
 from edge_attn.registry import PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec
 from edge_attn.text import Text
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no targets; it still loads."""
 MANIFEST = "bundle.json"
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
 """What zipfile raises for a zip that was cut or changed: NotImplementedError for a flag or version it does not know."""
@@ -43,6 +45,27 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 class FileEntry:
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `optimize` made for one target in one precision: graphs whose inputs and outputs are the portable ones'."""
+
+    target: str
+    precision: str
+    graphs: dict[str, GraphSpec]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What it was made with and what was chosen: the oldest version, fp32 islands, calibration, profiles."""
+    verification: dict[str, Any] = field(default_factory=dict)
+    """What verify said about these graphs when they were made."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.target}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,8 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     """What verify said when the bundle was made."""
+    targets: dict[str, Target] = field(default_factory=dict)
+    """By their names, `<target>-<precision>`."""
     files: dict[str, FileEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,18 +99,26 @@ class Manifest:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name:
                 raise ConfigError(f"files: {name!r} leaves the bundle")
-        for name, graph in self.graphs.items():
+        for name, target in self.targets.items():
+            if name != target.name:
+                raise ConfigError(f"targets: {name!r} is {target.name!r} by its own words")
+        for name, graph in self._all_graphs().items():
             for tensor in (*graph.inputs, *graph.outputs):
                 if not all(isinstance(axis, str) or (type(axis) is int and axis >= 0) for axis in tensor.shape):
                     raise ConfigError(f"graphs: {name}: an axis of {tensor} is neither a name nor a size")
 
     def check_graphs(self, path: Path) -> None:
         """Refuses a graph in a file that `files` does not list; asked once `files` is known."""
-        for name, graph in self.graphs.items():
+        for name, graph in self._all_graphs().items():
             if graph.file not in self.files:
                 raise BundleError(
                     f"{path}: {MANIFEST}: the graph {name!r} is in {graph.file!r}, which files does not list"
                 )
+
+    def _all_graphs(self) -> dict[str, GraphSpec]:
+        """The portable graphs and those of the targets, by names for people."""
+        ready = {f"{t.name}/{name}": graph for t in self.targets.values() for name, graph in t.graphs.items()}
+        return {**self.graphs, **ready}
 
 
 class Bundle:
@@ -130,8 +163,26 @@ class Bundle:
             raise BundleError(f"{self.path}: {name} is missing")
         return self._files[name]
 
+    def files(self) -> dict[str, bytes]:
+        """Every file by its name, without the manifest."""
+        return {name: self._files[name] for name in self.manifest.files}
+
     def text(self) -> Text:
         return Text.load(self.read)
+
+    def target(self, name: str, precision: str) -> Target:
+        """What `optimize` made for the target `name`.
+
+        Raises:
+            NotTestedError: it made nothing yet; the sentence is the command that does.
+        """
+        found = self.manifest.targets.get(f"{name}-{precision}")
+        if found is None:
+            raise NotTestedError(
+                f"{self.path} holds no {precision} graphs for {name}; "
+                f"run: edge-attn optimize {self.path} --target {name} --precision {precision}"
+            )
+        return found
 
     def size(self) -> int:
         return sum(entry.size for entry in self.manifest.files.values())

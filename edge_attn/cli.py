@@ -7,19 +7,21 @@ Text goes out as UTF-8, whatever the locale.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edge_attn import __version__
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import EdgeAttnError, InputError, UsageError
-from edge_attn.registry import RUNTIMES, VERBS, resolve
+from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS, VERBS, resolve
 
 PATH = click.Path(path_type=Path)
 
@@ -52,11 +54,37 @@ def _json(content: Any) -> str:
     return json.dumps(content, indent=1, sort_keys=True)
 
 
+_threads = click.option("--threads", type=click.IntRange(min=1), help="Threads of the runtime on the CPU.")
+_cache_dir = click.option("--cache-dir", type=PATH, help="Of engines.  [default: edge-attn in the user's cache folder]")
+
+
 def _runtime_options(command: Any) -> Any:
-    command = click.option("--threads", type=click.IntRange(min=1), help="Threads of the runtime.")(command)
-    return click.option("--runtime", default="ort-cpu", show_default=True, help=f"One of {', '.join(RUNTIMES)}.")(
-        command
-    )
+    """Options of how a bundle is run; `command` gets `runtime`, and the rest as one RuntimeOptions, `options`."""
+
+    @functools.wraps(command)
+    def run(
+        *arguments: Any,
+        threads: int | None,
+        precision: str,
+        allow_fallback: bool,
+        cache_dir: Path | None,
+        **others: Any,
+    ) -> Any:
+        return command(*arguments, options=RuntimeOptions(threads, precision, allow_fallback, cache_dir), **others)
+
+    for option in (
+        _cache_dir,
+        click.option("--allow-fallback", is_flag=True, help="Run on the CPU where the runtime's device is missing."),
+        _threads,
+        click.option("--precision", default=RuntimeOptions.precision, show_default=True, help=_one_of(PRECISIONS)),
+        click.option("--runtime", default="ort-cpu", show_default=True, help=_one_of(RUNTIMES)),
+    ):
+        run = option(run)
+    return run
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return f"One of {', '.join(names)}."
 
 
 def _search_options(command: Any) -> Any:
@@ -119,9 +147,9 @@ def export(checkpoint: Path, out: Path, candidates: int, sentences: Path | None,
 @click.option("--format", type=click.Choice(["text", "jsonl", "moses"]), default="text", show_default=True)
 @click.option("--alignments", type=PATH, help="Pharaoh alignments (i-j) of the tokens, a line each.")
 @_runtime_options
-def translate(bundle: Path, beam: int, n_best: int, length_penalty: float, max_length: int, **options: Any) -> None:
+def translate(bundle: Path, beam: int, n_best: int, length_penalty: float, max_length: int, **given: Any) -> None:
     """Translate lines with BUNDLE (or a checkpoint, on torch), in order."""
-    _verb("translate")(bundle, config=SearchConfig(beam, n_best, length_penalty, max_length), **options)
+    _verb("translate")(bundle, config=SearchConfig(beam, n_best, length_penalty, max_length), **given)
 
 
 @cli.command()
@@ -135,10 +163,10 @@ def translate(bundle: Path, beam: int, n_best: int, length_penalty: float, max_l
 @_runtime_options
 @click.pass_context
 def verify(
-    ctx: click.Context, /, bundle: Path, overrides: tuple[str, ...], as_json: bool, junit: Path | None, **options: Any
+    ctx: click.Context, /, bundle: Path, overrides: tuple[str, ...], as_json: bool, junit: Path | None, **given: Any
 ) -> None:
     """Does BUNDLE say what the trained model said? Exit code 0: yes; 1: no; 3: it could not be tested."""
-    report = _verb("verify")(bundle, overrides=dict(_override(text) for text in overrides), **options)
+    report = _verb("verify")(bundle, overrides=dict(_override(text) for text in overrides), **given)
     if junit is not None:
         try:
             junit.write_text(report.junit(), encoding="utf-8")
@@ -177,13 +205,13 @@ def evaluate(
     against: Path | None,
     picture: Path | None,
     as_json: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """BLEU and chrF of MODEL, a bundle or a checkpoint, on the pairs in TSV (also .gz)."""
     config = SearchConfig(beam, 1, length_penalty, max_length)
     models = [model, against] if against else [model]
     found = [
-        _verb("evaluate")(one, corpus, config=config, by_length=by_length or picture is not None, **options)
+        _verb("evaluate")(one, corpus, config=config, by_length=by_length or picture is not None, **given)
         for one in models
     ]
     if picture is not None:
@@ -207,9 +235,57 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @click.option("--out", type=PATH, default=Path("edge-attn-demo"), show_default=True, help="Folder of what it makes.")
 @_runtime_options
 @click.pass_context
-def demo(ctx: click.Context, /, out: Path, runtime: str, threads: int | None) -> None:
+def demo(ctx: click.Context, /, out: Path, runtime: str, options: RuntimeOptions) -> None:
     """Export the embedded English-French model, verify it, translate, and draw its alignments."""
-    ctx.exit(_verb("demo")(out, runtime, threads, click.echo))
+    ctx.exit(_verb("demo")(out, runtime, options, click.echo))
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--target", required=True, help=_one_of(TARGETS))
+@click.option("--precision", default="fp32", show_default=True, help=_one_of(PRECISIONS))
+@click.option("--min-version", help="Oldest version of the target that must read the graphs, as 10.3.")
+@click.option("--calibration", type=PATH, help="Source sentences for int8's scales.  [default: the golden ones]")
+@click.option("--profiles", type=PATH, help="TOML file of the batches and lengths that engines are built for.")
+@click.option("--plugin", "plugins", multiple=True, help="An op of ours that a plugin serves; may be given again.")
+@click.option("--build", is_flag=True, help="Build the engines here, and verify on them.")
+@click.option("--max-build-minutes", type=click.FloatRange(min=0, min_open=True), help="For --build.")
+@click.option("--force", is_flag=True, help="Make again what the bundle already holds.")
+@_threads
+@_cache_dir
+@click.pass_context
+def optimize(ctx: click.Context, /, bundle: Path, **given: Any) -> None:
+    """Make of BUNDLE's graphs those that one target runs best, verified before they are put into it."""
+    ctx.exit(_verb("optimize")(bundle, say=click.echo, **given))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, /, as_json: bool) -> None:
+    """What this machine has for running bundles, what is wrong, and the command that puts it right."""
+    machine = _verb("doctor")()
+    click.echo(machine.json() if as_json else str(machine), nl=not as_json)
+    ctx.exit(machine.exit_code)
+
+
+@cli.group()
+def cache() -> None:
+    """The engines that were built on this machine."""
+
+
+@cache.command("list")
+@_cache_dir
+def cache_list(cache_dir: Path | None) -> None:
+    """Each engine: graph, versions, GPU, size, last use."""
+    click.echo(_verb("cache list")(cache_dir))
+
+
+@cache.command("clear")
+@_cache_dir
+def cache_clear(cache_dir: Path | None) -> None:
+    """Delete every engine."""
+    click.echo(_verb("cache clear")(cache_dir))
 
 
 def main() -> None:

@@ -60,6 +60,24 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class RuntimeOptions:
+    """How a runtime is opened; the same for every verb that runs a bundle."""
+
+    threads: int | None = None
+    """Of the CPU; the runtime's own choice if None."""
+    precision: str = "fp32"
+    """fp32, fp16 or int8: the graphs that run, the portable ones or those of targets/<target>-<precision>."""
+    allow_fallback: bool = False
+    """Where the runtime's provider is missing, the CPU runs, and the provider's name says so."""
+    cache_dir: Path | None = None
+    """Of engines; None: edge-attn in the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1, found {self.threads}")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     train: str
     """Pairs, one a line, `source<separator>target`; .gz is read too. Relative to `--data`, or to the configuration."""

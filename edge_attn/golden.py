@@ -149,7 +149,9 @@ def _slices(sizes: Sequence[int]) -> list[slice]:
     return [slice(int(end - size), int(end)) for end, size in zip(ends, sizes, strict=True)]
 
 
-def batches(count: int, size: int = BATCH) -> list[range]:
+def batches(count: int, size: int = BATCH, most: int | None = None) -> list[range]:
+    """Of `size`, or of `most` if a runtime takes no more."""
+    size = min(size, most or size)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -167,7 +169,7 @@ def observe(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch: int = BATCH
 ) -> Iterator[Observation]:
     """What `runtime` says about each sentence along its target, in batches."""
-    for rows in batches(len(sources), batch):
+    for rows in batches(len(sources), batch, runtime.max_batch):
         some = [sources[i] for i in rows]
         along = [targets[i] for i in rows]
         log_probs: list[np.ndarray] = []
@@ -218,7 +220,7 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """`search` in batches of BATCH, in the order given."""
     found: list[list[Hypothesis]] = []
-    for rows in batches(len(sources)):
+    for rows in batches(len(sources), BATCH, runtime.max_batch):
         found += search(runtime, [sources[i] for i in rows], config, alignments)
     return found
 
@@ -287,7 +289,7 @@ def _along(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> Iterator[np.ndarray]:
     """The log-probability of each token of each target, the end symbol's last."""
-    for rows in batches(len(sources), 2 * BATCH):
+    for rows in batches(len(sources), 2 * BATCH, runtime.max_batch):
         along = [targets[i] for i in rows]
         steps = [
             runtime.numpy(outputs["log_probs"])[:, 0]

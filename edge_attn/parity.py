@@ -6,7 +6,8 @@ Every comparison is written so that NaN is outside. The bounds are ceilings: a m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +38,8 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L2.kl": 1e-6,
         "L2.top1": 0.0,
         "L3.tokens": 0.0,
+        "L3.n_best": 0.0,
+        "L3.chrf": 0.0,
         "L3.excused": 0.005,
         "L3.log_prob": 1e-3,
         "L3.score": 1e-4,
@@ -45,11 +48,60 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L5.rerun": 0.0,
         "L5.tokens": 0.0,
         "L5.excused": 0.005,
-    }
+    },
+    "fp16": {
+        "L1.max_abs": 3e-2,
+        "L1.p99": 1e-2,
+        "L1.relative": 2e-3,
+        "L1.cosine": 1e-5,
+        "L1.alignment": 2e-2,
+        "L1.state": 2e-2,
+        "L2.log_prob": 1e-1,
+        "L2.rest": 1e-1,
+        "L2.projection": 3e-2,
+        "L2.kl": 1e-4,
+        "L2.top1": 0.01,
+        "L3.tokens": 0.05,
+        "L3.n_best": 0.1,
+        "L3.chrf": 0.05,
+        "L3.excused": 0.005,
+        "L3.log_prob": 0.1,
+        "L3.score": 1e-2,
+        "L3.alignment": 2e-2,
+        "L3.text": 0.0,
+        "L5.rerun": 0.0,
+        "L5.tokens": 0.05,
+        "L5.excused": 0.005,
+    },
+    "int8": {
+        "L1.max_abs": 1.0,
+        "L1.p99": 0.3,
+        "L1.relative": 0.05,
+        "L1.cosine": 2e-3,
+        "L1.alignment": 0.2,
+        "L1.state": 0.5,
+        "L2.log_prob": 2.0,
+        "L2.rest": 2.0,
+        "L2.projection": 1.0,
+        "L2.kl": 5e-2,
+        "L2.top1": 0.01,
+        "L3.tokens": 0.2,
+        "L3.n_best": 0.8,
+        "L3.chrf": 0.1,
+        "L3.excused": 0.005,
+        "L3.log_prob": 3.0,
+        "L3.score": 0.2,
+        "L3.alignment": 0.2,
+        "L3.text": 0.0,
+        "L5.rerun": 0.0,
+        "L5.tokens": 0.2,
+        "L5.excused": 0.005,
+    },
 }
 """By precision: the largest value that holds. max_abs, p99: absolute; relative: of norms; cosine: 1 - cosine; state:
-of projections; kl: of the 32 best and the rest; top1, tokens, text: a share of misses that no margin excuses; excused:
-misses that one does, as a share of all steps."""
+of projections; kl: of the 32 best and the rest; top1, tokens, n_best, text: a share of misses that no margin excuses;
+excused: misses that one does, as a share of all steps; chrf: 1 - chrF of the texts against the reference's own. The
+quality that fp16 and int8 may lose against human references is measured on a corpus, with `evaluate`."""
 
 
 def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str, float]) -> dict[str, float]:
@@ -173,6 +225,33 @@ class Distance:
         if found == 0 and expected == 0:
             return 0.0
         return float(max(1.0 - product / np.sqrt(found * expected), 0.0)) if found * expected > 0 else 1.0
+
+
+CHRF_ORDER, CHRF_BETA = 6, 2
+
+
+def chrf(found: Sequence[str], expected: Sequence[str]) -> float:
+    """chrF2 of texts against other texts (Popović 2015, https://aclanthology.org/W15-3049), from 0 to 1.
+
+    Character n-grams of 1 to 6 without white space; counts are summed over all texts; beta is 2.
+    """
+    scores = []
+    for n in range(1, CHRF_ORDER + 1):
+        ours, theirs, shared = 0, 0, 0
+        for one, other in zip(found, expected, strict=True):
+            a, b = _ngrams(one, n), _ngrams(other, n)
+            ours, theirs, shared = ours + a.total(), theirs + b.total(), shared + (a & b).total()
+        if ours and theirs:
+            scores.append((shared / ours, shared / theirs))
+    precision, recall = (float(np.mean(values)) for values in zip(*scores, strict=True)) if scores else (0.0, 0.0)
+    if precision + recall == 0:
+        return float(list(found) == list(expected))
+    return (1 + CHRF_BETA**2) * precision * recall / (CHRF_BETA**2 * precision + recall)
+
+
+def _ngrams(text: str, n: int) -> Counter[str]:
+    characters = "".join(text.split())
+    return Counter(characters[i : i + n] for i in range(len(characters) - n + 1))
 
 
 def largest(values: np.ndarray) -> float:

@@ -23,11 +23,32 @@ VERBS = {
     "show": "runtimes.inspect:show",
     "picture": "runtimes.picture:picture",
     "demo": "runtimes.demo:demo",
+    "optimize": "runtimes.optimize:optimize",
+    "doctor": "runtimes.doctor:doctor",
+    "cache list": "runtimes.engine_cache:list_cache",
+    "cache clear": "runtimes.engine_cache:clear_cache",
 }
 RUNTIMES = {
     "ort-cpu": "runtimes.ort:OrtCpu",
+    "ort-cuda": "runtimes.ort_cuda:OrtCuda",
+    "trt": "runtimes.trt:Trt",
+    "trt-rtx": "runtimes.trt:TrtRtx",
     "torch": "edge_attn.models.reference:Reference",
 }
+PRECISIONS = ("fp32", "fp16", "int8")
+SERVES = {
+    "ort-cpu": ("fp32",),
+    "ort-cuda": ("fp32", "fp16"),
+    "trt": PRECISIONS,
+    "trt-rtx": PRECISIONS,
+    "torch": ("fp32",),
+}
+"""The precisions in which each runtime runs a bundle."""
+TARGETS = {
+    "ort-cuda": "runtimes.targets.recipes:ORT_CUDA",
+    "trt": "runtimes.targets.recipes:TRT",
+}
+"""What `optimize` makes graphs for; trt-rtx runs those of trt."""
 SERVICES = {
     "open reference": "edge_attn.models.reference:open_checkpoint",
     "record reference": "edge_attn.models.reference:record_live",
@@ -56,7 +77,6 @@ TOKENIZERS = {
     "words": "edge_attn.text:WordTokenizer",
     "characters": "edge_attn.text:CharacterTokenizer",
 }
-PRECISIONS = ("fp32",)
 
 EXTRAS = {
     "torch": "export",
@@ -68,6 +88,8 @@ EXTRAS = {
     "sacrebleu": "evaluate",
 }
 """The extra that brings each optional package."""
+OF_RUNTIMES = {**EXTRAS, "onnx": "optimize"}
+"""The same for what the device side needs."""
 
 HOUSE = Path(__file__).resolve().parent.parent
 
@@ -88,8 +110,9 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing in EXTRAS:
-            raise MissingExtraError(missing, EXTRAS[missing]) from error
+        extras = OF_RUNTIMES if module_name.startswith("runtimes.") else EXTRAS
+        if missing in extras:
+            raise MissingExtraError(missing, extras[missing]) from error
         raise
     return getattr(module, attribute)
 

@@ -45,8 +45,15 @@ class Runtime(Protocol):
     name: str
     provider: str
     """What really runs the graphs, read from the runtime itself."""
+    precision: str
+    """In which the graphs compute: fp32, fp16 or int8; fp64 for the reference that measures noise."""
     graphs: Mapping[str, GraphSpec]
+    max_batch: int | None
+    """Sentences that it takes at a time; None: any number."""
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]: ...
 
     def numpy(self, value: Value) -> np.ndarray: ...
+
+    def close(self) -> None:
+        """Frees what it holds; nothing runs afterwards."""

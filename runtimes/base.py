@@ -6,28 +6,37 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_attn.bundle import Bundle
+from edge_attn.config import RuntimeOptions
 from edge_attn.errors import BundleError, NotTestedError, UsageError
-from edge_attn.registry import RUNTIMES, resolve
+from edge_attn.registry import PRECISIONS, RUNTIMES, SERVES, resolve
 from edge_attn.spec import GraphSpec, Runtime
 
+DEFAULT = RuntimeOptions()
 
-def open_runtime(bundle: Bundle, name: str, threads: int | None = None) -> Runtime:
+
+def open_runtime(bundle: Bundle, name: str, options: RuntimeOptions = DEFAULT) -> Runtime:
     """The bundle on the runtime `name`.
 
     Raises:
-        UsageError: no such runtime, or torch, which runs checkpoints.
-        NotTestedError: the runtime is not installed.
+        UsageError: no such runtime, or torch, which runs checkpoints; a precision that the runtime does not serve.
+        NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
     """
     if name == "torch":
         raise UsageError(f"the runtime torch runs a checkpoint, and {bundle.path} is a bundle")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, found {threads}")
+    check_precision(name, options)
     try:
-        made: Runtime = resolve("runtime", RUNTIMES, name)(bundle, threads=threads)
+        made: Runtime = resolve("runtime", RUNTIMES, name)(bundle, options)
     except ImportError as error:
         raise NotTestedError(f"the runtime {name} does not load here: {error}") from error
     _check(bundle.path, made.graphs)
     return made
+
+
+def check_precision(name: str, options: RuntimeOptions) -> None:
+    """Refuses a precision that the runtime `name` never serves."""
+    served = SERVES.get(name, PRECISIONS)
+    if options.precision not in served:
+        raise UsageError(f"the runtime {name} serves {', '.join(served)}, found precision {options.precision!r}")
 
 
 def _check(path: Path, graphs: Mapping[str, GraphSpec]) -> None:

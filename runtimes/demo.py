@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_attn.config import RuntimeOptions
 from edge_attn.errors import InputError
 from edge_attn.registry import HOUSE, VERBS, resolve
 from runtimes.picture import alignment_svg, write
@@ -24,7 +25,7 @@ SENTENCES = (
 )
 
 
-def demo(out: Path, runtime: str, threads: int | None, say: Callable[[str], object]) -> int:
+def demo(out: Path, runtime: str, options: RuntimeOptions, say: Callable[[str], object]) -> int:
     """Exports the embedded checkpoint (where torch is installed; else takes the ready bundle), verifies the bundle,
     translates SENTENCES and draws their alignments; gives the exit code of the verification."""
     try:
@@ -39,9 +40,9 @@ def demo(out: Path, runtime: str, threads: int | None, say: Callable[[str], obje
         bundle = out / "en-fr"
         say(f"exporting {CHECKPOINT} to {bundle}")
         resolve("verb", VERBS, "export")(CHECKPOINT, bundle, force=True)
-    report = verify(bundle, runtime, threads=threads)
+    report = verify(bundle, runtime, options=options)
     say(str(report))
-    translator = Translator.open(bundle, runtime, threads)
+    translator = Translator.open(bundle, runtime, options)
     translations = translator.translate(SENTENCES)
     for sentence, translation in zip(SENTENCES, translations, strict=True):
         say(f"{sentence}\n  -> {translation.text}  ({translation.score:.3f})")

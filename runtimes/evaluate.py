@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import MissingExtraError, UsageError
 from edge_attn.pairs import read_pairs
+from runtimes.base import DEFAULT
 from runtimes.translate import Translation, Translator
 
 BINS = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 30), (31, 40), (41, 60))
@@ -88,7 +89,7 @@ def evaluate(
     by_length: bool = False,
     limit: int | None = None,
     runtime: str = "ort-cpu",
-    threads: int | None = None,
+    options: RuntimeOptions = DEFAULT,
 ) -> Evaluation:
     """Scores of `model`, a bundle or a checkpoint, on the first reference of each distinct source of `corpus`.
 
@@ -104,7 +105,7 @@ def evaluate(
         first.setdefault(source, target)
     pairs = list(first.items())[:limit]
     bleu, chrf = _metrics()
-    translator = Translator.open(model, runtime, threads)
+    translator = Translator.open(model, runtime, options)
     started = time.monotonic()
     translations = _translate(translator, pairs, config)
     found = dict(zip(pairs, (translation.text for translation in translations), strict=True))

@@ -43,11 +43,28 @@ def show(content: dict[str, Any]) -> str:
             for tensor in graph[kind]:
                 axes = ", ".join(map(str, tensor["shape"]))
                 lines.append(f"  {kind[:-1]:<6} {tensor['name']} {tensor['dtype']} ({axes})")
-    levels = ", ".join(f"{level} {status}" for level, status in verified.get("levels", {}).items())
-    lines.append(f"verified at export: {levels or 'no record'} ({verified.get('provider', 'nothing ran')})")
+    lines.append(f"verified at export: {_verified(verified)}")
+    for name, target in content["targets"].items():
+        size = sum(content["files"][graph["file"]]["size"] for graph in target["graphs"].values())
+        lines.append(f"target {name}: {size / 1e6:.1f} MB, {_verified(target['verification'])}")
+        lines += [f"  {key}: {_short(value)}" for key, value in target["settings"].items() if _short(value)]
     lines += [f"{key}: {value}" for key, value in origin.items() if key != "graphs"]
     lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]
     lines += [
         f"file {name}: {entry['size']} bytes, sha256 {entry['sha256']}" for name, entry in content["files"].items()
     ]
     return "\n".join(lines)
+
+
+def _verified(record: dict[str, Any]) -> str:
+    levels = ", ".join(f"{level} {status}" for level, status in record.get("levels", {}).items())
+    engine = f"; the engine: {record['engine']}" if "engine" in record else ""
+    return f"{levels or 'no record'} ({record.get('provider', 'nothing ran')}{engine})"
+
+
+def _short(value: Any) -> str:
+    """A setting on one line; nothing of what is empty."""
+    if isinstance(value, dict):
+        shown = [f"{key} {_short(inner)}" for key, inner in value.items() if _short(inner)]
+        return ", ".join(shown)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -13,7 +13,7 @@ import numpy as np
 from edge_attn import golden
 from edge_attn.config import SearchConfig
 from edge_attn.golden import Golden, Said
-from edge_attn.parity import Distance, Finding, Flip, Level, first_difference, largest
+from edge_attn.parity import Distance, Finding, Flip, Level, chrf, first_difference, largest
 from edge_attn.search import Hypothesis
 from edge_attn.spec import Runtime
 from edge_attn.text import EOS, Text
@@ -93,9 +93,9 @@ def sentence(runtime: Runtime, said: Golden, text: Text, max_source: int, limits
     level = Level("L3")
     beam = golden.decode(runtime, said.sources, said.search, True)
     best = _best(golden.decode(runtime, said.sources, _greedy(said.search), True))
-    _judge(level, said, "greedy", _greedy_flips(said, best, "greedy"), limits)
+    _judge(level, said, "tokens", "greedy", _greedy_flips(said, best, "greedy"), limits)
     flips = [_beam_flip(recorded, found, i) for i, (recorded, found) in enumerate(zip(said.n_best, beam, strict=True))]
-    _judge(level, said, "beam", [flip for flip in flips if flip is not None], limits)
+    _judge(level, said, "n_best", "beam", [flip for flip in flips if flip is not None], limits)
     same = [(h, s) for h, s in zip(best, said.greedy, strict=True) if h.tokens == s.tokens]
     for hypotheses, recorded in zip(beam, said.n_best, strict=True):
         same += [(h, s) for h, s in zip(hypotheses, recorded, strict=False) if h.tokens == s.tokens]
@@ -110,6 +110,13 @@ def sentence(runtime: Runtime, said: Golden, text: Text, max_source: int, limits
     wrong += golden.vocabulary_digest(text.target) != said.vocabulary
     for line, source in zip(said.sentences, said.sources, strict=True):
         wrong += tuple(golden.encode(text, line, max_source)[0]) != source
+    for where, hypotheses, wanted in (
+        ("greedy", best, said.greedy),
+        ("beam", _best(beam), [recorded[0] for recorded in said.n_best]),
+    ):
+        texts = [text.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
+        lost = 1.0 - chrf(texts, [recorded.text for recorded in wanted])
+        level.findings.append(Finding("L3", f"chrf {where}", lost, limits["L3.chrf"]))
     level.findings.append(Finding("L3", "text", wrong / max(len(same), 1), limits["L3.text"]))
     return level.close()
 
@@ -144,7 +151,7 @@ def device(runtime: Runtime, said: Golden, limits: Limits) -> Level:
         ("batched", first),
         ("shuffled", [shuffled[i] for i in np.argsort(order)]),
     ):
-        _judge(level, said, way, _greedy_flips(said, found, way), limits)
+        _judge(level, said, "tokens", way, _greedy_flips(said, found, way), limits)
     return level.close()
 
 
@@ -163,13 +170,13 @@ def _or_nan(weights: np.ndarray | None) -> np.ndarray:
     return np.full((1,), np.nan) if weights is None else weights
 
 
-def _judge(level: Level, said: Golden, where: str, flips: Sequence[Flip], limits: Limits) -> None:
+def _judge(level: Level, said: Golden, what: str, where: str, flips: Sequence[Flip], limits: Limits) -> None:
     """The share of sentences on which nothing excuses another result, and of steps on which something does."""
     wrong = sum(not flip.excused for flip in flips)
     excused = (len(flips) - wrong) / said.steps()[-1].stop
     level.flips += flips
     level.findings += [
-        Finding(level.name, f"tokens {where}", wrong / len(said.sources), limits[f"{level.name}.tokens"]),
+        Finding(level.name, f"{what} {where}", wrong / len(said.sources), limits[f"{level.name}.{what}"]),
         Finding(level.name, f"excused {where}", excused, limits[f"{level.name}.excused"]),
     ]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from edge_attn.bundle import Bundle
-from edge_attn.errors import BundleError
+from edge_attn.config import RuntimeOptions
+from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.spec import GraphSpec, Value
 
+DEFAULT = RuntimeOptions()
 FROM_ORT = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -25,41 +29,85 @@ class OrtCpu:
     """Every graph of a bundle in ONNX Runtime's CPU provider."""
 
     name = "ort-cpu"
+    max_batch: int | None = None
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULT) -> None:
         self.graphs: Mapping[str, GraphSpec] = bundle.manifest.graphs
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        self._sessions = {}
-        for name, spec in self.graphs.items():
-            where = f"{bundle.path}: {spec.file}"
-            try:
-                session = ort.InferenceSession(bundle.read(spec.file), options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # ONNX Runtime's errors share no class but Exception
-                raise BundleError(f"{where} is not a graph that ONNX Runtime loads: {error}") from error
-            _check(where, session, spec)
-            self._sessions[name] = session
+        self.precision = bundle.manifest.precision
+        settings = session_settings(options)
+        if self.precision == "int8":  # as written: fused kernels round otherwise, and 1.23 has a wrong one
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        self._sessions = {
+            name: open_session(bundle, spec, settings, ["CPUExecutionProvider"]) for name, spec in self.graphs.items()
+        }
         self.provider = ", ".join(sorted({p for s in self._sessions.values() for p in s.get_providers()}))
         self._outputs = {name: [tensor.name for tensor in spec.outputs] for name, spec in self.graphs.items()}
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        session, names = self._sessions[graph], self._outputs[graph]
-        binding = session.io_binding()  # run_with_ort_values does the same, and takes a sixth longer
-        for name, value in inputs.items():
-            if isinstance(value, np.ndarray):
-                value = ort.OrtValue.ortvalue_from_numpy(value)
-            binding.bind_ortvalue_input(name, value)
-        for name in names:
-            binding.bind_output(name)
-        session.run_with_iobinding(binding)
-        return dict(zip(names, binding.get_outputs(), strict=True))
+        return run_bound(self._sessions[graph], self._outputs[graph], inputs, "cpu")
 
     def numpy(self, value: Value) -> np.ndarray:
         result: np.ndarray = value.numpy()
         return result
+
+    def close(self) -> None:
+        """Nothing to do: the sessions go with their last reader."""
+
+
+def onnxruntime_packages() -> list[str]:
+    """The installed packages that bring the module `onnxruntime`; where there are two, one overwrote the other."""
+    return sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", [])))
+
+
+def session_settings(options: RuntimeOptions) -> ort.SessionOptions:
+    """
+    Raises:
+        NotTestedError: the module is empty, as pip leaves it when it removes one of two packages that bring it.
+    """
+    if not hasattr(ort, "InferenceSession"):
+        packages = onnxruntime_packages() or ["onnxruntime"]
+        raise NotTestedError(
+            "the module onnxruntime is there, but empty: another package that brings it was removed; "
+            f"run: pip install --force-reinstall --no-deps {packages[-1]}"
+        )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+    return settings
+
+
+def open_session(
+    bundle: Bundle, spec: GraphSpec, settings: ort.SessionOptions, providers: Sequence[Any]
+) -> ort.InferenceSession:
+    """The graph that `spec` describes, in the first of `providers` that loads; ask the session which that is.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph, or its inputs and outputs are not those of the manifest.
+    """
+    where = f"{bundle.path}: {spec.file}"
+    try:  # by itself ONNX Runtime would print on standard output that a provider fails, and go on with the CPU
+        session = ort.InferenceSession(bundle.read(spec.file), settings, providers=providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors share no class but Exception
+        raise BundleError(f"{where} is not a graph that ONNX Runtime loads: {error}") from error
+    _check(where, session, spec)
+    return session
+
+
+def run_bound(
+    session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Value], device: str
+) -> dict[str, Value]:
+    """The `outputs` by name, as OrtValues on `device`. Inputs are taken where they are."""
+    binding = session.io_binding()  # run_with_ort_values does the same, and takes a sixth longer
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            value = ort.OrtValue.ortvalue_from_numpy(value)
+        binding.bind_ortvalue_input(name, value)
+    for name in outputs:
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding)
+    return dict(zip(outputs, binding.get_outputs(), strict=True))
 
 
 def _check(where: str, session: ort.InferenceSession, spec: GraphSpec) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 
 from edge_attn import golden
 from edge_attn.bundle import Bundle
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.registry import RUNTIMES, SERVICES, resolve
 from edge_attn.search import Hypothesis, search
 from edge_attn.spec import Runtime
 from edge_attn.text import Text
-from runtimes.base import is_checkpoint, open_runtime
+from runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
 
 BATCH_TOKENS = 1024
 """Source tokens times beam of one batch, padding counted."""
@@ -58,18 +58,19 @@ class SourceCutWarning(UserWarning):
 class Translator:
     """A model that translates, on one runtime."""
 
-    def __init__(self, bundle: Bundle, runtime: str = "ort-cpu", threads: int | None = None) -> None:
-        self._set(open_runtime(bundle, runtime, threads), bundle.text(), bundle.manifest.max_source)
+    def __init__(self, bundle: Bundle, runtime: str = "ort-cpu", options: RuntimeOptions = DEFAULT) -> None:
+        self._set(open_runtime(bundle, runtime, options), bundle.text(), bundle.manifest.max_source)
 
     @classmethod
-    def open(cls, path: Path, runtime: str = "ort-cpu", threads: int | None = None) -> Translator:
+    def open(cls, path: Path, runtime: str = "ort-cpu", options: RuntimeOptions = DEFAULT) -> Translator:
         """A bundle on `runtime`, or a checkpoint on torch, the reference."""
         if not is_checkpoint(path):
-            return cls(Bundle.open(path), runtime, threads)
+            return cls(Bundle.open(path), runtime, options)
         if runtime not in RUNTIMES:
             resolve("runtime", RUNTIMES, runtime)
+        check_precision("torch", options)
         made = cls.__new__(cls)
-        made._set(*resolve("service", SERVICES, "open reference")(path, threads))
+        made._set(*resolve("service", SERVICES, "open reference")(path, options))
         return made
 
     def _set(self, runtime: Runtime, text: Text, max_source: int) -> None:
@@ -124,7 +125,7 @@ class Translator:
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
             sources[i] = ids
-        for indices in _by_length(sources, batch_tokens // config.beam):
+        for indices in _by_length(sources, batch_tokens // config.beam, self.runtime.max_batch):
             some = [sources[i] for i in indices]
             for i, hypotheses in zip(indices, search(self.runtime, some, config, alignments), strict=True):
                 yield i, self._translation(sources[i], hypotheses, i in cut)
@@ -148,11 +149,12 @@ class Translator:
         return Translation(**{**vars(best), "n_best": tuple(made)})
 
 
-def _by_length(sources: dict[int, list[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Batches of indices of like length, shortest first, at most `batch_tokens` each with padding, and never empty."""
+def _by_length(sources: dict[int, list[int]], batch_tokens: int, most: int | None) -> Iterator[list[int]]:
+    """Batches of indices of like length, shortest first, at most `batch_tokens` each with padding, and never empty;
+    at most `most` indices each."""
     batch: list[int] = []
     for i in sorted(sources, key=lambda i: (len(sources[i]), i)):
-        if batch and len(sources[i]) * (len(batch) + 1) > batch_tokens:
+        if batch and (len(sources[i]) * (len(batch) + 1) > batch_tokens or len(batch) == most):
             yield batch
             batch = []
         batch.append(i)

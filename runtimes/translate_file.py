@@ -13,8 +13,9 @@ from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import InputError
+from runtimes.base import DEFAULT
 from runtimes.translate import Translation, Translator
 
 WINDOW = 1024
@@ -32,7 +33,7 @@ def translate_file(
     format: str = "text",
     alignments: Path | None = None,
     runtime: str = "ort-cpu",
-    threads: int | None = None,
+    options: RuntimeOptions = DEFAULT,
 ) -> int:
     """Translates each line of `input` (standard input) into `output` (standard output); gives the number of lines.
 
@@ -42,7 +43,7 @@ def translate_file(
         InputError: a line that is not text, named by its number; the lines before it are answered.
     """
     config = config or SearchConfig()
-    translator = Translator.open(bundle, runtime, threads)
+    translator = Translator.open(bundle, runtime, options)
     count = 0
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_input(input))

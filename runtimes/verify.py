@@ -9,13 +9,14 @@ import numpy as np
 
 from edge_attn import golden
 from edge_attn.bundle import Bundle
+from edge_attn.config import RuntimeOptions
 from edge_attn.errors import InputError, UsageError
 from edge_attn.golden import Golden
 from edge_attn.parity import LEVELS, RUN_BY_VERIFY, Level, bounds
 from edge_attn.registry import SERVICES, resolve
 from edge_attn.spec import Runtime
 from runtimes import levels as ladder
-from runtimes.base import open_runtime
+from runtimes.base import DEFAULT, open_runtime
 from runtimes.report import Report
 
 
@@ -26,7 +27,7 @@ def verify(
     overrides: Mapping[str, float] | None = None,
     reference: Path | None = None,
     sentences: Path | None = None,
-    threads: int | None = None,
+    options: RuntimeOptions = DEFAULT,
 ) -> Report:
     """Holds `bundle` on `runtime` to its golden data, or to the live torch model of the checkpoint `reference`.
 
@@ -34,7 +35,7 @@ def verify(
         BundleError, UsageError, NotTestedError: nothing could be compared.
     """
     opened = Bundle.open(bundle)
-    running = open_runtime(opened, runtime, threads)
+    running = open_runtime(opened, runtime, options)
     if reference is None:
         if sentences is not None:
             raise UsageError("--input needs --reference: golden data exists for the bundle's own sentences only")
@@ -64,7 +65,8 @@ def check(
         if name not in LEVELS:
             raise UsageError(f"unknown level {name!r}; known: {', '.join(LEVELS)}")
     manifest = bundle.manifest
-    limits = bounds(manifest.precision, manifest.tolerances, overrides or {})
+    stricter = manifest.tolerances if runtime.precision == manifest.precision else {}
+    limits = bounds(runtime.precision, stricter, overrides or {})
     _refuse_another_model(runtime, said, against)
     asked = tuple(levels) or RUN_BY_VERIFY
     made = {name: Level(name) for name in LEVELS}
@@ -83,7 +85,7 @@ def check(
         bundle=str(bundle.path),
         runtime=runtime.name,
         provider=runtime.provider,
-        precision=manifest.precision,
+        precision=runtime.precision,
         against=against,
         sentences=len(said.sentences),
         overrides=dict(overrides or {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -41,6 +42,18 @@ def toy_pairs() -> Path:
 def needs_torch() -> None:
     """Skips the test where torch is not installed, as on a device."""
     pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+
+
+@pytest.fixture(scope="session")
+def needs_gpu() -> None:
+    """Skips the test where no NVIDIA GPU answers. The driver itself is asked, so no package takes part."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pytest.skip("needs an NVIDIA GPU")
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        pytest.skip("needs an NVIDIA GPU")
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_attn.bundle import FORMAT, MANIFEST, Bundle, Manifest, write_bundle
-from edge_attn.errors import BundleError, ConfigError, InputError
+from edge_attn.bundle import FORMAT, MANIFEST, Bundle, Manifest, Target, write_bundle
+from edge_attn.errors import BundleError, ConfigError, InputError, NotTestedError
 from edge_attn.spec import GraphSpec, TensorSpec
 from edge_attn.text import Text
 
@@ -414,3 +414,68 @@ def test_a_kill_while_writing_leaves_no_bundle_and_the_next_write_succeeds(path,
     write_bundle(path, a_manifest(), FILES)
     Bundle.open(path)
     assert siblings(path) == [path.name]
+
+
+# ---- targets
+
+
+READY = "targets/trt-fp16/encoder.onnx"
+
+
+def a_target(**options) -> Target:
+    graphs = {"encoder": dataclasses.replace(GRAPH, file=READY)}
+    return Target(**{"target": "trt", "precision": "fp16", "graphs": graphs, **options})
+
+
+def test_a_target_is_written_and_read(path):
+    made = a_target(
+        settings={"min_version": "10.3", "fp32_islands": {"step": ["a"]}}, verification={"engine": "not tested"}
+    )
+    write_bundle(path, a_manifest(targets={"trt-fp16": made}), {**FILES, READY: b"ready"})
+    bundle = Bundle.open(path)
+    assert bundle.target("trt", "fp16") == made
+    assert bundle.read(READY) == b"ready"
+    assert bundle.files() == {**FILES, READY: b"ready"}
+
+
+@pytest.mark.parametrize(("name", "precision"), [("trt", "int8"), ("ort-cuda", "fp16")])
+def test_a_target_that_is_not_there_is_the_command_that_makes_it(path, name, precision):
+    write_bundle(path, a_manifest(targets={"trt-fp16": a_target()}), {**FILES, READY: b"ready"})
+    command = (
+        f"{path} holds no {precision} graphs for {name}; run: edge-attn optimize {path} --target {name} --precision"
+    )
+    with pytest.raises(NotTestedError, match=f"{command} {precision}") as caught:
+        Bundle.open(path).target(name, precision)
+    assert caught.value.exit_code == 3
+
+
+def test_a_bundle_of_the_first_format_has_no_targets(path):
+    write_bundle(path, a_manifest(), FILES)
+
+    def first(files):
+        content = json.loads(files[MANIFEST])
+        content["format"] = 1
+        del content["targets"]
+        files[MANIFEST] = json.dumps(content).encode()
+
+    rewrite(path, first)
+    assert Bundle.open(path).manifest.targets == {}
+
+
+def test_a_targets_graph_must_be_listed(tmp_path):
+    with pytest.raises(
+        BundleError, match=r"the graph 'trt-fp16/encoder' is in 'targets/trt-fp16/encoder\.onnx', which"
+    ):
+        write_bundle(tmp_path / "a", a_manifest(targets={"trt-fp16": a_target()}), FILES)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("trt-int8", {}, "targets: 'trt-int8' is 'trt-fp16' by its own words"),
+        ("trt-fp8", {"precision": "fp8"}, "unknown precision 'fp8'; known: fp32, fp16, int8"),
+    ],
+)
+def test_a_target_that_contradicts_itself(name, options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        a_manifest(targets={name: a_target(**options)})

@@ -12,10 +12,11 @@ import sys
 import pytest
 
 from edge_attn import __version__, cli, errors
+from edge_attn.config import RuntimeOptions
 from edge_attn.errors import EdgeAttnError
 from edge_attn.registry import HOUSE
 
-VERBS = ("train", "export", "translate", "verify", "evaluate", "inspect", "demo")
+VERBS = ("train", "export", "translate", "verify", "evaluate", "inspect", "demo", "optimize", "doctor", "cache")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -149,3 +150,40 @@ def test_help_is_as_fast_as_click():
         if ratio <= 1.5:
             return
     pytest.fail(f"edge-attn --help takes {ratio:.2f} times as long as import click")
+
+
+def test_the_options_of_a_runtime_reach_it_as_one(edge_attn_cli, monkeypatch, tmp_path):
+    seen = {}
+
+    def verb(*arguments, **options):
+        seen.update(options)
+        return 0
+
+    monkeypatch.setattr(cli, "_verb", lambda name: verb)
+    given = ("--threads", 2, "--precision", "fp16", "--allow-fallback", "--cache-dir", tmp_path)
+    edge_attn_cli("translate", "bundle", "--runtime", "trt", *given)
+    assert seen["runtime"] == "trt"
+    assert seen["options"] == RuntimeOptions(2, "fp16", True, tmp_path)
+    edge_attn_cli("translate", "bundle")
+    assert (seen["runtime"], seen["options"]) == ("ort-cpu", RuntimeOptions())
+
+
+def test_the_cache_is_listed_and_cleared_where_it_is(edge_attn_cli, tmp_path):
+    for action in ("list", "clear"):
+        assert edge_attn_cli("cache", action, "--cache-dir", tmp_path).stdout.strip()
+
+
+class Machine:
+    exit_code = 3
+
+    def json(self) -> str:
+        return "{}\n"
+
+    def __str__(self) -> str:
+        return "a machine"
+
+
+def test_the_doctor_is_printed_and_has_the_last_word(edge_attn_cli, monkeypatch):
+    monkeypatch.setattr(cli, "_verb", lambda name: Machine)
+    assert edge_attn_cli("doctor", code=3).stdout == "a machine\n"
+    assert edge_attn_cli("doctor", "--json", code=3).stdout == "{}\n"

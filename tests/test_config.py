@@ -10,6 +10,7 @@ import pytest
 from edge_attn.config import (
     Config,
     DataConfig,
+    RuntimeOptions,
     SearchConfig,
     Seq2SeqConfig,
     TextConfig,
@@ -155,3 +156,13 @@ def test_every_choice_has_its_row():
 )
 def test_the_configurations_of_the_house_are_read(path):
     assert read_config(path).model.family == "seq2seq"
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_runtime_has_at_least_one_thread(threads):
+    with pytest.raises(UsageError, match=f"threads must be at least 1, found {threads}"):
+        RuntimeOptions(threads)
+
+
+def test_a_runtime_runs_in_fp32_without_fallback_by_default():
+    assert RuntimeOptions() == RuntimeOptions(None, "fp32", False, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_attn.bundle import Bundle
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.pairs import read_pairs
 from runtimes.demo import CHECKPOINT, READY, SENTENCES
 from runtimes.evaluate import evaluate
@@ -20,7 +20,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data"
 
 
 def test_the_ready_bundle_holds_on_this_machine():
-    report = verify(READY, threads=1)
+    report = verify(READY, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds", str(report)
     assert report.sentences >= 64
 
@@ -48,12 +48,12 @@ def test_the_first_1000_test_sentences_agree_with_torch(needs_torch, tmp_path):
     sources = list(dict.fromkeys(source for source, _ in read_pairs(DATA / "test.tsv.gz")))[:1000]
     lines = tmp_path / "sources.txt"
     lines.write_text("\n".join(sources) + "\n", encoding="utf-8")
-    report = verify(READY, reference=CHECKPOINT, sentences=lines, threads=1)
+    report = verify(READY, reference=CHECKPOINT, sentences=lines, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds", str(report)
     assert report.sentences == 1000
     found = {f"{finding.level} {finding.name}": finding for level in report.levels for finding in level.findings}
     assert found["L2 log_prob"].value <= 1e-4
-    assert found["L3 tokens greedy"].value == found["L3 tokens beam"].value == 0
+    assert found["L3 tokens greedy"].value == found["L3 n_best beam"].value == 0
     assert found["L1 alignment"].value <= 1e-5
     assert found["L5 tokens alone"].value == found["L5 tokens batched"].value == found["L5 tokens shuffled"].value == 0
 
@@ -64,6 +64,6 @@ def test_the_first_1000_test_sentences_agree_with_torch(needs_torch, tmp_path):
 def test_the_score_is_the_model_cards():
     claimed = re.search(r"BLEU (\d+\.\d+)", Bundle.open(READY).read("MODEL_CARD.md").decode())
     assert claimed is not None
-    found = evaluate(READY, DATA / "test.tsv.gz", SearchConfig(), threads=1)
+    found = evaluate(READY, DATA / "test.tsv.gz", SearchConfig(), options=RuntimeOptions(threads=1))
     assert found.total.sentences == 2367
     assert found.total.bleu == pytest.approx(float(claimed[1]), abs=0.05)

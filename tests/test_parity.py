@@ -17,6 +17,7 @@ from edge_attn.parity import (
     Flip,
     Level,
     bounds,
+    chrf,
     first_difference,
     largest,
 )
@@ -154,3 +155,31 @@ def test_the_first_difference():
     assert first_difference((1, 2), (1, 2, 4)) == 2
     assert first_difference((1, 2, 4), ()) == 0
     assert first_difference((1,), (1,)) == 1
+
+
+# ---- chrF
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (["le roi rouge", "un chat"], ["le roi rouge", "un chien"]),
+        (["a b c d e f g"], ["g f e d c b a"]),
+        (["Où as-tu appris le français ?", "x"], ["Où avez-vous appris à parler français ?", "y"]),
+        (["l'été", ""], ["l'été", "long and not there at all"]),
+    ],
+)
+def test_chrf_is_that_of_sacrebleu(found, expected):
+    sacrebleu = pytest.importorskip("sacrebleu", reason="torch is not installed, nor is sacrebleu")
+    assert chrf(found, expected) == pytest.approx(sacrebleu.corpus_chrf(found, [expected]).score / 100, abs=1e-4)
+
+
+def test_chrf_of_the_same_is_one_and_of_nothing_in_common_nothing():
+    assert chrf(["a b", ""], ["a b", ""]) == chrf([""], [""]) == 1.0
+    assert chrf(["abc"], ["xyz"]) == chrf([""], ["xyz"]) == 0.0
+
+
+def test_lower_precisions_are_bounded_more_loosely_and_by_the_same_names():
+    assert BOUNDS["fp32"].keys() == BOUNDS["fp16"].keys() == BOUNDS["int8"].keys()
+    assert all(BOUNDS["fp32"][name] <= BOUNDS["fp16"][name] <= BOUNDS["int8"][name] for name in BOUNDS["fp32"])
+    assert BOUNDS["fp16"]["L2.top1"] == BOUNDS["int8"]["L2.top1"] == 0.01

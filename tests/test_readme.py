@@ -47,7 +47,7 @@ def test_every_other_block_runs(tmp_path: Path):
 
 def test_every_verb_has_an_example():
     shown = set(re.findall(r"edge-attn (\w+)", "".join(code for language, code in BLOCKS if language == "bash")))
-    assert {"train", "export", "translate", "verify", "evaluate", "inspect", "demo"} <= shown
+    assert {"train", "export", "translate", "verify", "evaluate", "inspect", "demo", "optimize"} <= shown
     assert shown <= set(VERBS)
 
 

@@ -14,11 +14,27 @@ from edge_attn.registry import resolve
 
 OURS = {"ATTENTIONS": registry.ATTENTIONS, "FAMILIES": registry.FAMILIES, "OPS": registry.OPS}
 OURS["TOKENIZERS"] = registry.TOKENIZERS
+DEVICE = {name: where for name, where in registry.VERBS.items() if where.startswith("runtimes.")}
 
 
 @pytest.mark.parametrize(("table", "name"), [(t, n) for t, rows in OURS.items() for n in rows])
 def test_a_row_resolves(table, name):
     assert resolve("row", OURS[table], name) is not None
+
+
+@pytest.mark.parametrize("name", DEVICE)
+def test_a_verb_of_the_device_side_resolves(name):
+    if name == "optimize":
+        pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
+    assert callable(resolve("verb", DEVICE, name))
+
+
+def test_every_runtime_and_target_serves_known_precisions():
+    assert registry.SERVES.keys() == registry.RUNTIMES.keys()
+    assert all(set(served) <= set(registry.PRECISIONS) for served in registry.SERVES.values())
+    pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
+    for name in registry.TARGETS:
+        assert resolve("target", registry.TARGETS, name).precisions == registry.SERVES[name]
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
@@ -32,6 +48,14 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[cpu\]'") as caught:
         resolve("runtime", {"ort-cpu": "runtimes.ort:OrtCpu"}, "ort-cpu")
     assert caught.value.exit_code == 3
+
+
+def test_what_optimize_lacks_is_named_by_its_own_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for name in [name for name in sys.modules if name.startswith("runtimes.targets") or name == "runtimes.optimize"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[optimize\]'"):
+        resolve("verb", registry.VERBS, "optimize")
 
 
 def test_a_fault_of_ours_stays_a_fault():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.golden import Golden, record
 from edge_attn.models.graphs import graphs
 from edge_attn.models.seq2seq import Seq2Seq
@@ -18,18 +18,21 @@ from edge_attn.text import Text
 from edge_attn.training.checkpoint import load
 
 CANDIDATES = 16
+DEFAULT = RuntimeOptions()
 
 
 class Reference:
     """Eager torch, in fp32 or fp64."""
 
     name = "torch"
+    max_batch: int | None = None
 
     def __init__(self, model: Seq2Seq, candidates: int = CANDIDATES, dtype: torch.dtype = torch.float32) -> None:
         own = model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
         self._graphs = graphs(own, candidates)
         self.graphs: Mapping[str, GraphSpec] = {name: graph.spec for name, graph in self._graphs.items()}
         self.provider = f"torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
+        self.precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
         module = self._graphs[graph]
@@ -41,11 +44,14 @@ class Reference:
         result: np.ndarray = value.numpy()
         return result
 
+    def close(self) -> None:
+        """Nothing to do: the model goes with its last reader."""
 
-def open_checkpoint(path: Path, threads: int | None = None) -> tuple[Reference, Text, int]:
+
+def open_checkpoint(path: Path, options: RuntimeOptions = DEFAULT) -> tuple[Reference, Text, int]:
     """The reference of a checkpoint, its text, and its longest source in tokens."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     model, text, config = load(path)
     return Reference(model), text, config.data.max_tokens
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.pairs import read_pairs
 from edge_attn.search import search
 from edge_attn.text import BOS, EOS
@@ -63,7 +63,7 @@ def torch_greedy(checkpoint: Path) -> Decode:
 
 
 def ort_greedy(bundle: Path) -> Decode:
-    runtime = Translator.open(bundle, threads=1).runtime
+    runtime = Translator.open(bundle, options=RuntimeOptions(threads=1)).runtime
     config = SearchConfig(beam=1, max_length=MAX_LENGTH)
 
     def decode(sources: Sources) -> int:
@@ -82,7 +82,7 @@ def rate(decode: Decode, batches: list[Sources]) -> float:
 
 def step_floor(bundle: Path, batch: int) -> tuple[float, float]:
     """Seconds of a bare step of ONNX Runtime (the best of many), and its floor."""
-    translator = Translator.open(bundle, threads=1)
+    translator = Translator.open(bundle, options=RuntimeOptions(threads=1))
     runtime = translator.runtime
     source = [translator.text.encode_source("a b c d e f g h i j")] * batch
     array = np.array(source, np.int64)
@@ -95,7 +95,7 @@ def step_floor(bundle: Path, batch: int) -> tuple[float, float]:
         started = time.perf_counter()
         runtime.run("step", inputs)
         times.append(time.perf_counter() - started)
-    weights = _weights(bundle)
+    weights = step_weights(bundle)
     random = np.random.default_rng(0)
     large = random.standard_normal((768, 768), dtype=np.float32)
     products = min(_seconds(lambda: large @ large) for _ in range(50))
@@ -104,7 +104,7 @@ def step_floor(bundle: Path, batch: int) -> tuple[float, float]:
     return statistics.median(times), max(reading, weights * batch * products / 768**3)
 
 
-def _weights(bundle: Path) -> int:
+def step_weights(bundle: Path) -> int:
     """Weights that the step's matrix products read."""
     import onnx
 
@@ -151,12 +151,12 @@ def main() -> None:
     stride = max(1, len(lines) // options.sentences)
     if options.only:
         decode = makers[options.only]()
-        text = _text(options.checkpoint)
+        text = reader(options.checkpoint)
         for line in lines[::stride][: options.sentences]:
             decode([text(line)])
         print(int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024)
         return
-    text = _text(options.bundle)
+    text = reader(options.bundle)
     sources = sorted((text(line) for line in lines[::stride][: options.sentences]), key=len)
     engines = {name: make() for name, make in makers.items()}
     for batch in (1, 32):
@@ -178,7 +178,7 @@ def main() -> None:
         print(f"resident memory, {name}: {resident(name, model, options.corpus)} MB")
 
 
-def _text(model: Path) -> Callable[[str], list[int]]:
+def reader(model: Path) -> Callable[[str], list[int]]:
     from edge_attn.bundle import Bundle
     from edge_attn.text import Text
 

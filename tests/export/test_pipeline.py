@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import edge_attn
-from edge_attn.bundle import Bundle
-from edge_attn.config import Config, DataConfig, Seq2SeqConfig, TextConfig, TrainingConfig
+from edge_attn.bundle import FORMAT, Bundle
+from edge_attn.config import Config, DataConfig, RuntimeOptions, Seq2SeqConfig, TextConfig, TrainingConfig
 from edge_attn.errors import CheckpointError, ExportError, InputError
 from edge_attn.models.attention import Additive, General
 from edge_attn.models.graphs import graphs
@@ -113,7 +113,12 @@ def graph_files(bundle: Path) -> dict[str, onnx.ModelProto]:
 
 def test_the_bundle_says_what_it_is(bundle, toy_checkpoint):
     manifest = Bundle.open(bundle).manifest
-    assert (manifest.format, manifest.family, manifest.task, manifest.precision) == (1, "seq2seq", "seq2seq", "fp32")
+    assert (manifest.format, manifest.family, manifest.task, manifest.precision) == (
+        FORMAT,
+        "seq2seq",
+        "seq2seq",
+        "fp32",
+    )
     assert manifest.max_source == 20
     assert manifest.verification["levels"] == dict.fromkeys(("L1", "L2", "L3", "L5"), "holds")
     assert manifest.verification["sentences"] >= 64
@@ -134,7 +139,7 @@ def test_the_golden_sentences_are_the_users(bundle):
 
 
 def test_it_holds_against_its_checkpoint_with_as_few_candidates(bundle, toy_checkpoint):
-    report = verify(bundle, reference=toy_checkpoint, threads=1)
+    report = verify(bundle, reference=toy_checkpoint, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_attn.config import SearchConfig
+from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.models.reference import CANDIDATES, Reference, open_checkpoint, record_live
 from edge_attn.search import search
 from edge_attn.training.checkpoint import load
@@ -58,7 +58,7 @@ def test_the_search_runs_on_it(loaded):
 
 
 def test_a_checkpoint_opens_as_a_reference(toy_checkpoint):
-    reference, text, longest = open_checkpoint(toy_checkpoint, threads=1)
+    reference, text, longest = open_checkpoint(toy_checkpoint, options=RuntimeOptions(threads=1))
     assert reference.name == "torch"
     assert text.kind == "words"
     assert longest == 20

@@ -67,3 +67,19 @@ def test_what_is_no_bundle_is_named(edge_attn_cli, tmp_path, toy_checkpoint):
     edge_attn_cli("inspect", toy_checkpoint, code=4, said="is not a bundle: it has no bundle.json")
     (tmp_path / "text").write_text("a cat")
     edge_attn_cli("inspect", tmp_path / "text", code=4, said="is neither a folder nor a whole zip")
+
+
+def test_targets_are_shown_with_what_was_chosen_and_what_was_tested(toy_bundle):
+    content = inspect(toy_bundle)
+    content["targets"] = {
+        "trt-int8": {
+            "graphs": {"step": {"file": "graphs/step.onnx"}},
+            "settings": {"min_version": "10.3", "fp32_islands": {"encoder": [], "step": ["val_9"]}, "plugins": []},
+            "verification": {"levels": {"L1": "holds"}, "provider": "CPUExecutionProvider", "engine": "not tested"},
+        }
+    }
+    said = show(content)
+    assert "target trt-int8: 0." in said
+    assert "MB, L1 holds (CPUExecutionProvider; the engine: not tested)" in said
+    assert "\n  min_version: 10.3\n  fp32_islands: step val_9\n" in said
+    assert "plugins" not in said

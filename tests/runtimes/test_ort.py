@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edge_attn.bundle import Bundle
+from edge_attn.config import RuntimeOptions
 from edge_attn.errors import BundleError
 from edge_attn.search import Decoding
 from edge_attn.spec import GraphSpec, TensorSpec
@@ -27,7 +28,7 @@ def with_graph(bundle: Bundle, name: str, **changes: object) -> Bundle:
 
 
 def test_values_stay_with_the_runtime_until_they_are_asked_for(bundle):
-    runtime = OrtCpu(bundle, threads=1)
+    runtime = OrtCpu(bundle, options=RuntimeOptions(threads=1))
     assert runtime.provider == "CPUExecutionProvider"
     decoding = Decoding(runtime, [[5, 6, 3], [5, 3]])
     outputs = decoding.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))

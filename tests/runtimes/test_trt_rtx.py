@@ -6,6 +6,7 @@ This proves that NVIDIA's parser and compiler take them, not what they compute: 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -15,54 +16,43 @@ import torch
 
 from edge_attn.bundle import Bundle
 from edge_attn.config import Seq2SeqConfig
+from edge_attn.errors import InputError
 from edge_attn.models.graphs import graphs
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import DOMAIN
 from edge_attn.registry import ATTENTIONS, HOUSE
+from edge_attn.spec import GraphSpec, TensorSpec
 from export.trace import example_inputs, store_as_fp16, trace
+from runtimes.trt_build import BuildConfig, build_engine
+from runtimes.trt_compat import open_door
+from runtimes.trt_profiles import Profile
 
-trt = pytest.importorskip(
-    "tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]"
-)
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 
 pytestmark = pytest.mark.rtx
 torch.set_num_threads(1)
 
-PROFILE = {"batch": (1, 8, 32), "beam": (1, 4, 5), "previous_beam": (1, 4, 5), "src": (1, 16, 200)}
-"""Least, best and largest size of each axis."""
+PROFILE = Profile({"batch": (1, 8, 32), "beam": (1, 4, 5), "previous_beam": (1, 4, 5), "src": (1, 16, 200)})
 EMBEDDED = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
-LOGGER = trt.Logger(trt.Logger.ERROR)
-
-
-class BuildError(Exception):
-    """The parser or the builder refused a graph."""
+DOOR = open_door(rtx=True)
+DTYPES = {kind: str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in (1, 7, 9)}
 
 
 def build(model: onnx.ModelProto) -> int:
-    """Parses and builds; gives the bytes of the engine."""
-    builder = trt.Builder(LOGGER)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, LOGGER)
-    if not parser.parse(model.SerializeToString()):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise BuildError("; ".join(f"{e.node_name()} in {e.local_function_stack()}: {e.desc()}" for e in errors))
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    read = {
-        tensor.name for layer in layers for i in range(layer.num_inputs) if (tensor := layer.get_input(i)) is not None
-    }
-    unread = [value.name for value in model.graph.input if value.name not in read]
-    if unread:
-        raise BuildError(f"the inputs {', '.join(unread)} feed no layer")
-    profile = builder.create_optimization_profile()
-    for value in model.graph.input:
-        shape = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        profile.set_shape(value.name, *([PROFILE[a][k] if isinstance(a, str) else a for a in shape] for k in range(3)))
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise BuildError("the builder gives no engine")
-    return int(engine.nbytes)
+    """Parses, lints and builds; gives the bytes of the engine."""
+    spec = GraphSpec("graph", _tensors(model.graph.input), _tensors(model.graph.output))
+    return len(build_engine(DOOR, model.SerializeToString(), spec, [PROFILE], BuildConfig(), lambda share, what: None))
+
+
+def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            value.name,
+            DTYPES[value.type.tensor_type.elem_type],
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -126,19 +116,19 @@ def append(model: onnx.ModelProto, node: onnx.NodeProto, kind: int) -> onnx.Mode
 
 def test_an_op_that_tensorrt_does_not_have_is_refused(toy_bundle):
     node = onnx.helper.make_node("NonZero", ["log_probs"], ["where"])
-    with pytest.raises(BuildError, match=r"(?i)plugin|unsupported"):
+    with pytest.raises(InputError, match=r"NonZero '': .*(?i:plugin)"):
         build(append(a_step(toy_bundle), node, onnx.TensorProto.INT64))
 
 
 def test_an_op_of_ours_without_its_body_is_refused(toy_bundle):
     model = a_step(toy_bundle)
     del model.functions[:]
-    with pytest.raises(BuildError, match="Plugin not found"):
+    with pytest.raises(InputError, match="neither a function body nor a plugin"):
         build(model)
 
 
 def test_an_input_that_feeds_no_layer_is_refused(toy_bundle):
     model = a_step(toy_bundle)
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch"]))
-    with pytest.raises(BuildError, match="the inputs more feed no layer"):
+    with pytest.raises(InputError, match="the input more feeds no layer"):
         build(model)

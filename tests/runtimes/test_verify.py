@@ -15,7 +15,7 @@ import torch
 
 from edge_attn import golden
 from edge_attn.bundle import FORMAT, Bundle, Manifest, write_bundle
-from edge_attn.config import Seq2SeqConfig
+from edge_attn.config import RuntimeOptions, Seq2SeqConfig
 from edge_attn.errors import BundleError, InputError, UsageError
 from edge_attn.golden import Golden, Said
 from edge_attn.models.reference import Reference, record_model
@@ -41,7 +41,7 @@ def opened(toy_bundle) -> Bundle:
 
 @pytest.fixture(scope="session")
 def toy(opened):
-    return open_runtime(opened, "ort-cpu", 1)
+    return open_runtime(opened, "ort-cpu", RuntimeOptions(threads=1))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def statuses(report: Report) -> dict[str, str]:
 
 
 def test_a_good_bundle_holds(toy_bundle, said):
-    report = verify(toy_bundle, threads=1)
+    report = verify(toy_bundle, options=RuntimeOptions(threads=1))
     assert (report.verdict, report.exit_code) == ("holds", 0)
     assert statuses(report) == {
         "L0": "not requested",
@@ -78,7 +78,16 @@ def test_a_good_bundle_holds(toy_bundle, said):
     names = {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.findings}
     assert names >= {"L1.max_abs", "L1.p99", "L1.relative", "L1.cosine", "L1.alignment", "L1.state"}
     assert names >= {"L2.log_prob", "L2.rest", "L2.projection", "L2.kl", "L2.top1"}
-    assert names >= {"L3.tokens", "L3.excused", "L3.log_prob", "L3.score", "L3.alignment", "L3.text"}
+    assert names >= {
+        "L3.tokens",
+        "L3.n_best",
+        "L3.chrf",
+        "L3.excused",
+        "L3.log_prob",
+        "L3.score",
+        "L3.alignment",
+        "L3.text",
+    }
     assert names >= {"L5.rerun", "L5.tokens", "L5.excused"}
 
 
@@ -164,17 +173,17 @@ FAULTS = {
     "a weight of the step": (in_graph("step", nudge), {"L2.log_prob", "L2.projection"}, set()),
     "the mask inverted": (in_graph("encoder", INVERTED), {"L1.max_abs", "L1.alignment", "L3.tokens"}, set()),
     "the mask dropped": (in_graph("encoder", DROPPED), {"L1.alignment", "L2.log_prob"}, set()),
-    "the parents ignored": (in_graph("step", deaf), {"L3.tokens"}, {"L1", "L2", "L5"}),
+    "the parents ignored": (in_graph("step", deaf), {"L3.n_best"}, {"L1", "L2", "L5"}),
     "target entries swapped": (in_json("text/target.json", swap), {"L3.text"}, {"L1", "L2", "L5"}),
     "source entries swapped": (in_json("text/source.json", swap), {"L3.text"}, {"L1", "L2", "L5"}),
     "another n-best order": (
         in_json(golden.FILES[0], lambda content: each(content, "n_best", lambda entry: swap(entry, 1, 2))),
-        {"L3.tokens"},
+        {"L3.n_best"},
         {"L1", "L2", "L5"},
     ),
     "a shorter n-best list": (
         in_json(golden.FILES[0], lambda content: each(content, "n_best", list.pop)),
-        {"L3.tokens"},
+        {"L3.n_best"},
         {"L1", "L2", "L5"},
     ),
     "other scores": (
@@ -195,7 +204,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(opened, tmp_path, fault):
     change, expected, unharmed = FAULTS[fault]
-    report = verify(planted(opened, tmp_path / "bundle.zip", change), threads=1)
+    report = verify(planted(opened, tmp_path / "bundle.zip", change), options=RuntimeOptions(threads=1))
     assert (report.verdict, report.exit_code) == ("fails", 1)
     assert failing(report) >= expected
     assert {name for name, status in statuses(report).items() if status == "holds"} >= unharmed
@@ -203,9 +212,13 @@ def test_a_planted_fault_is_caught(opened, tmp_path, fault):
 
 
 def test_ignored_parents_leave_greedy_search_as_it_was(opened, tmp_path):
-    report = verify(planted(opened, tmp_path / "bundle.zip", in_graph("step", deaf)), levels=["L3"], threads=1)
+    report = verify(
+        planted(opened, tmp_path / "bundle.zip", in_graph("step", deaf)),
+        levels=["L3"],
+        options=RuntimeOptions(threads=1),
+    )
     wrong = {finding.name for finding in report.levels[3].findings if not finding.ok}
-    assert "tokens beam" in wrong
+    assert "n_best beam" in wrong
     assert "tokens greedy" not in wrong
 
 
@@ -242,7 +255,9 @@ class Faulty:
     inner: object
     change: Callable[[str, dict[str, np.ndarray]], object]
     name: str = "faulty"
+    max_batch: int | None = None
     provider: str = "none"
+    precision: str = "fp32"
 
     @property
     def graphs(self) -> Mapping[str, GraphSpec]:
@@ -512,7 +527,7 @@ def test_a_failure_outranks_what_was_not_tested(opened, tmp_path):
 def test_against_live_torch(toy_bundle, toy_checkpoint, tmp_path):
     lines = tmp_path / "lines"
     lines.write_text("the cat sees a small dog\nking\nthe pelican sees a dog\n" + "a red cat and " * 20 + "\n")
-    report = verify(toy_bundle, reference=toy_checkpoint, sentences=lines, threads=1)
+    report = verify(toy_bundle, reference=toy_checkpoint, sentences=lines, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds"
     assert report.sentences == 4
     assert report.against == str(toy_checkpoint)
@@ -525,7 +540,7 @@ def test_against_live_torch_on_the_golden_sentences_another_checkpoint_fails(toy
         model.combine.weight[3, 4] += 0.01
     checkpoint.save_config(tmp_path, config, text)
     checkpoint.save_model(tmp_path, model, "fp32")
-    report = verify(toy_bundle, reference=tmp_path, threads=1)
+    report = verify(toy_bundle, reference=tmp_path, options=RuntimeOptions(threads=1))
     assert report.exit_code == 1
     assert report.sentences > 60
     assert "L2.log_prob" in failing(report)

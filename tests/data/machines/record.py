@@ -1,0 +1,60 @@
+"""Records the machine that it runs on as `edge-attn doctor` sees it: every question that doctor asks, with its answer.
+
+    python tests/data/machines/record.py > tests/data/machines/NAME.json
+
+Home, environment and checkout become /home/user and folders in it; read the rest before it is published. A file that
+was recorded so says "recorded": true; the others were put together from what owners of such machines have published
+(their "source"), and the probes' answers in them from what those owners report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from runtimes.doctor import doctor
+from runtimes.machine import Machine, here
+
+
+def record() -> dict[str, Any]:
+    machine = here()
+    answers: dict[str, Any] = {"files": {}, "paths": [], "commands": {}, "probes": {}, "usage": {}}
+
+    def read_text(path: str) -> str:
+        answers["files"][path] = machine.read_text(path)
+        return machine.read_text(path)
+
+    def glob(pattern: str) -> list[str]:
+        answers["paths"] = sorted({*answers["paths"], *machine.glob(pattern)})
+        return machine.glob(pattern)
+
+    def run(*command: str) -> tuple[int, str]:
+        code, said = machine.run(*command)
+        answers["commands"][command[0]] = [code, *said.splitlines()]
+        return code, said
+
+    def probe(name: str) -> dict[str, Any]:
+        answers["probes"][name] = machine.probe(name)
+        return machine.probe(name)
+
+    report = doctor(Machine(read_text, glob, run, probe, machine.usage))
+    answers["usage"] = dataclasses.asdict(machine.usage())
+    answers["files"] = {path: text.splitlines() for path, text in answers["files"].items() if text}
+    return {"recorded": True, "source": [f"this program, exit code {report.exit_code}"], **answers}
+
+
+PLACES = {
+    sys.prefix: "/home/user/.venv" if sys.prefix != sys.base_prefix else "/usr",
+    sys.base_prefix: "/usr",
+    str(Path(__file__).resolve().parents[3]): "/home/user/edge-attn",
+    str(Path.home()): "/home/user",
+}
+
+if __name__ == "__main__":
+    text = json.dumps(record(), indent=1, ensure_ascii=False)
+    for place, name in PLACES.items():
+        text = text.replace(place, name)
+    print(text)

@@ -1,0 +1,93 @@
+"""Makes kinds/, a tiny trained bundle of every attention and cell, in some minutes: python tests/data/make_kinds.py
+
+The sentences are the toy model's shortest, so that also a model without attention learns them. Each bundle holds what
+the reference said about a few of them: enough to tell whether a target's graphs of that kind are right.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from make_toy import pairs, write_pairs
+
+from edge_attn.bundle import FORMAT, FileEntry, Manifest, write_bundle
+from edge_attn.models.graphs import graphs
+from edge_attn.models.reference import record_model
+from edge_attn.registry import ATTENTIONS
+from edge_attn.training.checkpoint import load
+from export.pipeline import graph_model
+
+HERE = Path(__file__).resolve().parent
+CELLS = {
+    "gru": "",
+    "lstm": 'attend = "after"\ninput_feeding = true\nencoder_layers = 2\ndecoder_layers = 2\n',
+}
+"""What each cell is trained with, so that both ways to attend take part."""
+SAID, CANDIDATES, LONGEST = 16, 6, 8
+CONFIG = """
+[data]
+train = "train.tsv"
+holdout = 60
+max_tokens = {longest}
+
+[text]
+kind = "words"
+source_size = 100
+target_size = 100
+
+[model]
+cell = "{cell}"
+attention = "{attention}"
+embedding = 16
+encoder_hidden = 16
+decoder_hidden = 32
+attention_size = 16
+{options}
+[training]
+updates = 700
+warmup = 70
+batch_tokens = 512
+learning_rate = 1e-2
+label_smoothing = 0.0
+validate_every = 700
+checkpoint_every = 700
+storage = "fp16"
+"""
+
+
+def main() -> None:
+    short = [(source, target) for source, target in pairs(3200, seed=1) if len(source.split()) < LONGEST]
+    (HERE / "kinds").mkdir(exist_ok=True)
+    for attention in ATTENTIONS:
+        for cell, options in CELLS.items():
+            if attention == "concat" or (sys.argv[1:] and f"{attention}-{cell}" not in sys.argv[1:]):
+                continue  # concat is additive by another name
+            with tempfile.TemporaryDirectory() as folder:
+                write_pairs(Path(folder, "train.tsv"), short)
+                config = Path(folder, "kind.toml")
+                config.write_text(CONFIG.format(attention=attention, cell=cell, options=options, longest=LONGEST))
+                run = [sys.executable, "-m", "edge_attn.cli", "train", str(config), "--out", f"{folder}/trained"]
+                subprocess.run([*run, "--threads", "1"], check=True)
+                write(Path(folder, "trained"), HERE / "kinds" / f"{attention}-{cell}.zip", [s for s, _ in short])
+
+
+def write(checkpoint: Path, out: Path, sentences: list[str]) -> None:
+    """The bundle `out`, with what the model of `checkpoint` says about some of the sentences."""
+    model, text, config = load(checkpoint)
+    files, specs = dict(text.files()), {}
+    for name, graph in graphs(model, CANDIDATES).items():
+        proto, _ = graph_model(name, graph, graph.spec, half=True)
+        files[graph.spec.file], specs[name] = proto.SerializeToString(deterministic=True), graph.spec
+    chosen = sorted(sentences, key=len)[:: len(sentences) // (SAID - 1)]
+    files.update(record_model(model, text, chosen, LONGEST, CANDIDATES).files())
+    manifest = Manifest(
+        FORMAT, config.model.family, "seq2seq", "fp32", specs, LONGEST, files={f: FileEntry("", 0) for f in files}
+    )
+    write_bundle(out, manifest, files, force=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""On an NVIDIA GPU every runtime for it says what the reference said: every level of `verify`, in every precision.
+
+Where there is none, these tests are skipped, and nothing else shows what a GPU computes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from edge_attn import golden
+from edge_attn.bundle import Bundle
+from edge_attn.config import RuntimeOptions, SearchConfig
+from edge_attn.errors import NotTestedError
+from edge_attn.registry import HOUSE, SERVES
+from edge_attn.search import Decoding, search
+from edge_attn.spec import Runtime
+from edge_attn.text import BOS
+from runtimes.base import open_runtime
+from runtimes.verify import check
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_gpu")]
+
+ON_A_GPU = ("ort-cuda", "trt", "trt-rtx")
+CASES = [(runtime, precision) for runtime in ON_A_GPU for precision in SERVES[runtime]]
+TARGETS = {"trt-rtx": "trt"}
+"""Whose graphs a runtime runs, if not its own."""
+RUNS, LEAK = 60, 1 << 18
+"""Searches, and the bytes of each that would be a leak; a Jetson's other programs take from the same memory."""
+
+Open = Callable[[str, str, str], tuple[Bundle, Runtime]]
+
+
+@pytest.fixture(scope="module")
+def optimized(toy_bundle, tmp_path_factory) -> Callable[[str, str, str], Bundle]:
+    """A copy of a bundle with the graphs for a runtime in a precision; `optimize` makes each once."""
+    folder = tmp_path_factory.mktemp("optimized")
+    embedded = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
+
+    def make(which: str, runtime: str, precision: str) -> Bundle:
+        path = folder / f"{which}.zip"
+        if not path.exists():
+            shutil.copy({"toy": toy_bundle, "embedded": embedded}[which], path)
+        target = TARGETS.get(runtime, runtime)
+        if f"{target}-{precision}" not in Bundle.open(path).manifest.targets:
+            pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
+            from runtimes.optimize import optimize
+
+            optimize(path, target, precision, say=lambda line: None)
+        return Bundle.open(path)
+
+    return make
+
+
+@pytest.fixture
+def opened(optimized, tmp_path_factory) -> Iterator[Open]:
+    """A bundle, and the runtime on it, closed afterwards; skipped where this machine's GPU has no such runtime."""
+    running: list[Runtime] = []
+    engines = tmp_path_factory.getbasetemp() / "engines"
+
+    def start(which: str, runtime: str, precision: str) -> tuple[Bundle, Runtime]:
+        bundle = optimized(which, runtime, precision)
+        try:
+            running.append(open_runtime(bundle, runtime, RuntimeOptions(precision=precision, cache_dir=engines)))
+        except NotTestedError as error:
+            pytest.skip(f"needs an NVIDIA GPU with {runtime}: {error}")
+        return bundle, running[-1]
+
+    yield start
+    for runtime in running:
+        runtime.close()
+
+
+@pytest.mark.parametrize("which", ["toy", "embedded"])
+@pytest.mark.parametrize(("runtime", "precision"), CASES)
+def test_every_level_holds(opened: Open, which: str, runtime: str, precision: str):
+    bundle, running = opened(which, runtime, precision)
+    report = check(bundle, running, golden.load(bundle.read))
+    assert report.verdict == "holds", str(report)
+    assert (report.runtime, report.precision) == (runtime, precision)
+    assert "CPUExecutionProvider in place of" not in report.provider
+
+
+def test_ort_cuda_keeps_what_it_computes_on_the_device(opened: Open):
+    _, running = opened("toy", "ort-cuda", "fp32")
+    assert running.provider.startswith("CUDAExecutionProvider")
+    decoding = Decoding(running, [[5, 6, 3], [5, 3]])
+    outputs = decoding.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))
+    for name, value in {**decoding.encoded, **outputs}.items():
+        assert value.device_name() == "cuda", name
+
+
+@pytest.mark.parametrize("runtime", ON_A_GPU)
+def test_memory_on_the_device_does_not_grow(opened: Open, runtime: str):
+    """Free bytes after some sentences, and after many more of the same."""
+    from runtimes.cuda import open_cuda
+
+    bundle, running = opened("toy", runtime, "fp32")
+    try:
+        cuda = open_cuda()
+    except NotTestedError as error:
+        pytest.skip(f"needs an NVIDIA GPU with libcudart: {error}")
+    sources = golden.load(bundle.read).sources[:8]
+    free = []
+    for _ in range(2):
+        for _ in range(RUNS):
+            search(running, sources, SearchConfig(beam=4))
+        free.append(cuda.memory()[0])
+    assert free[0] - free[1] < RUNS * LEAK
+
+
+@pytest.mark.parametrize("runtime", ON_A_GPU)
+def test_closing_gives_the_memory_back_and_a_second_opening_works(opened: Open, runtime: str):
+    bundle, running = opened("toy", runtime, "fp32")
+    running.close()
+    _, again = opened("toy", runtime, "fp32")
+    assert check(bundle, again, golden.load(bundle.read), ("L3",)).verdict == "holds"

@@ -1,0 +1,102 @@
+"""A Jetson for the tests of the runtime `trt`: a small TensorRT and CUDA (fake_trt.py, fake_cuda.py) in host memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edge_attn import golden
+from edge_attn.bundle import Bundle, Target
+from edge_attn.config import RuntimeOptions
+from edge_attn.spec import GraphSpec
+from runtimes import trt, trt_build
+from runtimes.cuda import Cuda
+from runtimes.trt import Trt
+from runtimes.trt_compat import Capability, Door
+
+
+def sibling(name: str) -> ModuleType:
+    """A module beside this file; the tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fake_cuda, fake_trt = sibling("fake_cuda"), sibling("fake_trt")
+
+
+BUCKETS = {"batch": [1, 8, 32], "src": [6, 12], "beam": 5}
+
+
+@dataclass
+class Jetson:
+    """A Jetson of the tests' own: what runs on it, and what was built there."""
+
+    cache: Path
+    cuda: Any = field(default_factory=fake_cuda.FakeCuda)
+    built: list[str] = field(default_factory=list)
+    change: Callable[[bytes], bytes] = bytes
+    """What happens to an engine on its way from the builder."""
+    version: tuple[int, ...] = (10, 3, 0)
+
+    def door(self, rtx: bool = False) -> Door:
+        version = (1, 7, 1) if rtx else self.version
+        name = f"tensorrt{'-rtx' if rtx else ''} {'.'.join(map(str, version))}"
+        return Door(fake_trt.FakeTrt(self.cuda), Capability(version, rtx), name)
+
+    def build(self, door: Door, model: bytes, spec: GraphSpec, profiles: Sequence[Any], *_: Any) -> bytes:
+        self.built.append(spec.file)
+        loops = "encoder" in spec.file  # TensorRT makes a loop of a recurrent layer
+        return self.change(fake_trt.build(model, [profile.shapes(spec) for profile in profiles], loops=loops))
+
+    def open(self, bundle: Bundle, **options: Any) -> Trt:
+        return Trt(bundle, RuntimeOptions(cache_dir=self.cache, **options))
+
+    def ready(self, path: Path, **buckets: Any) -> Bundle:
+        """A bundle with its portable graphs in the place of the target's: ONNX Runtime runs functions as they are."""
+        opened = Bundle.open(path)
+        settings = {"build": {"buckets": {**BUCKETS, **buckets}}}
+        made = Target("trt", "fp32", opened.manifest.graphs, settings)
+        return Bundle(path, dataclasses.replace(opened.manifest, targets={made.name: made}), opened.files())
+
+
+@pytest.fixture
+def jetson(monkeypatch, tmp_path) -> Iterator[Jetson]:
+    """Whatever is opened on it must be closed by the test's end."""
+    made = Jetson(tmp_path / "cache")
+    monkeypatch.setattr(trt, "open_door", made.door)
+    monkeypatch.setattr(trt, "open_cuda", lambda: Cuda(made.cuda))
+    monkeypatch.setattr(trt_build, "build_engine", made.build)
+    yield made
+    gc.collect()
+    assert made.cuda.leaks() == []
+
+
+@pytest.fixture
+def bundle(jetson, toy_bundle) -> Bundle:
+    return jetson.ready(toy_bundle)
+
+
+@pytest.fixture
+def runtime(jetson, bundle) -> Iterator[Trt]:
+    made = jetson.open(bundle)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def sources(toy_bundle) -> tuple[tuple[int, ...], ...]:
+    return golden.load(Bundle.open(toy_bundle).read).sources

@@ -1,0 +1,111 @@
+"""Inlining leaves standard ops that say the same, and what a plugin serves as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
+
+import onnxruntime as ort  # noqa: E402
+
+from edge_attn.bundle import Bundle  # noqa: E402
+from runtimes.targets.graph import Constants, load, module_path, nodes, prune  # noqa: E402
+from runtimes.targets.inline import inline, without_bodies  # noqa: E402
+
+
+def step(toy_bundle) -> onnx.ModelProto:
+    return load(Bundle.open(toy_bundle).read("graphs/step.onnx"), "step")
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)
+
+
+CLUMSY = """
+<ir_version: 10, opset_import: ["" : 18, "d1" : 1, "d2" : 1]>
+g (float[n, 3] x) => (float[n, 3] y, float[n, 2] z)
+{
+  a = d1.Foo (x)
+  b = d2.Foo (a)
+  w = Constant <value_floats = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]> ()
+  shape = Constant <value_ints = [3, 2]> ()
+  m = Reshape (w, shape)
+  z = Gemm (b, m, "")
+  unread = Exp (b)
+  like = CastLike (shape, x)
+  one = Constant <value_float = 1.0> ()
+  two = CastLike (one, x)
+  y = Add (b, two)
+}
+<domain: "d1", opset_import: ["" : 18]> Foo (x) => (y) { y = Tanh (x) }
+<domain: "d2", opset_import: ["" : 18]> Foo (x) => (y) { y = Sigmoid (x) }
+"""
+
+
+def test_what_the_oldest_parser_reads_wrongly_is_gone():
+    model = onnx.parser.parse_model(CLUMSY)
+    made = inline(model)
+    onnx.checker.check_model(made, full_check=True)
+    assert not made.functions
+    assert [entry.domain for entry in made.opset_import] == [""]
+    assert {node.op_type for node in made.graph.node} == {"Tanh", "Sigmoid", "Reshape", "Gemm", "Add"}
+    assert all(node.name and node.input[-1] for node in made.graph.node)
+    assert len({node.name for node in made.graph.node}) == len(made.graph.node)
+    x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    for found, expected in zip(run(made, x=x), run(model, x=x), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_cast_like_what_is_known_at_run_time_is_a_cast():
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18]> g (int64[n] x, float16[n] like) => (float16[n] y)'
+        "{ y = CastLike (x, like) }"
+    )
+    [node] = inline(model).graph.node
+    assert (node.op_type, node.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT16)
+
+
+def test_what_a_plugin_serves_keeps_its_call_and_loses_its_body(toy_bundle):
+    made = inline(step(toy_bundle), frozenset({"AdditiveAttention"}))
+    assert [function.name for function in made.functions] == ["AdditiveAttention"]
+    onnx.checker.check_model(made)
+    bare = without_bodies(made)
+    [call] = [node for node in bare.graph.node if node.domain]
+    assert not bare.functions
+    assert made.functions
+    assert call.op_type == "AdditiveAttention"
+    assert {entry.name for entry in call.attribute} >= {"plugin_namespace", "plugin_version"}
+    assert "edge_attn" in {entry.domain for entry in bare.opset_import}
+
+
+def test_a_graph_inside_a_node_keeps_what_it_reads():
+    model = onnx.parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (bool c, float[n] x) => (float[n] y)
+    {
+      used = Exp (x)
+      unused = Log (x)
+      y = If (c) <then_branch = a () => (float[n] p) { p = Tanh (used) }, else_branch = b () => (float[n] q) { q = Neg (x) }>
+    }
+    """)  # noqa: E501
+    prune(model)
+    assert {node.op_type for node in nodes(model.graph)} == {"Exp", "If", "Tanh", "Neg"}
+
+
+def test_constants_are_followed_through_what_only_turns_them(toy_bundle):
+    model = inline(step(toy_bundle))
+    constants = Constants(model)
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    known = [constants.get(node.input[1]) for node in products]
+    assert sum(value is not None for value in known) >= 4
+    assert all(value.dtype == np.float32 for value in known if value is not None)
+    assert constants.get("tokens") is None
+
+
+def test_the_module_of_a_node_is_read_where_the_exporter_wrote_it(toy_bundle):
+    paths = {module_path(node) for node in step(toy_bundle).graph.node}
+    assert {"model.combine", "model.output", ""} <= paths
+    odd = onnx.helper.make_node("Exp", ["a"], ["b"])
+    odd.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', ")
+    assert module_path(odd) == ""

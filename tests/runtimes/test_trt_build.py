@@ -1,0 +1,413 @@
+"""Building an engine, on a fake builder: options, progress, refusals, the timing cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edge_attn.bundle import Bundle, Target
+from edge_attn.errors import ConfigError, InputError, NotTestedError
+from edge_attn.spec import GraphSpec
+from runtimes import trt_build
+from runtimes.cuda import Gpu
+from runtimes.engine_cache import EngineCache
+from runtimes.plugins import Plugin
+from runtimes.trt_build import BuildConfig, build_engine, check_memory, engine_for, read_build_config
+from runtimes.trt_compat import Capability, Door
+from runtimes.trt_monitor import Progress
+from runtimes.trt_profiles import Buckets
+
+DEFAULT = BuildConfig()
+DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
+
+
+class FakeBuild:
+    """The module `tensorrt` as far as a build needs it; `build` is what the builder does, given the monitor."""
+
+    def __init__(self, spec: GraphSpec, build: Callable[[FakeBuild], bytes | None]) -> None:
+        self.spec, self.build = spec, build
+        self.log: Any = None
+        self.flags = -1
+        self.limits: dict[str, int] = {}
+        self.profiles: list[dict[str, Any]] = []
+        self.timings: list[bytes] = []
+        self.cleared: list[str] = []
+        self.takes_timing = self.takes_profiles = self.starts = True
+        self.options = SimpleNamespace(
+            set_memory_pool_limit=self.limits.__setitem__,
+            add_optimization_profile=self.add_profile,
+            create_timing_cache=lambda data: data,
+            set_timing_cache=self.set_timing,
+            clear_flag=self.cleared.append,
+            get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
+            progress_monitor=None,
+        )
+        tensors = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
+        made = {
+            name: SimpleNamespace(
+                name=name,
+                is_shape_tensor=False,
+                dtype=SimpleNamespace(name=DTYPES[tensor.dtype]),
+                shape=[-1] * len(tensor.shape),
+            )
+            for name, tensor in tensors.items()
+        }
+        layer = SimpleNamespace(
+            type="", num_outputs=0, num_inputs=len(spec.inputs), get_input=lambda i: made[spec.inputs[i].name]
+        )
+        self.network = SimpleNamespace(
+            num_layers=1,
+            get_layer=lambda i: layer,
+            num_inputs=len(spec.inputs),
+            get_input=lambda i: made[spec.inputs[i].name],
+            num_outputs=len(spec.outputs),
+            get_output=lambda i: made[spec.outputs[i].name],
+        )
+        self.module = SimpleNamespace(
+            ILogger=type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0}),
+            IProgressMonitor=type("IProgressMonitor", (), {}),
+            Builder=self.builder,
+            OnnxParser=lambda network, log: SimpleNamespace(
+                supports_operator=lambda op: False, parse=lambda model: True
+            ),
+            NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+            BuilderFlag=SimpleNamespace(TF32="TF32"),
+            MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+            LayerType=SimpleNamespace(TRIP_LIMIT="trip", LOOP_OUTPUT="loop", ATTENTION_INPUT="attention"),
+        )
+
+    def builder(self, log: Any) -> SimpleNamespace:
+        self.log = log
+        if not self.starts:
+            say(self, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+        def create_network(flags: int) -> SimpleNamespace:
+            self.flags = flags
+            return self.network
+
+        def create_optimization_profile() -> Any:
+            profile: dict[str, Any] = {}
+            return ProfileOf(profile)
+
+        return SimpleNamespace(
+            create_network=create_network,
+            create_builder_config=lambda: self.options,
+            create_optimization_profile=create_optimization_profile,
+            build_serialized_network=lambda network, options: self.build(self),
+        )
+
+    def add_profile(self, profile: Any) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1 if self.takes_profiles else -1
+
+    def set_timing(self, data: bytes, ignore_mismatch: bool) -> bool:
+        assert ignore_mismatch is False
+        self.timings.append(data)
+        return self.takes_timing
+
+    def door(self, version: tuple[int, ...] = (10, 3, 0), rtx: bool = False) -> Door:
+        return Door(self.module, Capability(version, rtx), f"tensorrt {'.'.join(map(str, version))}")
+
+
+class ProfileOf:
+    def __init__(self, shapes: dict[str, Any]) -> None:
+        self.shapes = shapes
+
+    def set_shape(self, name: str, least: Any, best: Any, most: Any) -> None:
+        self.shapes[name] = (least, best, most)
+
+
+@pytest.fixture
+def bundle(toy_bundle) -> Bundle:
+    return Bundle.open(toy_bundle)
+
+
+def run(
+    bundle: Bundle,
+    fake: FakeBuild,
+    config: BuildConfig = DEFAULT,
+    report: Any = lambda share, what: None,
+    **more: Any,
+) -> bytes:
+    profiles = config.buckets.profiles(fake.spec, bundle.manifest.max_source)
+    model = bundle.read(fake.spec.file)
+    return build_engine(more.pop("door", None) or fake.door(), model, fake.spec, profiles, config, report, **more)
+
+
+def say(fake: FakeBuild, *messages: str) -> None:
+    for message in messages:
+        fake.log.log(1, message)
+
+
+def test_an_engine_is_built_strongly_typed_with_every_profile(bundle):
+    fake = FakeBuild(bundle.manifest.graphs["step"], lambda fake: memoryview(b"engine"))  # type: ignore[arg-type]
+    config = BuildConfig(Buckets(batch=(1, 2), src=(4, 10)), workspace_mb=64, optimization_level=2)
+    assert run(bundle, fake, config) == b"engine"
+    assert fake.flags == 1 << 1
+    assert fake.limits == {"workspace": 64 * 1024 * 1024}
+    assert fake.options.builder_optimization_level == 2
+    assert len(fake.profiles) == 6
+    assert fake.profiles[0].shapes["tokens"] == ((1, 1), (1, 5), (1, 5))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("tf32", "cleared"), [(False, ["TF32"]), (True, [])])
+def test_fp32_is_fp32_unless_tf32_is_asked_for(bundle, tf32, cleared):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    run(bundle, fake, BuildConfig(tf32=tf32))
+    assert fake.cleared == cleared
+
+
+@pytest.mark.parametrize(
+    ("messages", "error", "said"),
+    [
+        ([], InputError, "cannot be built with tensorrt 10.3.0: no reason is given"),
+        (["first", "last\n reason"], InputError, "cannot be built with tensorrt 10.3.0: last reason"),
+        (["[defaultAllocator.cpp] Requested size was 9 bytes: out of memory"], NotTestedError, "memory ran out"),
+        (["Error Code 2: OutOfMemory (no further information)", "then"], NotTestedError, "less than 1024 MB"),
+    ],
+)
+def test_a_build_that_fails_is_a_sentence(bundle, messages, error, said):
+    def build(fake: FakeBuild) -> None:
+        say(fake, *messages)
+
+    with pytest.raises(error, match=said):
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], build))
+
+
+def test_a_tensorrt_that_does_not_start_is_a_sentence(bundle):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    fake.starts = False
+    with pytest.raises(NotTestedError, match=r"does not start here: CUDA initialization failure .* 35; run: edge-attn"):
+        run(bundle, fake)
+
+
+def test_a_profile_that_is_not_taken_is_a_sentence(bundle):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    fake.takes_profiles = False
+    with pytest.raises(InputError, match=r"does not take the profile batch 1-1 \(1\)"):
+        run(bundle, fake)
+
+
+def test_too_little_memory_for_the_host_is_the_same_sentence(bundle):
+    def build(fake: FakeBuild) -> None:
+        raise MemoryError
+
+    with pytest.raises(NotTestedError, match="memory ran out while the engine was built"):
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], build))
+
+
+@pytest.mark.parametrize(("megabytes", "fits"), [(300, True), (255, False)])
+def test_too_little_memory_is_said_before_the_build(megabytes, fits):
+    if fits:
+        check_memory(1000, megabytes * 1024**2, "graph")
+        return
+    with pytest.raises(
+        NotTestedError, match="graph: building its engine needs about 256 MB of memory, 255 MB are free"
+    ):
+        check_memory(1000, megabytes * 1024**2, "graph")
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"), [(["MemTotal: 9 kB", "MemAvailable:    2048 kB"], 2 * 1024**2), ([], trt_build.sys.maxsize)]
+)
+def test_the_memory_that_is_free(monkeypatch, lines, expected):
+    monkeypatch.setattr(trt_build, "_meminfo", lambda: iter(lines))
+    assert trt_build.available_memory() == expected
+
+
+# ---- time
+
+
+def stepping(fake: FakeBuild) -> bytes | None:
+    """A build of ten steps, which the monitor may end."""
+    monitor = fake.options.progress_monitor
+    monitor.phase_start("Building engine", None, 10)
+    for step in range(10):
+        monitor.phase_start("Layers", "Building engine", 2)
+        if not (monitor.step_complete("Layers", 0) and monitor.step_complete("Layers", 1)):
+            return None
+        monitor.phase_finish("Layers")
+        if not monitor.step_complete("Building engine", step):
+            return None
+    monitor.phase_finish("Building engine")
+    return b"engine"
+
+
+def test_progress_only_grows(bundle):
+    seen = []
+    run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), report=lambda share, what: seen.append(share))
+    assert seen == sorted(seen)
+    assert seen[:3] == [0.05, 0.1, 0.1]
+    assert seen[-1] == 1.0
+
+
+def test_a_build_that_takes_too_long_is_ended(bundle):
+    config = BuildConfig(max_build_minutes=1e-9)
+    with pytest.raises(NotTestedError, match=r"took longer than 1e-09 minutes and was ended; .*--max-build-minutes"):
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), config)
+
+
+def test_an_interruption_ends_the_build_and_goes_on_after_it(bundle):
+    calls = []
+
+    def report(share: float, what: str) -> None:
+        calls.append(share)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), report=report)
+    assert len(calls) == 3
+
+
+def test_phases_that_tensorrt_never_announced_do_no_harm():
+    progress = Progress(lambda share, what: None, 60)
+    assert progress.step("unknown", 3)
+    progress.finish("unknown")
+    progress.start("empty", None, 0)
+    assert progress.step("empty", 0)
+
+
+# ---- the timing cache
+
+
+def test_what_a_build_measured_shortens_the_next_one(bundle, tmp_path):
+    path = tmp_path / "not yet" / "Orin.timing"
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    run(bundle, fake, timing=path)
+    assert path.read_bytes() == b"measured"
+    run(bundle, fake, timing=path)
+    assert fake.timings == [b"", b"measured"]
+
+
+def test_measurements_that_do_not_fit_are_left_out(bundle, tmp_path):
+    path = tmp_path / "Orin.timing"
+    path.write_bytes(b"of another version")
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    fake.takes_timing = False
+    assert run(bundle, fake, timing=path) == b"engine"
+    assert fake.timings == [b"of another version", b""]
+
+
+def test_measurements_that_cannot_be_kept_do_not_cost_the_engine(bundle, tmp_path):
+    (tmp_path / "file").touch()
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    assert run(bundle, fake, timing=tmp_path / "file" / "Orin.timing") == b"engine"
+
+
+def test_tensorrt_rtx_measures_nothing(bundle, tmp_path):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    run(bundle, fake, timing=tmp_path / "Orin.timing", door=fake.door((1, 7, 1), rtx=True))
+    assert fake.timings == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- through the cache
+
+
+GPU = Gpu("Orin", (8, 7), 8, 8 << 30, 4 << 30)
+
+
+def fetch(bundle: Bundle, folder: Path, door: Door, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
+    target = Target("trt", "fp32", bundle.manifest.graphs)
+    said: list[str] = []
+    config = more.pop("config", BuildConfig())
+    engine = engine_for(door, bundle, target, "encoder", EngineCache(folder), gpu, config, said.append, **more)
+    return engine, said
+
+
+def test_an_engine_is_built_on_first_use_and_then_found(bundle, tmp_path):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    assert fetch(bundle, tmp_path, fake.door()) == (
+        b"engine",
+        ["toy-bundle.zip: encoder for trt-fp32: building the engine (there is none yet)"],
+    )
+    fake.build = lambda fake: None
+    assert fetch(bundle, tmp_path, fake.door()) == (b"engine", [])
+    assert sorted(path.suffix for path in tmp_path.rglob("*.*")) == [".engine", ".json", ".timing"]
+
+
+A_PLUGIN = Plugin("AdditiveAttention", lambda door, architecture: None, lambda: "abc")
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"gpu": dataclasses.replace(GPU, name="Thor")}, "the GPU was Orin, 8 SM, is Thor, 8 SM"),
+    ({"gpu": dataclasses.replace(GPU, multiprocessors=16)}, "the GPU was Orin, 8 SM, is Orin, 16 SM"),
+    ({"gpu": dataclasses.replace(GPU, compute_capability=(11, 0))}, "the compute capability was 8.7, is 11.0"),
+    ({"version": (10, 16, 2)}, "TensorRT was tensorrt 10.3.0, is tensorrt 10.16.2"),
+    ({"config": BuildConfig(Buckets(beam=2), workspace_mb=9)}, "the build's settings changed"),
+    ({"config": BuildConfig(tf32=True)}, "the build's settings changed"),
+    ({"config": BuildConfig(Buckets(batch=(1,)))}, "the profiles changed"),
+    ({"plugins": {"AdditiveAttention": A_PLUGIN}}, "the plugins changed"),
+]
+
+
+@pytest.mark.parametrize(("other", "reason"), OTHERS)
+def test_an_engine_of_anything_else_is_built_again_with_the_reason(bundle, tmp_path, other, reason):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    fetch(bundle, tmp_path, fake.door())
+    fake.build = lambda fake: b"another"
+    engine, said = fetch(bundle, tmp_path, fake.door(other.pop("version", (10, 3, 0))), **other)
+    assert engine == b"another"
+    assert reason in said[0]
+
+
+def test_a_plugin_is_compiled_only_where_the_engine_is_built(bundle, tmp_path):
+    compiled: list[str] = []
+    plugin = Plugin("AdditiveAttention", lambda door, architecture: compiled.append(architecture), lambda: "abc")
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    for _ in range(2):
+        fetch(bundle, tmp_path, fake.door(), plugins={plugin.op: plugin})
+    assert compiled == ["sm_87"]
+
+
+def test_more_free_memory_is_no_other_gpu(bundle, tmp_path):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    fetch(bundle, tmp_path, fake.door())
+    assert fetch(bundle, tmp_path, fake.door(), gpu=dataclasses.replace(GPU, free=1, total=2))[1] == []
+
+
+def test_a_gpu_without_free_memory_is_said_before_the_build(bundle, tmp_path):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    with pytest.raises(NotTestedError, match=r"graphs/encoder.onnx on Orin: .* 100 MB are free"):
+        fetch(bundle, tmp_path, fake.door(), gpu=dataclasses.replace(GPU, free=100 * 1024**2))
+    assert not list(tmp_path.rglob("*.engine"))
+
+
+# ---- the options
+
+
+def test_the_options_are_a_toml_file(tmp_path):
+    path = tmp_path / "trt.toml"
+    path.write_text("workspace_mb = 256\n[buckets]\nbatch = [1, 4]\nbeam = 3\n", encoding="utf-8")
+    assert read_build_config(path) == BuildConfig(Buckets((1, 4), beam=3), workspace_mb=256)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("workspace = 1", "unknown key 'workspace'"),
+        ("workspace_mb = 'much'", "workspace_mb must be of type int"),
+        ("workspace_mb = 0", "workspace_mb must be at least 1"),
+        ("max_build_minutes = 0", "max_build_minutes must be more than 0"),
+        ("max_build_minutes = nan", "max_build_minutes must be more than 0"),
+        ("optimization_level = 6", "optimization_level must lie between 0 and 5"),
+        ("[buckets]\nbatch = [2, 1]", "batch must be sizes that rise"),
+        ("[buckets]\nbatch = 1", r"buckets: batch must be a list"),
+        ("a = ", "is not TOML"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, text, said):
+    path = tmp_path / "trt.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        read_build_config(path)
+
+
+def test_options_that_are_not_there_are_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_build_config(tmp_path / "trt.toml")

@@ -1,0 +1,70 @@
+"""The README's table of support is what trying it out gives, now and whenever a row is added anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from edge_attn.bundle import Bundle
+from edge_attn.registry import ATTENTIONS, FAMILIES
+
+onnx = pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the targets' graphs")
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+@pytest.fixture
+def support(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return importlib.import_module("support_table")
+
+
+@pytest.mark.rtx
+@pytest.mark.slow
+def test_the_readme_has_the_table_that_trying_it_out_gives(support):
+    printed = support.text()
+    told = README.read_text(encoding="utf-8").partition("<!-- support -->\n")[2]
+    assert told.startswith(printed), f"put this under <!-- support --> in README.md:\n{printed}"
+
+
+def test_every_kind_of_model_is_tried(support):
+    """A new row in the tables needs its bundle: python tests/data/make_kinds.py"""
+    found = {path.stem for path in support.KINDS.glob("*.zip")}
+    assert found == {f"{a}-{cell}" for a in ATTENTIONS if a != "concat" for cell in ("gru", "lstm")}
+    assert {Bundle.open(path).manifest.family for path in support.KINDS.glob("*.zip")} == set(FAMILIES)
+
+
+def test_rows_that_differ_in_attention_and_cell_alone_are_one(support):
+    fp32, fp16 = support.Support("trt", "fp32", "yes", "yes"), support.Support("trt", "fp16", "yes", "yes")
+    refused = dataclasses.replace(fp16, builds="no: too odd")
+    found = {
+        ("seq2seq", "dot", "gru"): [fp32, fp16],
+        ("seq2seq", "additive", "gru"): [fp32, fp16],
+        ("seq2seq", "additive", "lstm"): [fp32, refused],
+    }
+    assert [line.split(" | ")[1:6] for line in support.table(found).splitlines()[2:]] == [
+        ["additive, dot × gru; additive × lstm", "trt", "fp32", "yes", "yes"],
+        ["additive, dot × gru", "trt", "fp16", "yes", "yes"],
+        ["additive × lstm", "trt", "fp16", "yes", "no: too odd"],
+    ]
+
+
+@pytest.mark.rtx
+def test_a_graph_that_tensorrt_refuses_is_no_yes(support, toy_bundle):
+    bundle, door = Bundle.open(toy_bundle), support.open_door(rtx=True)
+    spec = bundle.manifest.graphs["step"]
+    model = onnx.load_model_from_string(bundle.read(spec.file))
+    assert support.builds(door, bundle, model.SerializeToString(), spec) == "yes"
+    model.graph.node.append(onnx.helper.make_node("NonZero", ["log_probs"], ["where"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("where", onnx.TensorProto.INT64, None))
+    for said in (
+        support.parses(door, model.SerializeToString()),
+        support.builds(door, bundle, model.SerializeToString(), spec),
+    ):
+        assert said.startswith("no: ")
+        assert "NonZero" in said
