@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
-    from pathlib import Path
 
 __all__ = ["__version__", "export_module", "load"]
 __version__ = "0.1.0"
@@ -25,7 +24,7 @@ def load(
     threads: int | None = None,
     precision: str = "fp32",
     allow_fallback: bool = False,
-    cache_dir: Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Any:
     """The bundle at `bundle` (a folder or its zip), ready for its task on `runtime`.
 
@@ -33,13 +32,17 @@ def load(
 
     Raises:
         BundleError: it is not a bundle, or was damaged.
+        UsageError: no such runtime, or one that does not serve this precision.
         NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
     """
+    from pathlib import Path
+
     from edge_attn.bundle import Bundle
     from edge_attn.config import RuntimeOptions
     from edge_attn.registry import TASKS, resolve
 
-    options = RuntimeOptions(threads, precision, allow_fallback, cache_dir)
+    folder = None if cache_dir is None else Path(cache_dir)
+    options = RuntimeOptions(threads, precision, allow_fallback, folder)
     opened = Bundle.open(bundle)
     return resolve("task", TASKS, opened.manifest.task)(opened, runtime, options)
 

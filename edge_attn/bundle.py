@@ -134,6 +134,8 @@ class Bundle:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         path = Path(path)
+        if path.is_dir() and not (path / MANIFEST).exists():
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
         if path.is_dir():
             files = _read_folder(path)
         elif path.is_file():

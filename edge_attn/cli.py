@@ -74,7 +74,7 @@ def _runtime_options(command: Any) -> Any:
 
     for option in (
         _cache_dir,
-        click.option("--allow-fallback", is_flag=True, help="Run on the CPU where the runtime's device is missing."),
+        click.option("--allow-fallback", is_flag=True, help="ort-cuda: run on the CPU where CUDA is missing."),
         _threads,
         click.option("--precision", default=RuntimeOptions.precision, show_default=True, help=_one_of(PRECISIONS)),
         click.option("--runtime", default="ort-cpu", show_default=True, help=_one_of(RUNTIMES)),
@@ -167,12 +167,12 @@ def verify(
 ) -> None:
     """Does BUNDLE say what the trained model said? Exit code 0: yes; 1: no; 3: it could not be tested."""
     report = _verb("verify")(bundle, overrides=dict(_override(text) for text in overrides), **given)
+    click.echo(report.json() if as_json else str(report), nl=not as_json)
     if junit is not None:
         try:
             junit.write_text(report.junit(), encoding="utf-8")
         except OSError as error:
             raise InputError(f"{junit} cannot be written: {error.strerror}") from error
-    click.echo(report.json() if as_json else str(report), nl=not as_json)
     ctx.exit(report.exit_code)
 
 
@@ -249,7 +249,11 @@ def demo(ctx: click.Context, /, out: Path, runtime: str, options: RuntimeOptions
 @click.option("--profiles", type=PATH, help="TOML file of the batches and lengths that engines are built for.")
 @click.option("--plugin", "plugins", multiple=True, help="An op of ours that a plugin serves; may be given again.")
 @click.option("--build", is_flag=True, help="Build the engines here, and verify on them.")
-@click.option("--max-build-minutes", type=click.FloatRange(min=0, min_open=True), help="For --build.")
+@click.option(
+    "--max-build-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of an engine, at most.",
+)
 @click.option("--force", is_flag=True, help="Make again what the bundle already holds.")
 @_threads
 @_cache_dir

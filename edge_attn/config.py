@@ -68,7 +68,7 @@ class RuntimeOptions:
     precision: str = "fp32"
     """fp32, fp16 or int8: the graphs that run, the portable ones or those of targets/<target>-<precision>."""
     allow_fallback: bool = False
-    """Where the runtime's provider is missing, the CPU runs, and the provider's name says so."""
+    """ort-cuda: where CUDA is missing the CPU runs, and the provider's name says so."""
     cache_dir: Path | None = None
     """Of engines; None: edge-attn in the user's cache folder."""
 

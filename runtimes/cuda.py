@@ -21,8 +21,8 @@ TOOLKIT = Path("/usr/local/cuda/lib64")
 """Where a toolkit lies that the loader does not know."""
 
 OUT_OF_MEMORY = 2
-ATTRIBUTES = (75, 76, 16)
-"""cudaDevAttrComputeCapabilityMajor and Minor, cudaDevAttrMultiProcessorCount."""
+ATTRIBUTES = (75, 76, 16, 18)
+"""cudaDevAttrComputeCapabilityMajor and Minor, cudaDevAttrMultiProcessorCount, cudaDevAttrIntegrated."""
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 NON_BLOCKING = 1
 THREAD_LOCAL = 1
@@ -65,6 +65,9 @@ class Gpu:
     compute_capability: tuple[int, int]
     multiprocessors: int
     """What tells an Orin Nano from an AGX Orin: both are called `Orin`."""
+    integrated: bool
+    """True where it shares its memory with the CPU, as on a Jetson; `free` then leaves out what the system would give
+    back, such as its file cache."""
     total: int
     free: int
 
@@ -93,7 +96,9 @@ class Cuda:
             self._call("cudaDeviceGetAttribute", ctypes.byref(number), attribute, 0)
             numbers.append(number.value)
         free, total = self.memory()
-        return Gpu(properties.value.decode(errors="replace"), (numbers[0], numbers[1]), numbers[2], total, free)
+        major, minor, multiprocessors, integrated = numbers
+        name = properties.value.decode(errors="replace")
+        return Gpu(name, (major, minor), multiprocessors, bool(integrated), total, free)
 
     def memory(self) -> tuple[int, int]:
         """Bytes free and in all."""

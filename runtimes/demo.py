@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_attn.config import RuntimeOptions
-from edge_attn.errors import InputError
-from edge_attn.registry import HOUSE, VERBS, resolve
+from edge_attn.errors import InputError, UsageError
+from edge_attn.registry import HOUSE, RUNTIMES, VERBS, resolve
 from runtimes.picture import alignment_svg, write
 from runtimes.translate import Translator
 from runtimes.verify import verify
@@ -28,6 +28,13 @@ SENTENCES = (
 def demo(out: Path, runtime: str, options: RuntimeOptions, say: Callable[[str], object]) -> int:
     """Exports the embedded checkpoint (where torch is installed; else takes the ready bundle), verifies the bundle,
     translates SENTENCES and draws their alignments; gives the exit code of the verification."""
+    if runtime not in RUNTIMES:
+        resolve("runtime", RUNTIMES, runtime)
+    if runtime not in ("ort-cpu", "ort-cuda") or options.precision != "fp32":
+        raise UsageError(
+            f"demo runs what it exports, which is for ort-cpu and ort-cuda in fp32, found {runtime} in "
+            f"{options.precision}; make the rest of {out / 'en-fr'} with edge-attn optimize afterwards"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -28,7 +28,7 @@ SMALL_BOARD = 9 * 2**30
 DISK_NEEDS = 2**30
 
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-LEND = "sudo docker run --rm -it --runtime nvidia IMAGE edge-attn doctor"
+LEND = "sudo docker run --rm -it --runtime nvidia --entrypoint edge-attn IMAGE doctor"
 NO_DESKTOP = "sudo systemctl isolate multi-user.target"
 
 SMI_FAULTS = (
@@ -116,7 +116,8 @@ def _without_cuda(machine: Machine, driver: str, error: str) -> Check:
     if command:
         return Check("gpu", "fault", text, meaning, command)
     if in_container(machine):
-        command = "docker run --rm -it --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility IMAGE edge-attn doctor"
+        lent = "--gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        command = f"docker run --rm -it {lent} --entrypoint edge-attn IMAGE doctor"
         return Check("gpu", "fault", text, "the container was lent nvidia-smi and not CUDA's driver", command)
     return Check("gpu", "fault", text, "CUDA's part of the driver is missing", install_driver(machine))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from edge_attn import __version__
 from runtimes.doctor_check import Check
 from runtimes.doctor_device import LEND, check_cuda
 from runtimes.doctor_facts import (
@@ -28,7 +29,7 @@ GPU_FAULTS = {
 }
 """What ONNX Runtime says, what it means, and the next command; none: a newer driver."""
 LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-EXTRAS = "'edge-attn[cpu,optimize]'"
+EXTRAS = f"'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'"
 
 
 # ---- TensorRT
@@ -82,7 +83,7 @@ def _is_tensorrt_wheel(name: str) -> bool:
 def _broken(machine: Machine, error: str, jetson: Board | None) -> Check:
     text = f"installed, and does not load: {error}"
     if jetson is None:
-        return Check("tensorrt", "fault", text, command="pip install --force-reinstall 'edge-attn[trt]'")
+        return Check("tensorrt", "fault", text, command="pip install --force-reinstall tensorrt")
     if "libnvdla_compiler" in error:
         if jetson.l4t is not None and jetson.l4t >= (39, 0, 0):
             advice = (
@@ -119,7 +120,7 @@ def _unseen(machine: Machine, bindings: dict[str, str], packages: dict[str, str]
 def check_tensorrt_rtx(machine: Machine) -> Check:
     found = machine.probe("tensorrt_rtx")
     if "error" in found:
-        command = "pip install --force-reinstall --only-binary=:all: 'edge-attn[trt-rtx]'"
+        command = "pip install --force-reinstall --only-binary=:all: tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
         return Check("tensorrt-rtx", "fault", f"installed, and does not load: {found['error']}", command=command)
     if "version" not in found:
         return Check("tensorrt-rtx", "ok", "not installed; nothing needs it")

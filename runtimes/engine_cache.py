@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,10 @@ class Entry:
         return f"{self.size / 1e6:8.1f} MB  last used {used}  {self.what}  {built}  {self.digest}"
 
 
+OURS = re.compile(r"\.?[0-9a-f]{32}\.")
+"""How the names of an engine's files begin: with its key's digest."""
+
+
 class EngineCache:
     """Engines by their keys, in `folder`/engines."""
 
@@ -115,7 +120,10 @@ class EngineCache:
                     return engine
                 say(f"{key.what}: building the engine ({reason or self._difference(key)})")
                 self._check_space(expected)
-                engine = make()
+                try:
+                    engine = make()
+                except OSError as error:
+                    raise InputError(f"{key.what} cannot be built: {error}") from error
                 self._write(key, engine)
         except OSError as error:
             raise _sentence(self.folder, error) from error
@@ -126,15 +134,19 @@ class EngineCache:
 
     def entries(self) -> list[Entry]:
         """What is there, the one used longest ago first; a damaged record has no name."""
-        found = [self._entry(path) for path in self.folder.glob("*.json")]
+        found = [self._entry(path) for path in self._ours(".json")]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 
     def clear(self) -> tuple[int, int]:
         """Removes every engine that nobody is building. Gives how many, and their bytes."""
         removed = [entry for entry in self.entries() if self._remove(entry.digest)]
-        for path in [*self.folder.glob("*.engine"), *self.folder.glob(".*.partial")]:  # of builds that were killed
+        for path in [*self._ours(".engine"), *self._ours(".partial")]:  # of builds that were killed
             self._remove(path.name.lstrip(".").partition(".")[0])
         return len(removed), sum(entry.size for entry in removed)
+
+    def _ours(self, suffix: str) -> list[Path]:
+        """Files that are named as an engine's are; others in the folder are somebody else's."""
+        return [path for path in self.folder.glob(f"*{suffix}") if OURS.match(path.name)]
 
     def _paths(self, digest: str) -> tuple[Path, Path]:
         return self.folder / f"{digest}.engine", self.folder / f"{digest}.json"
@@ -300,11 +312,21 @@ def _sentence(folder: Path, error: OSError) -> InputError:
 
 
 def cache_folder(chosen: Path | None) -> Path:
-    """The folder that was chosen, or edge-attn in the user's cache."""
+    """The folder that was chosen, or edge-attn in the user's cache.
+
+    Raises:
+        InputError: what was chosen is a file.
+    """
     if chosen is not None:
+        if chosen.exists() and not chosen.is_dir():
+            raise InputError(f"--cache-dir must be a folder, found the file {chosen}")
         return chosen
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "edge-attn"
+
+
+def _engines(count: int) -> str:
+    return f"{count} engine{'' if count == 1 else 's'}"
 
 
 def list_cache(cache_dir: Path | None = None) -> str:
@@ -312,17 +334,16 @@ def list_cache(cache_dir: Path | None = None) -> str:
     cache = EngineCache(cache_folder(cache_dir))
     entries = cache.entries()
     total = sum(entry.size for entry in entries) / 1e6
-    return "\n".join([*map(str, entries), f"{cache.folder}: {len(entries)} engines, {total:.1f} MB"])
+    return "\n".join([*map(str, entries), f"{cache.folder}: {_engines(len(entries))}, {total:.1f} MB"])
 
 
 def clear_cache(cache_dir: Path | None = None) -> str:
     """What `edge-attn cache clear` prints, after it has removed every engine and what their builds measured."""
-    folder = cache_folder(cache_dir)
-    cache = EngineCache(folder)
+    cache = EngineCache(cache_folder(cache_dir))
     count, size = cache.clear()
-    for path in folder.glob("*.timing"):
+    for path in cache.folder.glob("tensorrt*.timing"):
         with contextlib.suppress(OSError):
             path.unlink()
     left = cache.entries()
     also = f"; {len(left)} are being built, or cannot be removed" if left else ""
-    return f"{cache.folder}: removed {count} engines, {size / 1e6:.1f} MB{also}"
+    return f"{cache.folder}: removed {_engines(count)}, {size / 1e6:.1f} MB{also}"

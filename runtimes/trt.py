@@ -69,7 +69,7 @@ class Trt:
         target = bundle.target("trt", options.precision)
         config = build_config(target)
         cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MEGA)
-        plugins = plugins_for("trt", target.settings.get("plugins", ())) if door.capability.aot_plugins else {}
+        plugins = plugins_for("trt", target.settings.get("plugins", ()))
         plans = {
             graph: engine_for(door, bundle, target, graph, cache, gpu, config, _say, plugins) for graph in target.graphs
         }

@@ -58,8 +58,8 @@ class BuildConfig:
     def __post_init__(self) -> None:
         at_least("workspace_mb", self.workspace_mb, 1)
         at_least("cache_mb", self.cache_mb, 1)
-        if not self.max_build_minutes > 0:
-            raise ConfigError(f"max_build_minutes must be more than 0, found {self.max_build_minutes}")
+        if not 0 < self.max_build_minutes < float("inf"):  # which nan is not
+            raise ConfigError(f"max_build_minutes must be a number more than 0, found {self.max_build_minutes}")
         if not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"optimization_level must lie between 0 and 5, found {self.optimization_level}")
 
@@ -121,10 +121,11 @@ def engine_for(
         plugins=", ".join(f"{op} {plugin.hash()}" for op, plugin in sorted(served.items())) or "none",
         settings=config.settings(),
     )
-    timing = cache.folder.parent / f"{_file_name(key)}.timing"
+    timing = cache.folder / f"{_file_name(key)}.timing"
 
     def make() -> bytes:
-        check_memory(len(model), gpu.free, f"{spec.file} on {gpu.name}")
+        if not gpu.integrated:  # else it is the system's memory, which build_engine asks for
+            check_memory(len(model), gpu.free, f"{spec.file} on {gpu.name}")
         for plugin in served.values():
             plugin.register(door, "sm_{}{}".format(*gpu.compute_capability))
         with bar(key.what) as report:
@@ -183,6 +184,8 @@ def build_engine(
         door.log.errors.append("out of memory")
     if progress.cancelled == "keyboard":
         raise KeyboardInterrupt
+    if progress.cancelled not in ("", "time"):
+        raise RuntimeError(f"{spec.file}: the build's progress could not be followed: {progress.cancelled}")
     if progress.cancelled:
         raise NotTestedError(
             f"{spec.file}: the build took longer than {config.max_build_minutes:g} minutes and was ended; give it more "
@@ -259,7 +262,7 @@ def _load_timing(options: IBuilderConfig, path: Path) -> None:
     except OSError:
         measured = b""
     cache: ITimingCache = options.create_timing_cache(measured)
-    if not options.set_timing_cache(cache, False) and measured:
+    if (cache is None or not options.set_timing_cache(cache, False)) and measured:
         empty: ITimingCache = options.create_timing_cache(b"")
         options.set_timing_cache(empty, False)
 

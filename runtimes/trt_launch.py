@@ -151,7 +151,11 @@ class Launches:
         if context is None:
             raise self._refused(f"makes no execution context for {bound.graph}")
         context.set_device_memory(*self._scratch)
-        if not context.set_optimization_profile_async(bound.profile, stream):
+        try:
+            taken = context.set_optimization_profile_async(bound.profile, stream)
+        except RuntimeError as error:  # the bindings' word for False
+            raise self._refused(f"does not take profile {bound.profile} of {bound.graph}") from error
+        if not taken:
             raise self._refused(f"does not take profile {bound.profile} of {bound.graph}")
         spec = self.graphs[bound.graph]
         for i, tensor in enumerate((*spec.inputs, *spec.outputs)):
@@ -159,7 +163,10 @@ class Launches:
                 raise self._refused(f"does not take {tensor.name} of shape {bound.shapes[i]}")
             if not context.set_tensor_address(tensor.name, bound.addresses[i]):
                 raise self._refused(f"does not take an address for {tensor.name}")
-        lacking = context.infer_shapes()
+        try:
+            lacking = context.infer_shapes()
+        except RuntimeError as error:
+            raise self._refused(f"cannot infer the shapes of {bound.graph}") from error
         if lacking:
             raise self._refused(f"needs {', '.join(lacking)} to know the shapes of {bound.graph}")
         for tensor, shape in zip(spec.outputs, bound.shapes[len(spec.inputs) :], strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ class Phase:
 
 
 class Progress:
-    """The phases of one build.
+    """The phases of one build, told by any of TensorRT's threads.
 
-    `cancelled` becomes why the build was ended: the time, or the keyboard.
+    `cancelled` becomes why the build was ended: `time`, `keyboard`, or what went wrong here.
     """
 
     def __init__(self, report: Report, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,22 +38,26 @@ class Progress:
         self._report, self._clock, self._end = report, clock, clock() + seconds
         self._phases: dict[str, Phase] = {}
         self._least = 0.0
+        self._lock = threading.RLock()  # an interruption may come in again
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        self._phases[name] = Phase(parent, max(steps, 1))
+        with self._lock:
+            self._phases[name] = Phase(parent, max(steps, 1))
 
     def step(self, name: str, step: int) -> bool:
         """False ends the build."""
-        if name in self._phases:
-            self._phases[name].done = min(step + 1, self._phases[name].steps)
-        self._least = max(self._least, self._share())
-        self._report(self._least, name)
+        with self._lock:
+            if name in self._phases:
+                self._phases[name].done = min(step + 1, self._phases[name].steps)
+            self._least = max(self._least, self._share())
+            self._report(self._least, name)
         if not self.cancelled and self._clock() > self._end:
             self.cancelled = "time"
         return not self.cancelled
 
     def finish(self, name: str) -> None:
-        self._phases.pop(name, None)
+        with self._lock:
+            self._phases.pop(name, None)
 
     def _share(self) -> float:
         """Of the outermost phase; a phase inside counts for the part of its parent's step that is done."""
@@ -68,22 +73,28 @@ def monitor(door: Door, progress: Progress) -> Any:
     """`progress` as TensorRT calls it. An interruption ends the build first: it may not pass through TensorRT."""
     trt = door.trt
 
+    def kept(call: Callable[..., Any], *said: Any) -> Any:
+        """An exception becomes the reason for which the build is ended at its next step."""
+        try:
+            return call(*said)
+        except KeyboardInterrupt:
+            progress.cancelled = "keyboard"
+        except Exception as error:
+            progress.cancelled = f"{type(error).__name__}: {error}"
+        return False
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]  # the class is found at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.start(phase_name, parent_phase, num_steps)
+            kept(progress.start, phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
-                return progress.step(phase_name, step)
-            except KeyboardInterrupt:
-                progress.cancelled = "keyboard"
-                return False
+            return bool(kept(progress.step, phase_name, step))
 
         def phase_finish(self, phase_name: str) -> None:
-            progress.finish(phase_name)
+            kept(progress.finish, phase_name)
 
     return Monitor()
 

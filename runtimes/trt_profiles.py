@@ -44,12 +44,11 @@ class Profile:
             made[tensor.name] = (least, best, most)
         return made
 
-    def covers(self, axes: Mapping[str, int]) -> bool:
-        """Does each of the given sizes lie in its range?"""
-        return all(self.axes[axis][0] <= size <= self.axes[axis][2] for axis, size in axes.items())
-
     def __str__(self) -> str:
-        return ", ".join(f"{axis} {least}-{most} ({best})" for axis, (least, best, most) in self.axes.items())
+        return ", ".join(
+            f"{axis} {most}" if least == most else f"{axis} {least}-{most} ({best})"
+            for axis, (least, best, most) in self.axes.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,9 @@ class Buckets:
         has = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
         made = []
         for bucket in self.up_to(max_source).all():
-            largest = {"batch": bucket.batch, "src": bucket.src, "beam": bucket.beam, "previous_beam": bucket.beam}
-            profile = Profile({axis: (1, size, size) for axis, size in largest.items() if axis in has})
+            ranges = dict.fromkeys(("beam", "previous_beam"), (1, bucket.beam, bucket.beam))
+            ranges |= {"batch": (bucket.batch,) * 3, "src": (bucket.src,) * 3}  # every request is padded to these
+            profile = Profile({axis: sizes for axis, sizes in ranges.items() if axis in has})
             profile.shapes(spec)
             made.append(profile)
         return made

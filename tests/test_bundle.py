@@ -479,3 +479,9 @@ def test_a_targets_graph_must_be_listed(tmp_path):
 def test_a_target_that_contradicts_itself(name, options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         a_manifest(targets={name: a_target(**options)})
+
+
+def test_a_folder_without_a_manifest_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("edge_attn.bundle._read_folder", lambda path: pytest.fail("it was read"))
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no bundle\.json"):
+        Bundle.open(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -53,7 +54,7 @@ def find_nvrtc() -> Path | None:
     wheels = [Path(place) for place in package.submodule_search_locations or ()] if package else []
     found = [path for folder in wheels for path in folder.glob("*/lib/libnvrtc.so.*")]
     if found:
-        return max(found, key=lambda path: path.suffix)
+        return max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name.partition(".so.")[2])])
     places = [path for folder in _toolkits() for name in NVRTC_NAMES for path in folder.glob(f"lib*/{name}")]
     return next((place for place in (*places, *map(Path, NVRTC_NAMES)) if _loads(place)), None)
 

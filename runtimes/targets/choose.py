@@ -58,7 +58,7 @@ def choose(
         lowered = {name: [node for node in may[name] if (name, node) not in pinned] for name in models}
         made = {name: lowering.lower(name, model, set(lowered[name])) for name, model in models.items()}
         report = check(made)
-        spent = pinned and not any(lowered.values())
+        spent = not any(lowered.values())
         if report.verdict == "holds" or turn == ROUNDS - 1 or spent:
             break
         if ranked is None:

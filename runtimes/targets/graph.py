@@ -20,12 +20,14 @@ def load(data: bytes, where: str) -> onnx.ModelProto:
     """The model in `data`.
 
     Raises:
-        BundleError: it is not ONNX; the sentence begins with `where`.
+        BundleError: it is not valid ONNX; the sentence begins with `where`.
     """
     try:
-        return onnx.load_model_from_string(data)
+        model = onnx.load_model_from_string(data)
+        onnx.checker.check_model(model)
     except Exception as error:  # protobuf's errors share no class but Exception
-        raise BundleError(f"{where} is not an ONNX graph: {error}") from error
+        raise BundleError(f"{where} is not an ONNX graph: {' '.join(str(error).split())}") from error
+    return model
 
 
 def opset(model: onnx.ModelProto) -> int:
@@ -80,9 +82,15 @@ def module_path(node: onnx.NodeProto) -> str:
 
 
 def constant(node: onnx.NodeProto) -> np.ndarray | None:
-    """The value of a Constant; None of any other node, and of one that holds no numbers."""
+    """The value of a Constant; None of any other node, and of one that holds no numbers.
+
+    Raises:
+        BundleError: it has not exactly one attribute.
+    """
     if node.op_type != "Constant" or node.domain:
         return None
+    if len(node.attribute) != 1:
+        raise BundleError(f"the Constant {''.join(node.output)!r} has {len(node.attribute)} attributes, expected 1")
     [attribute] = node.attribute
     found = onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":

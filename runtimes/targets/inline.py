@@ -22,7 +22,7 @@ def inline(model: onnx.ModelProto, plugins: Set[str] = frozenset()) -> onnx.Mode
         made = onnx.inliner.inline_selected_functions(model, served, exclude=True)
     except RuntimeError as error:
         raise BundleError(f"the functions of the graph {model.graph.name} cannot be inlined: {error}") from error
-    kept = {function.domain for function in made.functions}
+    kept = {function.domain for function in made.functions} | {node.domain for node in nodes(made.graph)}
     for entry in [entry for entry in made.opset_import if entry.domain not in ("", "ai.onnx", *kept)]:
         made.opset_import.remove(entry)
     for node in nodes(made.graph):

@@ -19,6 +19,8 @@ Version = tuple[int, ...]
 
 OLDEST: Version = (10, 3)
 """TensorRT of JetPack 6."""
+WITH_PLUGINS: Version = (10, 13)
+"""The first one that our plugins are for."""
 OPSETS: dict[Version, int] = {(10, 3): 20, (10, 14): 23, (10, 15): 24, (11, 0): 27}
 """The newest opset that a version, and those after it, reads."""
 SINCE: dict[str, Version] = {

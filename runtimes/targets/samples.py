@@ -34,7 +34,8 @@ def view(bundle: Bundle, models: Models, precision: str, more: Mapping[str, Sequ
         scalars = [TensorSpec(output, "float32", ()) for output in (more or {}).get(name, ())]
         specs[name] = dataclasses.replace(spec, outputs=(*spec.outputs, *scalars))
         files[spec.file] = models[name].SerializeToString()
-    manifest = dataclasses.replace(bundle.manifest, precision=precision, graphs=specs, tolerances={}, targets={})
+    stricter = bundle.manifest.tolerances if precision == bundle.manifest.precision else {}
+    manifest = dataclasses.replace(bundle.manifest, precision=precision, graphs=specs, tolerances=stricter, targets={})
     return Bundle(bundle.path, manifest, files)
 
 

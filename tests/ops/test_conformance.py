@@ -454,7 +454,7 @@ def test_nan_a_wrong_shape_a_wrong_dtype_and_an_almost_zero_do_not_conform() -> 
         assert_conforms(("y",), (), (wanted,), "float32", FP32)
 
 
-# ---- the call rules (DESIGN.md, section 2)
+# ---- the call rules (edge_attn/ops/__init__.py)
 
 
 def test_an_op_is_in_the_table_by_its_own_name() -> None:

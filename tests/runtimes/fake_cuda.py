@@ -177,7 +177,7 @@ class FakeCuda:
 
     @function
     def cudaDeviceGetAttribute(self, value: Any, attribute: int, device: int) -> None:
-        value._obj.value = {75: 8, 76: 7, 16: 8}[attribute]
+        value._obj.value = {75: 8, 76: 7, 16: 8, 18: 1}[attribute]
 
     @function
     def cudaMemGetInfo(self, free: Any, total: Any) -> None:

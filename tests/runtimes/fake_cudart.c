@@ -45,7 +45,7 @@ int cudaGetDeviceProperties(void *properties, int device) {
 }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER;
-    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 16 ? 8 : -1;
+    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 16 ? 8 : attribute == 18 ? 1 : -1;
     return 0;
 }
 int cudaMemGetInfo(size_t *free_bytes, size_t *total) { ENTER; *total = TOTAL; *free_bytes = TOTAL - used; return 0; }

@@ -130,7 +130,8 @@ class IExecutionContext:
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self._version += 1
         if not 0 <= index < len(self.engine.profiles):
-            return self._no(f"profile {index} of {len(self.engine.profiles)}")
+            self._no(f"profile {index} of {len(self.engine.profiles)}")
+            raise RuntimeError("Error in set optimization profile.")  # as the bindings do
         self._profile = index
         return True
 

@@ -74,7 +74,7 @@ def test_what_goes_to_the_device_comes_back_and_all_is_given_back(opened, librar
 
 
 def test_the_device(opened):
-    assert opened.gpu() == Gpu("Orin", (8, 7), 8, 1 << 20, 1 << 20)
+    assert opened.gpu() == Gpu("Orin", (8, 7), 8, True, 1 << 20, 1 << 20)
     opened.allocate(1 << 18, "a quarter")
     assert opened.memory() == (3 << 18, 1 << 20)
 

@@ -74,5 +74,8 @@ def test_what_cannot_be_is_one_sentence(edge_attn_cli, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     edge_attn_cli("demo", "--out", tmp_path / "file", code=4, said="file cannot be written: File exists")
     edge_attn_cli("demo", "--out", tmp_path, "--runtime", "tvm", code=2, said="unknown runtime 'tvm'")
+    for option, value in (("--runtime", "trt"), ("--precision", "fp16")):
+        edge_attn_cli("demo", "--out", tmp_path / "new", option, value, code=2, said="demo runs what it exports")
+    assert not (tmp_path / "new").exists()
     monkeypatch.setattr(demo, "READY", tmp_path / "absent.zip")
     edge_attn_cli("demo", "--out", tmp_path, code=4, said="absent.zip is not a bundle")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edge_attn import __version__
 from runtimes import doctor_probes, machine
 from runtimes.doctor import CHECKS, Report, doctor
 from runtimes.doctor_check import STATUSES, Check
@@ -104,10 +105,17 @@ HEALTHY = {
 """No fault; what some of their checks find."""
 
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+LEND = "sudo docker run --rm -it --runtime nvidia --entrypoint edge-attn IMAGE doctor"
 FAULTY = {
     "orin-container-without-gpu": {
-        "gpu": ("no GPU in this container", "sudo docker run --rm -it --runtime nvidia IMAGE edge-attn doctor"),
-        "tensorrt": ("libnvdla_compiler.so", "sudo docker run --rm -it --runtime nvidia IMAGE edge-attn doctor"),
+        "gpu": (
+            "no GPU in this container",
+            LEND,
+        ),
+        "tensorrt": (
+            "libnvdla_compiler.so",
+            LEND,
+        ),
     },
     "orin-jetpack-5.1": {"board": ("JetPack 5.1.2 (L4T 35.4.1)", "sdkmanager")},
     "orin-no-swap": {"memory": ("2.9 GiB available of 7.4 GiB, swap none", SWAP)},
@@ -118,7 +126,7 @@ FAULTY = {
         "tensorrt": (
             "is for the system's Python 3.10, and this is /home/user/.venv/bin/python",
             "/usr/bin/python3.10 -m venv --system-site-packages .venv && "
-            ".venv/bin/pip install 'edge-attn[cpu,optimize]'",
+            f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'",
         )
     },
     "orin-too-little-memory": {"memory": ("0.9 GiB available", "sudo systemctl isolate multi-user.target")},
@@ -299,17 +307,17 @@ REINSTALL = "sudo apt update && sudo apt install --reinstall libnvinfer10 python
             {"python": CONDA},
             "tensorrt",
             "/usr/bin/python3.10 -m venv --system-site-packages .venv && "
-            ".venv/bin/pip install 'edge-attn[cpu,optimize]'",
+            f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'",
         ),
         ("orin-jetpack-7.2", {"tensorrt": NVDLA}, "tensorrt", REINSTALL),
         ("orin-jetpack-6.2", {"tensorrt": {"error": "ImportError: libnvinfer.so.10"}}, "tensorrt", REINSTALL),
-        ("x86-gpu", {"tensorrt": {"error": "it broke"}}, "tensorrt", "pip install --force-reinstall 'edge-attn[trt]'"),
+        ("x86-gpu", {"tensorrt": {"error": "it broke"}}, "tensorrt", "pip install --force-reinstall tensorrt"),
         ("x86-gpu", {"tensorrt": OLD}, "tensorrt", "pip install --upgrade 'edge-attn[trt]'"),
         (
             "x86-gpu",
             {"tensorrt_rtx": {"error": "it broke"}},
             "tensorrt-rtx",
-            "pip install --force-reinstall --only-binary=:all: 'edge-attn[trt-rtx]'",
+            "pip install --force-reinstall --only-binary=:all: tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
         ),
         (
             "x86-gpu",

@@ -308,7 +308,7 @@ def test_clear_leaves_what_is_being_built(tmp_path):
         wait_for(tmp_path / "log")
         other = dataclasses.replace(KEY, gpu="Thor")
         build(EngineCache(tmp_path), other)
-        assert "removed 1 engines" in clear_cache(tmp_path)
+        assert "removed 1 engine," in clear_cache(tmp_path)
         process.communicate(timeout=60)
     assert process.returncode == 0
     assert EngineCache(tmp_path).get(KEY) == ENGINE
@@ -320,14 +320,39 @@ def test_clear_leaves_what_is_being_built(tmp_path):
 def test_list_and_clear(tmp_path):
     assert list_cache(tmp_path) == f"{tmp_path / 'engines'}: 0 engines, 0.0 MB"
     build(EngineCache(tmp_path))
-    (tmp_path / "tensorrt-10.3.0-Orin-8.7.timing").touch()
+    (tmp_path / "engines" / "tensorrt-10.3.0-Orin-8.7.timing").touch()
     first, last = list_cache(tmp_path).splitlines()
     assert "toy.zip: step for trt-fp16  tensorrt 10.3.0  Orin  fp16" in first
     assert KEY.digest in first
-    assert last.endswith("1 engines, 0.0 MB")
-    assert clear_cache(tmp_path) == f"{tmp_path / 'engines'}: removed 1 engines, 0.0 MB"
+    assert last.endswith("1 engine, 0.0 MB")
+    assert clear_cache(tmp_path) == f"{tmp_path / 'engines'}: removed 1 engine, 0.0 MB"
     assert [path.name for path in tmp_path.rglob("*")] == ["engines"]
     assert clear_cache(tmp_path).endswith("removed 0 engines, 0.0 MB")
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path):
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    others = {folder / "config.json", folder / "my.engine", folder / ".my.partial", tmp_path / "run.timing"}
+    for path in others:
+        path.write_text("{}", encoding="utf-8")
+    assert list_cache(tmp_path).endswith("0 engines, 0.0 MB")
+    assert "removed 0 engines" in clear_cache(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == others
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--cache-dir must be a folder, found the file"):
+        list_cache(tmp_path / "file")
+
+
+def test_a_disk_that_fails_while_the_engine_is_made_is_not_the_caches_fault(tmp_path):
+    def fails() -> bytes:
+        raise OSError(28, "No space left on device", "kernel.ptx")
+
+    with pytest.raises(InputError, match=r"cannot be built: .*kernel\.ptx"):
+        EngineCache(tmp_path).build_once(KEY, fails, lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,17 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 from edge_attn import golden  # noqa: E402
 from edge_attn.bundle import FORMAT, Bundle, write_bundle  # noqa: E402
 from edge_attn.config import RuntimeOptions  # noqa: E402
-from edge_attn.errors import InputError, NotTestedError, ParityError, UsageError  # noqa: E402
+from edge_attn.errors import ConfigError, InputError, NotTestedError, ParityError, UsageError  # noqa: E402
 from edge_attn.ops import DOMAIN  # noqa: E402
-from edge_attn.registry import ATTENTIONS, HOUSE, PRECISIONS, TARGETS, resolve  # noqa: E402
+from edge_attn.registry import ATTENTIONS, PRECISIONS, TARGETS, resolve  # noqa: E402
 from runtimes.optimize import optimize  # noqa: E402
+from runtimes.plugins import PLUGINS, SERVED  # noqa: E402
 from runtimes.targets import recipes  # noqa: E402
 from runtimes.targets.graph import Constants, load, types  # noqa: E402
 from runtimes.targets.inline import inline  # noqa: E402
-from runtimes.targets.samples import largest, log_probs  # noqa: E402
+from runtimes.targets.samples import largest, log_probs, view  # noqa: E402
 
-KINDS = {path.stem: path for path in sorted((HOUSE / "tests" / "data" / "kinds").glob("*.zip"))}
+KINDS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))}
 PAIRS = [(name, precision) for name in TARGETS for precision in resolve("target", TARGETS, name).precisions]
 ONE = RuntimeOptions(threads=1)
 
@@ -178,6 +179,34 @@ def test_a_plugin_is_called_without_a_body_and_verified_with_it(copied):
     kinds = {output for node in model.graph.node if node.op_type == "Cast" for output in node.output}
     assert call.input[1] in kinds
     assert Bundle.open(copied).manifest.targets["trt-fp16"].settings["plugins"] == ["AdditiveAttention"]
+    assert Bundle.open(copied).manifest.targets["trt-fp16"].settings["min_version"] == "10.13"
+
+
+def test_a_plugin_that_wins_is_used_without_being_asked_for(copied, monkeypatch):
+    monkeypatch.setitem(SERVED, ("AdditiveAttention", "trt"), PLUGINS["AdditiveAttention", "trt"])
+    quietly(copied, "trt", "fp32")
+    settings = Bundle.open(copied).manifest.targets["trt-fp32"].settings
+    assert (settings["plugins"], settings["min_version"]) == (["AdditiveAttention"], "10.13")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_by_another_name_is_written_to(toy_bundle, tmp_path, monkeypatch, linked):
+    opened = Bundle.open(toy_bundle)
+    write_bundle(tmp_path / "toy", opened.manifest, opened.files())
+    (tmp_path / "link").symlink_to(tmp_path / "toy")
+    monkeypatch.chdir(tmp_path / "toy")
+    quietly(tmp_path / "link" if linked else Path(), "trt", "fp32")
+    assert "trt-fp32" in Bundle.open(tmp_path / "toy").manifest.targets
+    assert (tmp_path / "link").is_symlink()
+    assert {p.name for p in tmp_path.iterdir()} == {"toy", "link"}
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", {"L2.log_prob": 1e-9}), ("fp16", {})])
+def test_stricter_bounds_are_for_the_precision_they_were_written_for(toy_bundle, precision, expected):
+    bundle = Bundle.open(toy_bundle)
+    manifest = dataclasses.replace(bundle.manifest, tolerances={"L2.log_prob": 1e-9})
+    models = {name: load(bundle.read(spec.file), name) for name, spec in manifest.graphs.items()}
+    assert view(Bundle(bundle.path, manifest, bundle.files()), models, precision).manifest.tolerances == expected
 
 
 def test_neither_torch_nor_the_exporter_is_needed(run_edge_attn, copied):
@@ -278,7 +307,8 @@ def counting(model: onnx.ModelProto) -> None:
 
 
 def newer(model: onnx.ModelProto) -> None:
-    next(entry for entry in model.opset_import if entry.domain == "").version = 21
+    for imports in (model.opset_import, *(function.opset_import for function in model.functions)):
+        next(entry for entry in imports if entry.domain == "").version = 21
 
 
 @pytest.mark.parametrize(
@@ -299,6 +329,30 @@ def test_a_file_that_is_no_graph(copied):
     refused(copied, InputError, r"graphs/step\.onnx is not an ONNX graph", "trt")
 
 
+def stranger(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Stranger", ["log_probs"], ["z"]))
+
+
+def hollow(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["z"]))
+
+
+def dangling(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Exp", ["nothing"], ["z"]))
+
+
+INVALID = r"graphs/step\.onnx is not an ONNX graph: [^\n]*$"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [(stranger, INVALID), (dangling, INVALID), (hollow, "the Constant 'z' has 0 attributes, expected 1")],
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_graph_that_is_not_valid(copied, target, change, sentence):
+    refused(planted(copied, "step", change), InputError, sentence, target)
+
+
 NONSENSE = {
     "a target": (("tvm",), {}, "unknown target 'tvm'; known: ort-cuda, trt"),
     "a precision": (("trt", "fp8"), {}, "the target trt has fp32, fp16, int8, found precision 'fp8'"),
@@ -306,6 +360,15 @@ NONSENSE = {
     "lines for fp16": (("trt", "fp16"), {"calibration": Path("x")}, "--calibration is for int8, found"),
     "a version of what has none": (("ort-cuda",), {"min_version": "10.3"}, "--min-version is for engines"),
     "profiles of what has none": (("ort-cuda",), {"profiles": Path("x")}, "--profiles is for engines"),
+    "a plugin of what has none": (("ort-cuda",), {"plugins": ("AdditiveAttention",)}, "--plugin is for engines"),
+    "a plugin that is none": (("trt",), {"plugins": ("Exp",)}, "no plugin 'Exp' for the target 'trt'; known: Additive"),
+    "a version without plugins": (
+        ("trt",),
+        {"plugins": ("AdditiveAttention",), "min_version": "10.3"},
+        "the plugin AdditiveAttention needs TensorRT 10.13 or later, found --min-version 10.3",
+    ),
+    "no version": (("trt",), {"min_version": ""}, "a version is two to four numbers, as 10.3, found ''"),
+    "no version of what has none": (("ort-cuda",), {"min_version": ""}, "--min-version is for engines"),
     "an old version": (("trt",), {"min_version": "8.6"}, "the oldest version of TensorRT that is served is 10.3"),
 }
 
@@ -337,6 +400,38 @@ def test_a_bundle_that_was_replaced_meanwhile_is_left_alone(copied, toy_bundle, 
     with pytest.raises(InputError, match="was replaced while it was optimized; run the command again"):
         quietly(copied, "trt", "fp32")
     assert copied.read_bytes() == other.read_bytes()
+
+
+def test_new_weights_with_the_same_interface_are_another_bundle(copied, monkeypatch):
+    def replaced(*arguments):
+        planted(copied, "step", nan)
+        return recipes.nothing(*arguments)
+
+    monkeypatch.setitem(recipes.TRT.lowerings, "fp32", replaced)
+    with pytest.raises(InputError, match="was replaced while it was optimized; run the command again"):
+        quietly(copied, "trt", "fp32")
+    assert not Bundle.open(copied).manifest.targets
+
+
+def test_a_target_that_was_added_meanwhile_stays(copied, monkeypatch):
+    def added(*arguments):
+        quietly(copied, "ort-cuda", "fp32")
+        return recipes.nothing(*arguments)
+
+    monkeypatch.setitem(recipes.TRT.lowerings, "fp32", added)
+    quietly(copied, "trt", "fp32")
+    assert set(Bundle.open(copied).manifest.targets) == {"trt-fp32", "ort-cuda-fp32"}
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), 0.0])
+def test_minutes_that_are_none_are_refused_before_anything_is_read(tmp_path, minutes):
+    with pytest.raises(ConfigError, match="max_build_minutes must be"):
+        optimize(tmp_path / "absent", "trt", max_build_minutes=minutes)
+
+
+def test_profiles_are_read_before_anything_else(tmp_path):
+    with pytest.raises(InputError, match=r"profiles\.toml cannot be read"):
+        optimize(tmp_path / "absent", "trt", profiles=tmp_path / "profiles.toml")
 
 
 # ---- building, and running what was made
@@ -375,6 +470,12 @@ def test_a_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
     assert opened[0][2].closed
     assert "on an engine (" in said[-1]
     assert said[-1].endswith("parity holds")
+    before = copied.read_bytes()
+    again = quietly(copied, "trt", "fp16", build=True)
+    assert again[0].startswith(f"{copied} holds trt-fp16 already, which is built as it is")
+    assert again[1:] == said[-1:]
+    assert len(opened) == 2
+    assert copied.read_bytes() == before
 
 
 def test_graphs_that_were_not_made_are_asked_for_by_command(toy_bundle):

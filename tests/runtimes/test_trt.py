@@ -171,17 +171,23 @@ def test_engines_are_built_once(jetson, bundle, capsys):
     assert re.search("the GPU was Orin.*, is NVIDIA H200", capsys.readouterr().err)
 
 
-def test_plugins_are_registered_for_the_gpu_and_part_of_the_engines_key(monkeypatch, jetson, bundle):
+def test_plugins_are_registered_for_the_gpu_where_the_engine_is_built(monkeypatch, jetson, bundle):
     registered = []
     plugin = SimpleNamespace(register=lambda door, gpu: registered.append((door.name, gpu)), hash=lambda: "abc")
-    monkeypatch.setattr(trt, "plugins_for", lambda target, asked: {"AdditiveAttention": plugin})
-    jetson.open(bundle).close()
-    assert registered == []  # 10.3 has no plugins of this kind: the function's body runs
     jetson.version = (10, 13, 2)
+    jetson.open(bundle).close()
+    monkeypatch.setattr(trt, "plugins_for", lambda target, asked: {"AdditiveAttention": plugin})
     for _ in range(2):
         jetson.open(bundle).close()
-    assert registered == 2 * [("tensorrt 10.13.2", "sm_87")]  # once an engine, and only where it is built
+    assert registered == 2 * [("tensorrt 10.13.2", "sm_87")]  # once an engine
     assert len(jetson.built) == 4
+
+
+def test_a_target_with_a_plugin_on_a_tensorrt_that_takes_none(jetson, bundle):
+    target = dataclasses.replace(bundle.manifest.targets["trt-fp32"], settings={"plugins": ["AdditiveAttention"]})
+    changed = Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets={target.name: target}), bundle.files())
+    with pytest.raises(NotTestedError, match=r"10\.13"):
+        jetson.open(changed)
 
 
 def test_an_axis_that_has_no_bucket(jetson, bundle):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +42,7 @@ class FakeBuild:
         self.options = SimpleNamespace(
             set_memory_pool_limit=self.limits.__setitem__,
             add_optimization_profile=self.add_profile,
-            create_timing_cache=lambda data: data,
+            create_timing_cache=lambda data: None if data == b"unreadable" else data,
             set_timing_cache=self.set_timing,
             clear_flag=self.cleared.append,
             get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
@@ -190,7 +191,7 @@ def test_a_tensorrt_that_does_not_start_is_a_sentence(bundle):
 def test_a_profile_that_is_not_taken_is_a_sentence(bundle):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     fake.takes_profiles = False
-    with pytest.raises(InputError, match=r"does not take the profile batch 1-1 \(1\)"):
+    with pytest.raises(InputError, match=r"does not take the profile batch 1, src 16"):
         run(bundle, fake)
 
 
@@ -274,6 +275,35 @@ def test_phases_that_tensorrt_never_announced_do_no_harm():
     assert progress.step("empty", 0)
 
 
+def test_phases_may_be_told_by_several_threads_at_once():
+    faults: list[Exception] = []
+    progress = Progress(lambda share, what: None, 60)
+
+    def tell(name: str) -> None:
+        try:
+            for step in range(3000):
+                progress.start(name, None, 2)
+                progress.step(name, step % 2)
+                progress.finish(name)
+        except Exception as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=tell, args=(str(i),)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+
+
+def test_a_fault_while_progress_is_told_is_not_taken_for_tensorrts(bundle):
+    def report(share: float, what: str) -> None:
+        raise ValueError("the bar broke")
+
+    with pytest.raises(RuntimeError, match="could not be followed: ValueError: the bar broke"):
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), report=report)
+
+
 # ---- the timing cache
 
 
@@ -284,6 +314,14 @@ def test_what_a_build_measured_shortens_the_next_one(bundle, tmp_path):
     assert path.read_bytes() == b"measured"
     run(bundle, fake, timing=path)
     assert fake.timings == [b"", b"measured"]
+
+
+def test_measurements_that_cannot_be_read_are_left_out(bundle, tmp_path):
+    path = tmp_path / "Orin.timing"
+    path.write_bytes(b"unreadable")
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    assert run(bundle, fake, timing=path) == b"engine"
+    assert fake.timings == [b""]
 
 
 def test_measurements_that_do_not_fit_are_left_out(bundle, tmp_path):
@@ -311,7 +349,7 @@ def test_tensorrt_rtx_measures_nothing(bundle, tmp_path):
 # ---- through the cache
 
 
-GPU = Gpu("Orin", (8, 7), 8, 8 << 30, 4 << 30)
+GPU = Gpu("Orin", (8, 7), 8, True, 8 << 30, 4 << 30)
 
 
 def fetch(bundle: Bundle, folder: Path, door: Door, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
@@ -373,9 +411,15 @@ def test_more_free_memory_is_no_other_gpu(bundle, tmp_path):
 
 def test_a_gpu_without_free_memory_is_said_before_the_build(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    with pytest.raises(NotTestedError, match=r"graphs/encoder.onnx on Orin: .* 100 MB are free"):
-        fetch(bundle, tmp_path, fake.door(), gpu=dataclasses.replace(GPU, free=100 * 1024**2))
+    full = dataclasses.replace(GPU, name="H200", integrated=False, free=100 * 1024**2)
+    with pytest.raises(NotTestedError, match=r"graphs/encoder.onnx on H200: .* 100 MB are free"):
+        fetch(bundle, tmp_path, fake.door(), gpu=full)
     assert not list(tmp_path.rglob("*.engine"))
+
+
+def test_on_a_jetson_the_file_cache_is_no_reason_not_to_build(bundle, tmp_path):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
+    assert fetch(bundle, tmp_path, fake.door(), gpu=dataclasses.replace(GPU, free=100 * 1024**2))[0] == b"engine"
 
 
 # ---- the options
@@ -393,8 +437,8 @@ def test_the_options_are_a_toml_file(tmp_path):
         ("workspace = 1", "unknown key 'workspace'"),
         ("workspace_mb = 'much'", "workspace_mb must be of type int"),
         ("workspace_mb = 0", "workspace_mb must be at least 1"),
-        ("max_build_minutes = 0", "max_build_minutes must be more than 0"),
-        ("max_build_minutes = nan", "max_build_minutes must be more than 0"),
+        ("max_build_minutes = 0", "max_build_minutes must be a number more than 0"),
+        ("max_build_minutes = nan", "max_build_minutes must be a number more than 0"),
         ("optimization_level = 6", "optimization_level must lie between 0 and 5"),
         ("[buckets]\nbatch = [2, 1]", "batch must be sizes that rise"),
         ("[buckets]\nbatch = 1", r"buckets: batch must be a list"),

@@ -218,7 +218,8 @@ from runtimes.engine_cache import EngineCache
 from runtimes.trt_build import BuildConfig, engine_for
 from runtimes.trt_compat import open_door
 
-bundle, cache, gpu = Bundle.open({bundle!r}), EngineCache(Path({folder!r})), Gpu("Orin", (8, 7), 8, 1 << 33, 1 << 33)
+bundle, cache = Bundle.open({bundle!r}), EngineCache(Path({folder!r}))
+gpu = Gpu("Orin", (8, 7), 8, True, 1 << 33, 1 << 33)
 ready = Target("trt", "fp32", bundle.manifest.graphs)
 say = lambda line: print(line, flush=True)
 print(len(engine_for(open_door(rtx=True), bundle, ready, "encoder", cache, gpu, BuildConfig(), say)))

@@ -105,7 +105,7 @@ def test_a_profile_that_is_not_what_was_asked_for(jetson, bundle, sources):
     """An engine that is too narrow refuses, and the sentence has TensorRT's reason."""
 
     def narrow(plan: bytes) -> bytes:
-        profiles = [{name: [s[0], s[0], s[0]] for name, s in one.items()} for one in fake_trt.header(plan)[0]]
+        profiles = [{name: 3 * [len(s[0]) * [1]] for name, s in one.items()} for one in fake_trt.header(plan)[0]]
         return fake_trt.build(fake_trt.model(plan), profiles)
 
     jetson.change = narrow
@@ -113,6 +113,19 @@ def test_a_profile_that_is_not_what_was_asked_for(jetson, bundle, sources):
     with pytest.raises(NotTestedError, match=r"does not take source of shape \(8, 6\): .* does not satisfy profile 1"):
         Decoding(runtime, [[5, 3]] * 8)
     runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [("set_optimization_profile_async", "does not take profile 0 of"), ("infer_shapes", "cannot infer the shapes of")],
+)
+def test_what_the_bindings_raise_is_a_sentence(monkeypatch, jetson, runtime, call, said):
+    def fails(self: object, *arguments: object) -> bool:
+        raise RuntimeError("Error in it")
+
+    monkeypatch.setattr(fake_trt.IExecutionContext, call, fails)
+    with pytest.raises(NotTestedError, match=said):
+        Decoding(runtime, [[5, 3]])
 
 
 def test_an_output_whose_shape_is_not_the_manifests(jetson, bundle, sources):

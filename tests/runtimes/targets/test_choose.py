@@ -86,6 +86,14 @@ def test_there_is_an_end_to_the_tries():
     assert chosen.report.verdict == "fails"
 
 
+def test_nothing_to_lower_is_tried_once():
+    seen: list[set[str]] = []
+    lowering = Lowering(lambda model: [], lambda graph, model, lowered: model)
+    chosen = choose({"step": named(["bad"])}, lowering, verdict({"bad"}, seen), measure({}), print)
+    assert len(seen) == 1
+    assert chosen.report.verdict == "fails"
+
+
 def test_the_ranking_is_of_each_node_alone():
     ranked = rank({"step": named([])}, {"step": NODES}, LOWERING, measure({"n3": 0.1, "n9": np.inf, "n4": 0.2}))
     assert [node for _, _, node in ranked[:3]] == ["n9", "n4", "n3"]

@@ -10,7 +10,8 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 import onnxruntime as ort  # noqa: E402
 
 from edge_attn.bundle import Bundle  # noqa: E402
-from runtimes.targets.graph import Constants, load, module_path, nodes, prune  # noqa: E402
+from edge_attn.errors import BundleError  # noqa: E402
+from runtimes.targets.graph import Constants, constant, load, module_path, nodes, prune  # noqa: E402
 from runtimes.targets.inline import inline, without_bodies  # noqa: E402
 
 
@@ -64,6 +65,22 @@ def test_a_cast_like_what_is_known_at_run_time_is_a_cast():
     )
     [node] = inline(model).graph.node
     assert (node.op_type, node.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT16)
+
+
+def test_the_import_of_a_domain_that_is_still_used_stays():
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1, "unused" : 1]> g (float[n] x) => (float[n] y)'
+        "{ y = com.microsoft.Gelu (x) }"
+    )
+    made = inline(model)
+    onnx.checker.check_model(made)
+    assert {entry.domain for entry in made.opset_import} == {"", "com.microsoft"}
+
+
+def test_a_constant_has_one_attribute():
+    for given in ({}, {"value_int": 1, "value_float": 1.0}):
+        with pytest.raises(BundleError, match=f"the Constant 'c' has {len(given)} attributes, expected 1"):
+            constant(onnx.helper.make_node("Constant", [], ["c"], **given))
 
 
 def test_what_a_plugin_serves_keeps_its_call_and_loses_its_body(toy_bundle):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
@@ -9,12 +11,12 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 
 from edge_attn.bundle import Bundle  # noqa: E402
 from edge_attn.errors import InputError, UsageError  # noqa: E402
-from edge_attn.registry import HOUSE  # noqa: E402
 from runtimes.targets.graph import SCOPES, load  # noqa: E402
 from runtimes.targets.inline import inline  # noqa: E402
 from runtimes.targets.requirements import OLDEST, check, version  # noqa: E402
 
-BUNDLES = [HOUSE / "tests" / "data" / "toy-bundle.zip", *sorted((HOUSE / "tests" / "data" / "kinds").glob("*.zip"))]
+DATA = Path(__file__).parents[2] / "data"
+BUNDLES = [DATA / "toy-bundle.zip", *sorted((DATA / "kinds").glob("*.zip"))]
 
 
 @pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.stem)
