@@ -211,9 +211,15 @@ class Config:
 
 
 def read_config(path: Path) -> Config:
-    """The configuration in the TOML file `path`.
+    """The configuration in the TOML file `path`; raises what `read_toml` does."""
+    return read_toml(Config, path)
+
+
+def read_toml(kind: type[T], path: Path) -> T:
+    """A dataclass of type `kind` from the TOML file `path`.
 
     Raises:
+        InputError: it cannot be read.
         ConfigError: not TOML, an unknown key, a wrong type or a value out of range; the sentence names the key.
     """
     if sys.version_info >= (3, 11):
@@ -226,7 +232,7 @@ def read_config(path: Path) -> Config:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    return from_mapping(Config, tables, str(path))
+    return from_mapping(kind, tables, str(path))
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -14,7 +14,7 @@ from typing import Any
 
 from edge_attn import golden
 from edge_attn.bundle import FORMAT, Bundle, FileEntry, Manifest, Target, write_bundle
-from edge_attn.config import RuntimeOptions
+from edge_attn.config import RuntimeOptions, read_toml
 from edge_attn.errors import BundleError, InputError, NotTestedError, ParityError, UsageError
 from edge_attn.golden import Golden
 from edge_attn.registry import TARGETS, resolve
@@ -28,7 +28,7 @@ from runtimes.targets.choose import Chosen, choose
 from runtimes.targets.inline import without_bodies
 from runtimes.targets.recipes import Recipe, inlined
 from runtimes.targets.samples import Models, log_probs, view
-from runtimes.trt_build import BuildConfig, read_build_config
+from runtimes.trt_build import BuildConfig
 from runtimes.verify import check
 
 Say = Callable[[str], object]
@@ -144,7 +144,7 @@ def _config(wanted: Wanted) -> BuildConfig | None:
     """How engines are built, where that was asked for."""
     if wanted.profiles is None and wanted.max_build_minutes is None:
         return None
-    config = read_build_config(wanted.profiles) if wanted.profiles else BuildConfig()
+    config = read_toml(BuildConfig, wanted.profiles) if wanted.profiles else BuildConfig()
     if wanted.max_build_minutes is not None:
         config = dataclasses.replace(config, max_build_minutes=wanted.max_build_minutes)
     return config

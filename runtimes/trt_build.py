@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_attn.bundle import Bundle, Target
-from edge_attn.config import at_least, from_mapping
+from edge_attn.config import at_least
 from edge_attn.errors import ConfigError, InputError, NotTestedError
 from edge_attn.spec import GraphSpec
 from runtimes.cuda import Gpu
@@ -66,24 +66,6 @@ class BuildConfig:
     def settings(self) -> str:
         """What of this changes the engine."""
         return f"workspace {self.workspace_mb} MB, level {self.optimization_level}" + (", TF32" if self.tf32 else "")
-
-
-def read_build_config(path: Path) -> BuildConfig:
-    """The options in a TOML file.
-
-    Raises:
-        ConfigError: not TOML, an unknown key, a wrong type, or a value out of range; the sentence names the key.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return from_mapping(BuildConfig, tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
 def engine_for(

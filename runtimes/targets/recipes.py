@@ -18,8 +18,9 @@ from runtimes.targets.half import lowerable as may_be_half
 from runtimes.targets.inline import inline
 from runtimes.targets.int8 import activations, int8
 from runtimes.targets.int8 import lowerable as may_be_int8
-from runtimes.targets.requirements import OLDEST, Version, check
+from runtimes.targets.requirements import Version, check
 from runtimes.targets.samples import Models, largest
+from runtimes.trt_compat import OLDEST
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 Maker: TypeAlias = Callable[[Bundle, Models, Sequence[str], RuntimeOptions], Lowering]

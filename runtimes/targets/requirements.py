@@ -14,11 +14,10 @@ import onnx
 from edge_attn.errors import InputError, UsageError
 from runtimes.targets.graph import Constants, module_path, nodes, opset
 from runtimes.targets.half import SUMS
+from runtimes.trt_compat import OLDEST
 
 Version = tuple[int, ...]
 
-OLDEST: Version = (10, 3)
-"""TensorRT of JetPack 6."""
 WITH_PLUGINS: Version = (10, 13)
 """The first one that our plugins are for."""
 OPSETS: dict[Version, int] = {(10, 3): 20, (10, 14): 23, (10, 15): 24, (11, 0): 27}

@@ -36,6 +36,8 @@ def sibling(name: str) -> ModuleType:
 
 
 fake_cuda, fake_trt = sibling("fake_cuda"), sibling("fake_trt")
+for name in ("trt_kinds", "trt_attributes", "trt_surface"):  # in the order in which they import each other
+    sibling(name)
 
 
 BUCKETS = {"batch": [1, 8, 32], "src": [6, 12], "beam": 5}

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from edge_attn.bundle import Bundle, Target
+from edge_attn.config import read_toml
 from edge_attn.errors import ConfigError, InputError, NotTestedError
 from edge_attn.spec import GraphSpec
 from runtimes import trt_build
 from runtimes.cuda import Gpu
 from runtimes.engine_cache import EngineCache
 from runtimes.plugins import Plugin
-from runtimes.trt_build import BuildConfig, build_engine, check_memory, engine_for, read_build_config
+from runtimes.trt_build import BuildConfig, build_engine, check_memory, engine_for
 from runtimes.trt_compat import Capability, Door
 from runtimes.trt_monitor import Progress
 from runtimes.trt_profiles import Buckets
@@ -428,7 +429,7 @@ def test_on_a_jetson_the_file_cache_is_no_reason_not_to_build(bundle, tmp_path):
 def test_the_options_are_a_toml_file(tmp_path):
     path = tmp_path / "trt.toml"
     path.write_text("workspace_mb = 256\n[buckets]\nbatch = [1, 4]\nbeam = 3\n", encoding="utf-8")
-    assert read_build_config(path) == BuildConfig(Buckets((1, 4), beam=3), workspace_mb=256)
+    assert read_toml(BuildConfig, path) == BuildConfig(Buckets((1, 4), beam=3), workspace_mb=256)
 
 
 @pytest.mark.parametrize(
@@ -449,9 +450,9 @@ def test_options_that_make_no_sense_are_refused(tmp_path, text, said):
     path = tmp_path / "trt.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
-        read_build_config(path)
+        read_toml(BuildConfig, path)
 
 
 def test_options_that_are_not_there_are_a_sentence(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
-        read_build_config(tmp_path / "trt.toml")
+        read_toml(BuildConfig, tmp_path / "trt.toml")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -13,24 +12,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import trt_attributes as attributes
+import trt_surface as surface
 
 from edge_attn.errors import NotTestedError
 from edge_attn.registry import HOUSE
 from runtimes.trt_compat import Capability, Door, open_door
 
-
-def sibling(name: str) -> ModuleType:
-    """A module beside this file; the tests are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sibling("trt_kinds")  # which trt_attributes imports
-attributes, surface = sibling("trt_attributes"), sibling("trt_surface")
 BINDINGS = os.environ.get("EDGE_ATTN_TRT_BINDINGS", "")
 RECORDING: dict[str, Any] = json.loads(surface.RECORDING.read_text(encoding="utf-8"))
 COMPAT = (HOUSE / "runtimes" / "trt_compat.py").read_text(encoding="utf-8")
