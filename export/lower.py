@@ -48,31 +48,20 @@ def register_schemas() -> None:
         )
 
 
-@functools.cache
 def translations() -> dict[Any, Callable[..., Any]]:
     """For `torch.onnx.export`: each of our torch ops becomes one node of our domain."""
     register_schemas()
     ours = onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
 
-    def additive_attention(query: Any, keys: Any, values: Any, mask: Any, v: Any) -> Any:
-        return ours.AdditiveAttention(query, keys, values, mask, v, **CALL)
-
-    def dot_attention(query: Any, keys: Any, values: Any, mask: Any, scale: float) -> Any:
-        return ours.DotAttention(query, keys, values, mask, scale=scale, **CALL)
-
-    def recurrent(name: str) -> Callable[..., Any]:
-        def translate(x: Any, lengths: Any, w: Any, r: Any, b: Any) -> Any:
-            directions = {1: "forward", 2: "bidirectional"}[w.shape[0]]
-            return getattr(ours, name)(x, lengths, w, r, b, hidden_size=r.shape[2], direction=directions, **CALL)
+    def translation(declared: Op) -> Callable[..., Any]:
+        def translate(*given: Any) -> Any:
+            tensors, attributes = given[: len(declared.inputs)], given[len(declared.inputs) :]
+            named = dict(zip(declared.attributes, attributes, strict=True))
+            return getattr(ours, declared.name)(*tensors, **named, **CALL)
 
         return translate
 
-    return {
-        torch_ops.additive_attention.default: additive_attention,
-        torch_ops.dot_attention.default: dot_attention,
-        torch_ops.gru.default: recurrent("Gru"),
-        torch_ops.lstm.default: recurrent("Lstm"),
-    }
+    return {overload: translation(op(name)) for name, overload in torch_ops.REGISTERED.items()}
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -7,18 +7,33 @@ edge_attn/ops, one op a file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edge_attn.ops import Op, additive, dot
+from edge_attn.ops import gru as gru_op
+from edge_attn.ops import lstm as lstm_op
+
 _LIBRARY = torch.library.Library("edge_attn", "DEF")
+_TYPES = {float: "float", int: "int", str: "str"}
+REGISTERED: dict[str, Any] = {}
+"""By the op's name: the overload of torch.ops.edge_attn that the export looks for."""
 
 
-def _register(schema: str, formula: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    name = schema.partition("(")[0]
-    _LIBRARY.define(schema)
+def register(op: Op, formula: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The op as a torch function: its inputs, then its attributes, by position.
+
+    `fake` gives tensors of the right shapes; None where `formula` itself runs on tensors without data.
+    """
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", op.name).lower()
+    taken = [f"Tensor {key}" for key in op.inputs]
+    taken += [f"{_TYPES[type(value)]} {key}" for key, value in op.attributes.items()]
+    given = ", ".join(["Tensor"] * len(op.outputs))
+    _LIBRARY.define(f"{name}({', '.join(taken)}) -> ({given})")
 
     def differentiable(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
@@ -28,8 +43,10 @@ def _register(schema: str, formula: Callable[..., Any], fake: Callable[..., Any]
 
     _LIBRARY.impl(name, formula, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, differentiable, "Autograd")
-    torch.library.register_fake(f"edge_attn::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.edge_attn, name)
+    torch.library.register_fake(f"edge_attn::{name}", fake or formula, lib=_LIBRARY)
+    function: Callable[..., Any] = getattr(torch.ops.edge_attn, name)
+    REGISTERED[op.name] = getattr(torch.ops.edge_attn, name).default
+    return function
 
 
 def masked_softmax(energy: Tensor, mask: Tensor) -> Tensor:
@@ -51,21 +68,8 @@ def _dot(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float
     return _attend(scale * (query @ keys.transpose(1, 2)), values, mask)
 
 
-def _attention_fake(query: Tensor, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, tgt, src = query.shape[0], query.shape[1], keys.shape[1]
-    return query.new_empty(batch, tgt, values.shape[2]), query.new_empty(batch, tgt, src)
-
-
-additive_attention = _register(
-    "additive_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, Tensor v) -> (Tensor, Tensor)",
-    _additive,
-    _attention_fake,
-)
-dot_attention = _register(
-    "dot_attention(Tensor query, Tensor keys, Tensor values, Tensor mask, float scale) -> (Tensor, Tensor)",
-    _dot,
-    _attention_fake,
-)
+additive_attention = register(additive.OP, _additive)
+dot_attention = register(dot.OP, _dot)
 
 
 def _torch_order(weight: Tensor, gates: tuple[int, ...]) -> Tensor:
@@ -100,16 +104,16 @@ def _packed(kernel: Callable[..., Any], gates: tuple[int, ...], states: int, arg
     return [output.masked_fill(~some[:, :, None], 0.0), *(end.masked_fill(~some, 0.0) for end in ends)]
 
 
-def _gru(*args: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_packed(torch._VF.gru, (1, 0, 2), 1, args))
+def _gru(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(_packed(torch._VF.gru, (1, 0, 2), 1, args[:5]))
 
 
-def _lstm(*args: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_packed(torch._VF.lstm, (0, 2, 3, 1), 2, args))
+def _lstm(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(_packed(torch._VF.lstm, (0, 2, 3, 1), 2, args[:5]))
 
 
 def _recurrent_fake(states: int) -> Callable[..., tuple[Tensor, ...]]:
-    def fake(x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    def fake(x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, ...]:
         width = w.shape[0] * r.shape[2]
         ends = (x.new_empty(x.shape[0], width) for _ in range(states))
         return (x.new_empty(x.shape[0], x.shape[1], width), *ends)
@@ -117,13 +121,14 @@ def _recurrent_fake(states: int) -> Callable[..., tuple[Tensor, ...]]:
     return fake
 
 
-gru = _register(
-    "gru(Tensor x, Tensor lengths, Tensor w, Tensor r, Tensor b) -> (Tensor, Tensor)",
-    _gru,
-    _recurrent_fake(1),
-)
-lstm = _register(
-    "lstm(Tensor x, Tensor lengths, Tensor w, Tensor r, Tensor b) -> (Tensor, Tensor, Tensor)",
-    _lstm,
-    _recurrent_fake(2),
-)
+def _with_attributes(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The op with the attributes that its weights' shapes say."""
+
+    def call(x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Any:
+        return op(x, lengths, w, r, b, r.shape[2], {1: "forward", 2: "bidirectional"}[w.shape[0]])
+
+    return call
+
+
+gru = _with_attributes(register(gru_op.OP, _gru, _recurrent_fake(1)))
+lstm = _with_attributes(register(lstm_op.OP, _lstm, _recurrent_fake(2)))

@@ -14,6 +14,7 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,9 @@ def scan(
     return (output, *finals)
 
 
-def oracle(x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
+def oracle(
+    x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray, **_: Any
+) -> tuple[np.ndarray, ...]:
     x, w, r, b = (np.asarray(a, np.float64) for a in (x, w, r, b))
     hidden = r.shape[2]
 
@@ -96,6 +99,7 @@ def body(op: str, options: str, finals: tuple[str, ...]) -> str:
 
 
 ATTRIBUTES = {"hidden_size": 0, "direction": "bidirectional"}
+"""They repeat what the shapes say, for graph parsers; nothing else reads them."""
 INPUTS = {"x": "T", "lengths": "tensor(int64)", "w": "T", "r": "T", "b": "T"}
 
 OP = Op(

@@ -14,13 +14,17 @@ Shapes:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edge_attn.ops import Op
 from edge_attn.ops.gru import ATTRIBUTES, INPUTS, body, scan, sigmoid
 
 
-def oracle(x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
+def oracle(
+    x: np.ndarray, lengths: np.ndarray, w: np.ndarray, r: np.ndarray, b: np.ndarray, **_: Any
+) -> tuple[np.ndarray, ...]:
     x, w, r, b = (np.asarray(a, np.float64) for a in (x, w, r, b))
     hidden = r.shape[2]
 

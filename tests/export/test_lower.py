@@ -11,17 +11,10 @@ from edge_attn.ops import DOMAIN, DOMAIN_VERSION
 from edge_attn.registry import OPS
 from export import lower
 
-TORCH = {
-    "AdditiveAttention": torch_ops.additive_attention,
-    "DotAttention": torch_ops.dot_attention,
-    "Gru": torch_ops.gru,
-    "Lstm": torch_ops.lstm,
-}
-
 
 def test_every_op_has_a_translation_and_a_schema():
-    assert TORCH.keys() == OPS.keys()
-    assert lower.translations().keys() == {op.default for op in TORCH.values()}
+    assert torch_ops.REGISTERED.keys() == OPS.keys()
+    assert lower.translations().keys() == set(torch_ops.REGISTERED.values())
     for name in OPS:
         schema = onnx.defs.get_schema(name, DOMAIN_VERSION, DOMAIN)
         assert [parameter.name for parameter in schema.inputs] == list(lower.op(name).inputs)

@@ -11,13 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from op_cases import CASES, inputs
 from torch import Tensor, nn
 
 from edge_attn.errors import ExportError
 from edge_attn.models import torch_ops
 from edge_attn.models.recurrent import GATES, RecurrentLayer
 from edge_attn.ops import DOMAIN
-from edge_attn.registry import ATTENTIONS, OPS, resolve
+from edge_attn.registry import ATTENTIONS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
 from export import lower
 from export.trace import trace
@@ -193,46 +194,25 @@ def test_a_row_of_length_zero_adds_nothing_to_any_gradient(cell: str) -> None:
 # ---- how they are registered
 
 
-def calls(requires_grad: bool) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """One call of each op."""
-    ops = torch.ops.edge_attn
-
-    def recurrent(gates: int) -> tuple[Tensor, ...]:
-        shapes = [(2, 3, SIZE), (2, gates * HIDDEN, SIZE), (2, gates * HIDDEN, HIDDEN), (2, 2 * gates * HIDDEN)]
-        x, w, r, b = (random_tensor(*shape, seed=i).requires_grad_(requires_grad) for i, shape in enumerate(shapes))
-        return x, torch.tensor([3, 0]), w, r, b
-
-    attention = attention_inputs("some rows", v=True)
-    if not requires_grad:
-        attention = [tensor.detach() for tensor in attention]
-    return {
-        "additive_attention": (ops.additive_attention.default, tuple(attention)),
-        "dot_attention": (ops.dot_attention.default, (*attention[:4], 0.5)),
-        "gru": (ops.gru.default, recurrent(3)),
-        "lstm": (ops.lstm.default, recurrent(4)),
-    }
-
-
-NAMES = tuple(calls(False))
-
-
-def test_each_op_of_the_table_has_one_torch_op_and_one_translation() -> None:
-    assert set(lower.translations()) == {op for op, _ in calls(False).values()}
-    assert len(lower.translations()) == len(OPS)
+def call(name: str, requires_grad: bool) -> tuple[Any, tuple[Any, ...]]:
+    """The op of the case, and what it is called with; one row has no key."""
+    tensors = [torch.from_numpy(array) for array in inputs(name, "float64", "some rows", 3, 2).values()]
+    tensors = [t.clone().requires_grad_(requires_grad and t.is_floating_point()) for t in tensors]
+    return torch_ops.REGISTERED[CASES[name].op], (*tensors, *CASES[name].attributes.values())
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_torch_finds_the_registration_sound(name: str, requires_grad: bool) -> None:
     """torch's own check of custom ops: schema, autograd, and that the fake op has the shapes of the real one."""
-    op, args = calls(requires_grad)[name]
+    op, args = call(name, requires_grad)
     torch.library.opcheck(op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_the_same_is_said_with_and_without_gradients(name: str) -> None:
-    op, recorded = calls(True)[name]
-    _, plain = calls(False)[name]
+    op, recorded = call(name, True)
+    _, plain = call(name, False)
     with_gradient = op(*recorded)
     assert all(output.grad_fn is not None for output in with_gradient)
     with torch.no_grad():

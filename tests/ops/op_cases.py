@@ -1,0 +1,126 @@
+"""What the conformance tests call each op with: a row of CASES is an op as somebody calls it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from edge_attn.registry import OPS, resolve
+
+Arrays = tuple[np.ndarray, ...]
+
+# ---- what is called: each op with its shapes and attributes
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One op as somebody calls it; a string in a shape is a dynamic axis."""
+
+    op: str
+    shapes: dict[str, tuple[Any, ...]]
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    keys_are_values: bool = False
+
+
+def attention(attn: int, value: int) -> dict[str, tuple[Any, ...]]:
+    return {
+        "query": ("batch", "tgt", attn),
+        "keys": ("batch", "src", attn),
+        "values": ("batch", "src", value),
+        "mask": ("batch", "src"),
+    }
+
+
+def recurrent(op: str, gates: int, direction: str, size: int = 5, hidden: int = 6) -> Case:
+    directions = {"forward": 1, "bidirectional": 2}[direction]
+    shapes: dict[str, tuple[Any, ...]] = {
+        "x": ("batch", "src", size),
+        "lengths": ("batch",),
+        "w": (directions, gates * hidden, size),
+        "r": (directions, gates * hidden, hidden),
+        "b": (directions, 2 * gates * hidden),
+    }
+    return Case(op, shapes, {"hidden_size": hidden, "direction": direction})
+
+
+SCALE = float(np.float32(1 / math.sqrt(6)))
+"""An ONNX attribute is a float32: all writings, and the oracle, hear the same number."""
+
+ATTENTION = {
+    "additive": Case("AdditiveAttention", {**attention(attn=6, value=5), "v": (6,)}),
+    "dot": Case("DotAttention", attention(attn=6, value=6), {"scale": 1.0}, keys_are_values=True),
+    "general": Case("DotAttention", attention(attn=6, value=5), {"scale": 1.0}),
+    "scaled": Case("DotAttention", attention(attn=6, value=5), {"scale": SCALE}),
+}
+RECURRENT = {
+    "gru forward": recurrent("Gru", 3, "forward"),
+    "gru bidirectional": recurrent("Gru", 3, "bidirectional"),
+    "lstm forward": recurrent("Lstm", 4, "forward"),
+    "lstm bidirectional": recurrent("Lstm", 4, "bidirectional"),
+}
+CASES = ATTENTION | RECURRENT
+
+# ---- what it is called with
+
+BATCHES = (1, 3, 32)
+LENGTHS = (1, 2, 7, 50)
+TGT = 3
+
+
+def lengths_of(kind: str, batch: int, length: int, random: np.random.Generator) -> np.ndarray:
+    """How many real elements each row has; one row of `ragged` is full, every third row of `some rows` empty."""
+    ragged = random.integers(1, length + 1, batch)
+    ragged[1 % batch] = length
+    return {
+        "all": np.full(batch, length),
+        "ragged": ragged,
+        "one key": np.ones(batch, np.int64),
+        "some rows": np.where(np.arange(batch) % 3 == 0, 0, ragged),
+        "no row": np.zeros(batch, np.int64),
+    }[kind]
+
+
+MASKS = ("all", "ragged", "one key", "some rows", "no row")
+
+
+def mask_of(kind: str, lengths: np.ndarray, length: int, random: np.random.Generator) -> np.ndarray:
+    """The same as a mask; the one key may stand anywhere."""
+    positions = np.arange(length)
+    if kind == "one key":
+        return positions == random.integers(0, length, len(lengths))[:, None]
+    mask: np.ndarray = positions < lengths[:, None]
+    return mask
+
+
+@functools.cache
+def inputs(name: str, dtype: str, kind: str, batch: int, length: int) -> dict[str, np.ndarray]:
+    case, random = CASES[name], np.random.default_rng([batch, length, *name.encode(), *kind.encode()])
+    lengths = lengths_of(kind, batch, length, random)
+    sizes = {"batch": batch, "src": length, "tgt": TGT}
+    made = {}
+    for key, axes in case.shapes.items():
+        shape = tuple(sizes.get(axis, axis) for axis in axes)
+        size = (
+            case.attributes["hidden_size"] ** -0.5 if key in ("w", "r", "b") else 1.0
+        )  # as large as torch starts them
+        made[key] = (size * random.standard_normal(shape)).astype(dtype)
+    if "mask" in made:
+        made["mask"] = mask_of(kind, lengths, length, random)
+    if "lengths" in made:
+        made["lengths"] = lengths
+    if case.keys_are_values:
+        made["keys"] = made["values"]
+    return made
+
+
+def oracle(name: str, given: dict[str, np.ndarray]) -> Arrays:
+    return resolve("op", OPS, CASES[name].op).oracle(*given.values(), **CASES[name].attributes)
+
+
+@functools.cache
+def expected(name: str, dtype: str, kind: str, batch: int, length: int) -> Arrays:
+    return oracle(name, inputs(name, dtype, kind, batch, length))

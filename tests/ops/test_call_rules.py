@@ -1,0 +1,82 @@
+"""The call rules (edge_attn/ops/__init__.py): what makes one ONNX file serve every runtime."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from op_cases import CASES, expected
+from op_writings import inlined_model, model
+
+from edge_attn.ops import DOMAIN, OPSET
+from edge_attn.registry import OPS
+from export import lower
+
+
+def test_an_op_is_in_the_table_by_its_own_name() -> None:
+    assert {name: lower.op(name).name for name in OPS} == {name: name for name in OPS}
+
+
+def test_op_names_are_unique_over_all_domains() -> None:
+    """Neither onnx nor ONNX Runtime's own domains know one: TensorRT looks names up without their domain."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    lower.register_schemas()
+    others = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain != DOMAIN}
+    others |= {schema.name for schema in get_all_operator_schema() if schema.domain != DOMAIN}
+    assert {"LSTM", "Attention", "FusedMatMul"} <= others
+    assert not others & set(OPS)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_body_uses_standard_ops_of_opset_18_only(name: str) -> None:
+    function = onnx.parser.parse_function(lower.op(name).function_text())
+    assert [(entry.domain, entry.version) for entry in function.opset_import] == [("", OPSET)]
+    assert function.domain == DOMAIN
+    for node in function.node:
+        schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)  # raises where there is none
+        assert not schema.deprecated
+        assert {attribute.name for attribute in node.attribute} <= set(schema.attributes)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_body_says_what_the_op_declares(name: str) -> None:
+    op = lower.op(name)
+    function = onnx.parser.parse_function(op.function_text())
+    assert tuple(function.input) == tuple(op.inputs)
+    assert tuple(function.output) == op.outputs
+    assert set(function.attribute) == set(op.attributes)
+    made = [output for node in function.node for output in node.output]
+    used = {value for node in function.node for value in node.input} | set(op.outputs)
+    assert len(made) == len(set(made))
+    assert set(made) | set(op.inputs) == used
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_obeys_the_call_rules(name: str, dtype: str) -> None:
+    called, op = model(name, dtype), lower.op(CASES[name].op)
+    (node,) = called.graph.node
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert given.pop("plugin_namespace") == b"edge_attn"
+    assert given.pop("plugin_version") == b"1"
+    assert set(given) == set(op.attributes)
+    assert tuple(node.input) == tuple(op.inputs)
+    assert tuple(node.output) == op.outputs
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_onnx_infers_types_and_ranks_through_a_body_and_its_checker_finds_nothing(name: str, dtype: str) -> None:
+    lower.register_schemas()
+    inferred = onnx.shape_inference.infer_shapes(inlined_model(name, dtype), check_type=True, strict_mode=True)
+    onnx.checker.check_model(inferred, full_check=True)
+    types = [output.type.tensor_type for output in inferred.graph.output]
+    kind = {"float32": onnx.TensorProto.FLOAT, "float64": onnx.TensorProto.DOUBLE}[dtype]
+    assert [t.elem_type for t in types] == [kind] * len(types)
+    assert [len(t.shape.dim) for t in types] == [o.ndim for o in expected(name, dtype, "all", 1, 1)]
+
+    called = onnx.ModelProto()
+    called.CopyFrom(model(name, dtype))
+    for output, described in zip(called.graph.output, inferred.graph.output, strict=True):
+        output.type.CopyFrom(described.type)  # the checker wants a shape on each output of a graph
+    onnx.checker.check_model(called, full_check=True)
