@@ -22,6 +22,7 @@ from edge_attn import __version__
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import EdgeAttnError, InputError, UsageError
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS, VERBS, resolve
+from edge_attn.search_options import search_options
 
 PATH = click.Path(path_type=Path)
 
@@ -87,24 +88,6 @@ def _one_of(names: Iterable[str]) -> str:
     return f"One of {', '.join(names)}."
 
 
-def _search_options(command: Any) -> Any:
-    for option in (
-        click.option(
-            "--max-length", type=int, default=SearchConfig.max_length, show_default=True, help="Tokens, at most."
-        ),
-        click.option(
-            "--length-penalty",
-            type=float,
-            default=SearchConfig.length_penalty,
-            show_default=True,
-            help="score = log-probability / length ** this",
-        ),
-        click.option("--beam", type=int, default=SearchConfig.beam, show_default=True, help="1 is greedy."),
-    ):
-        command = option(command)
-    return command
-
-
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edge-attn")
 def cli() -> None:
@@ -142,14 +125,18 @@ def export(checkpoint: Path, out: Path, candidates: int, sentences: Path | None,
 @click.argument("bundle", type=PATH)
 @click.option("--input", type=PATH, help="One sentence a line.  [default: standard input]")
 @click.option("--output", type=PATH, help="[default: standard output]")
-@_search_options
+@search_options
 @click.option("--n-best", type=int, default=SearchConfig.n_best, show_default=True, help="Translations a line.")
+@click.option("--alternatives", type=int, default=0, help="So many first tokens after the prefix, each completed.")
+@click.option("--prefix", type=PATH, help="What the translation of each line begins with, a line each.")
 @click.option("--format", type=click.Choice(["text", "jsonl", "moses"]), default="text", show_default=True)
 @click.option("--alignments", type=PATH, help="Pharaoh alignments (i-j) of the tokens, a line each.")
+@click.option("--replace-unknown", is_flag=True, help="For an unknown word, put the source word that it attends to.")
+@click.option("--phrase-table", type=PATH, help="With --replace-unknown: what to put instead, as source<TAB>target.")
 @_runtime_options
-def translate(bundle: Path, beam: int, n_best: int, length_penalty: float, max_length: int, **given: Any) -> None:
+def translate(**given: Any) -> None:
     """Translate lines with BUNDLE (or a checkpoint, on torch), in order."""
-    _verb("translate")(bundle, config=SearchConfig(beam, n_best, length_penalty, max_length), **given)
+    _verb("translate")(**given)
 
 
 @cli.command()
@@ -187,7 +174,7 @@ def _override(text: str) -> tuple[str, float]:
 @cli.command()
 @click.argument("model", type=PATH)
 @click.argument("corpus", metavar="TSV", type=PATH)
-@_search_options
+@search_options
 @click.option("--separator", default="\t", help="Between source and target.  [default: a tab]")
 @click.option("--by-length", is_flag=True, help="Scores by source length; thin bins are filled with joined neighbours.")
 @click.option("--against", type=PATH, help="A second model, side by side.")
@@ -198,9 +185,6 @@ def _override(text: str) -> tuple[str, float]:
 def evaluate(
     model: Path,
     corpus: Path,
-    beam: int,
-    length_penalty: float,
-    max_length: int,
     by_length: bool,
     against: Path | None,
     picture: Path | None,
@@ -208,12 +192,8 @@ def evaluate(
     **given: Any,
 ) -> None:
     """BLEU and chrF of MODEL, a bundle or a checkpoint, on the pairs in TSV (also .gz)."""
-    config = SearchConfig(beam, 1, length_penalty, max_length)
     models = [model, against] if against else [model]
-    found = [
-        _verb("evaluate")(one, corpus, config=config, by_length=by_length or picture is not None, **given)
-        for one in models
-    ]
+    found = [_verb("evaluate")(one, corpus, by_length=by_length or picture is not None, **given) for one in models]
     if picture is not None:
         resolve("picture", VERBS, "picture")(found, picture)
     if as_json:
@@ -238,6 +218,38 @@ def inspect(bundle: Path, as_json: bool) -> None:
 def demo(ctx: click.Context, /, out: Path, runtime: str, options: RuntimeOptions) -> None:
     """Export the embedded English-French model, verify it, translate, and draw its alignments."""
     ctx.exit(_verb("demo")(out, runtime, options, click.echo))
+
+
+def _pair_options(command: Any) -> Any:
+    for option in (
+        click.option("--separator", default="\t", help="Between source and target.  [default: a tab]"),
+        click.option("--output", type=PATH, help="[default: standard output]"),
+        click.argument("corpus", metavar="TSV", type=PATH),
+        click.argument("bundle", type=PATH),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_pair_options
+@click.option("--format", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
+@_runtime_options
+def score(**given: Any) -> None:
+    """Log-probability of each target in TSV (also .gz) by BUNDLE (or a checkpoint), per token, with perplexity.
+
+    What they come to stands on standard error.
+    """
+    click.echo(_verb("score")(**given), err=True)
+
+
+@cli.command()
+@_pair_options
+@click.option("--format", type=click.Choice(["pharaoh", "jsonl"]), default="pharaoh", show_default=True)
+@_runtime_options
+def align(**given: Any) -> None:
+    """Source token that each target token in TSV (also .gz) attends to, by BUNDLE (or a checkpoint), as Pharaoh i-j."""
+    _verb("align")(**given)
 
 
 @cli.command()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_attn.errors import ConfigError, InputError, UsageError
+from edge_attn.registry import ATTENTIONS, CELLS
 
 T = TypeVar("T")
 
@@ -35,6 +36,9 @@ def positive(name: str, value: float) -> None:
         raise ConfigError(f"{name} must be positive and finite, found {value}")
 
 
+LENGTH_PENALTIES = ("none", "avg", "wu")
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """How a sentence is searched for; the same for every runtime."""
@@ -42,21 +46,109 @@ class SearchConfig:
     beam: int = 4
     """Hypotheses kept at each step; 1 is greedy search."""
     n_best: int = 1
-    """Hypotheses returned, at most `beam`."""
+    """Hypotheses returned: at most `beam`, or any number of independent samples."""
     length_penalty: float = 1.0
-    """The score of a hypothesis is its log-probability divided by its length (with the end symbol) to this power."""
+    """alpha: the power of what the log-probability is divided by."""
     max_length: int = 200
     """Tokens after which a sentence is ended."""
+    length_penalty_kind: str = "avg"
+    """What a hypothesis of n tokens, the end symbol counted, is divided by: none, 1; avg, n ** alpha; wu, the length
+    penalty of Wu et al. 2016 (https://arxiv.org/abs/1609.08144), equation 14, ((5 + n) / 6) ** alpha."""
+    coverage_penalty: float = 0.0
+    """beta of Wu et al. 2016, equation 14: what was hardly attended to lowers the score; 0 turns it off."""
+    repetition_penalty: float = 1.0
+    """theta of Keskar et al. 2019 (https://arxiv.org/abs/1909.05858), section 4.1: the log-probability of a token that
+    the hypothesis already holds counts so many times; 1 turns it off."""
+    no_repeat_ngram: int = 0
+    """No sequence of so many tokens comes twice (Paulus et al. 2018, https://arxiv.org/abs/1705.04304, section 2.5); 0
+    turns it off."""
+    min_length: int = 0
+    """Tokens before which a sentence does not end."""
+    suppress: tuple[int, ...] = ()
+    """Tokens that never come, unless a prefix holds them."""
+    groups: int = 1
+    """Parts of the beam that are searched one after another, each kept away from the tokens of those before it
+    (Vijayakumar et al. 2018, https://arxiv.org/abs/1610.02424, equation 5); must divide the beam."""
+    diversity: float = 0.0
+    """lambda of Vijayakumar et al. 2018, with the Hamming diversity of section 5.1."""
+    alternatives: int = 0
+    """So many different tokens after the prefix, the most likely first, each completed by a search of its own; 0: one
+    search, of all of them."""
+    sample: bool = False
+    """Tokens are drawn, not searched for; needs a beam of 1."""
+    temperature: float = 1.0
+    """Of what is drawn from: p ** (1 / temperature), renormalised."""
+    top_k: int = 0
+    """Only the k most likely tokens are drawn from (Fan et al. 2018, https://arxiv.org/abs/1805.04833); 0: all."""
+    top_p: float = 1.0
+    """Only the fewest tokens whose probabilities sum to p are drawn from: the nucleus of Holtzman et al. 2020
+    (https://arxiv.org/abs/1904.09751), equation 2."""
+    seed: int = 0
+    """What is drawn follows from the seed, the sentence and the number of the sample alone."""
 
     def __post_init__(self) -> None:
-        if self.beam < 1:
-            raise UsageError(f"beam must be at least 1, found {self.beam}")
-        if not 1 <= self.n_best <= self.beam:
+        for name, least in (
+            ("beam", 1),
+            ("max_length", 1),
+            ("no_repeat_ngram", 0),
+            ("min_length", 0),
+            ("groups", 1),
+            ("alternatives", 0),
+            ("top_k", 0),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        for name, low, high in (
+            ("length_penalty", 0.0, 10.0),
+            ("coverage_penalty", 0.0, 10.0),
+            ("repetition_penalty", 1.0, 10.0),
+            ("diversity", 0.0, 100.0),
+            ("temperature", 0.01, 100.0),
+            ("top_p", 1e-6, 1.0),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} must lie between {low:g} and {high:g}, found {getattr(self, name)}")
+        if self.length_penalty_kind not in LENGTH_PENALTIES:
+            raise UsageError(
+                f"length_penalty_kind must be one of {', '.join(LENGTH_PENALTIES)}, found {self.length_penalty_kind!r}"
+            )
+        if self.sample:
+            if self.beam != 1:
+                raise UsageError(f"sampling draws one token at a time: it needs a beam of 1, found beam {self.beam}")
+            if self.n_best < 1:
+                raise UsageError(f"n_best must be at least 1, found {self.n_best}")
+        elif not 1 <= self.n_best <= self.beam:
             raise UsageError(f"n_best must lie between 1 and the beam ({self.beam}), found {self.n_best}")
-        if self.max_length < 1:
-            raise UsageError(f"max_length must be at least 1, found {self.max_length}")
-        if not 0.0 <= self.length_penalty <= 10.0:
-            raise UsageError(f"length_penalty must lie between 0 and 10, found {self.length_penalty}")
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            if not self.sample and getattr(self, name) != getattr(SearchConfig, name):
+                raise UsageError(f"{name} is for sampling, and sample is off")
+        if self.min_length > self.max_length:
+            raise UsageError(f"min_length must be at most max_length ({self.max_length}), found {self.min_length}")
+        if self.beam % self.groups:
+            raise UsageError(f"groups must divide the beam ({self.beam}), found {self.groups}")
+        if (self.groups > 1) != (self.diversity > 0.0):
+            raise UsageError(
+                f"groups above 1 and a diversity above 0 need each other, found groups {self.groups} and diversity "
+                f"{self.diversity:g}"
+            )
+        if self.alternatives and (self.sample or self.groups > 1 or self.n_best > 1):
+            raise UsageError("alternatives are searched for one by one: without sample, groups or n_best")
+
+    @property
+    def searches(self) -> int:
+        """Independent ones of each sentence: groups of the beam, samples, or alternatives."""
+        return self.n_best if self.sample else self.alternatives or self.groups
+
+    @property
+    def width(self) -> int:
+        """Hypotheses of each sentence that live at a time, at most."""
+        return self.beam // self.groups * self.searches
+
+    @property
+    def returned(self) -> int:
+        """Hypotheses of each sentence, at most."""
+        return self.alternatives or self.n_best
 
 
 @dataclass(frozen=True)
@@ -117,7 +209,8 @@ class Seq2SeqConfig:
 
     family: str = "seq2seq"
     cell: str = "gru"
-    """gru or lstm, in the encoder and the decoder alike."""
+    """gru, lstm or lstmn (Cheng et al. 2016), in the decoder, and in the encoder unless `encoder_cell` says another."""
+    encoder_cell: str = ""
     embedding: int = 256
     encoder_hidden: int = 256
     """Per direction: the encoder is bidirectional."""
@@ -127,7 +220,23 @@ class Seq2SeqConfig:
     attention: str = "additive"
     """A row of ATTENTIONS; none is the model that attention was invented against."""
     attention_size: int = 256
-    """Size of the energy's hidden layer, for additive attention."""
+    """Size of the energy's hidden layer, for additive attention; of all heads together, for multi-head."""
+    normaliser: str = "softmax"
+    """From energies to weights: softmax, or sparsemax (Martins and Astudillo 2016), which gives exact zeros."""
+    focus: str = "global"
+    """global; local-m or local-p: a window (Luong et al. 2015, section 3.2); hard: one position (Xu et al. 2015)."""
+    window: int = 0
+    """D of local-m and local-p: source positions on either side of the centre that take part."""
+    hard_training: str = "straight-through"
+    """Of focus = "hard": straight-through, or reinforce (rewarded samples, with a moving baseline)."""
+    coverage: bool = False
+    """What was attended to so far is a feature of the energy (Tu et al. 2016; See et al. 2017)."""
+    heads: int = 4
+    """Of multi-head attention."""
+    positions: int = 100
+    """Source positions that location attention knows; later ones take no part."""
+    tape: int = 64
+    """Past states that an lstmn decoder remembers."""
     attend: str = "before"
     """before: attend, then the cell (Bahdanau et al. 2015); after: the cell, then attend (Luong et al. 2015)."""
     input_feeding: bool = False
@@ -140,10 +249,14 @@ class Seq2SeqConfig:
 
     def __post_init__(self) -> None:
         one_of("family", self.family, ("seq2seq",))
-        one_of("cell", self.cell, ("gru", "lstm"))
+        one_of("cell", self.cell, tuple(CELLS))
+        one_of("encoder_cell", self.encoder_cell, ("", *CELLS))
         one_of("attend", self.attend, ("before", "after"))
         one_of("bridge", self.bridge, ("none", "linear"))
-        one_of("attention", self.attention, ("additive", "concat", "dot", "general", "scaled", "none"))
+        one_of("attention", self.attention, tuple(ATTENTIONS))
+        one_of("normaliser", self.normaliser, ("softmax", "sparsemax"))
+        one_of("focus", self.focus, ("global", "local-m", "local-p", "hard"))
+        one_of("hard_training", self.hard_training, ("straight-through", "reinforce"))
         for name in (
             "embedding",
             "encoder_hidden",
@@ -151,10 +264,23 @@ class Seq2SeqConfig:
             "decoder_hidden",
             "decoder_layers",
             "attention_size",
+            "heads",
+            "positions",
+            "tape",
         ):
             at_least(name, getattr(self, name), 1)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must lie in [0, 1), found {self.dropout}")
+        if self.focus.startswith("local"):
+            at_least("window", self.window, 1)
+        elif self.window:
+            raise ConfigError(
+                f"focus = {self.focus!r} has no window, found window = {self.window}; it belongs to local-m and local-p"
+            )
+        if self.coverage and self.focus != "global":
+            raise ConfigError(f"coverage needs focus = 'global', found {self.focus!r}")
+        if self.normaliser != "softmax" and self.focus == "hard":
+            raise ConfigError("focus = 'hard' takes the largest energy: it has no normaliser but 'softmax'")
         if self.attention in ("dot", "scaled") and self.decoder_hidden != 2 * self.encoder_hidden:
             raise ConfigError(
                 f"attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, found "

@@ -107,6 +107,7 @@ class Golden:
     def files(self) -> dict[str, bytes]:
         content = dataclasses.asdict(self)
         arrays = content.pop("arrays")
+        content["search"] = _plain(self.search)
         data = io.BytesIO()
         np.savez_compressed(data, **arrays)
         text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
@@ -142,6 +143,13 @@ class Golden:
                 wanted = [steps] if name.startswith("steps.") else [count, sources]
             if rows.shape[:1] not in [(size,) for size in wanted]:
                 raise BundleError(f"the golden data's array {name} has the shape {rows.shape}, which does not fit it")
+
+
+def _plain(config: SearchConfig) -> dict[str, Any]:
+    """What every reader of golden data knows, and of the options that came later those that are not off."""
+    default = dataclasses.asdict(SearchConfig())
+    first = ("beam", "n_best", "length_penalty", "max_length")
+    return {name: value for name, value in vars(config).items() if name in first or value != default[name]}
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

@@ -19,6 +19,8 @@ VERBS = {
     "translate": "runtimes.translate_file:translate_file",
     "verify": "runtimes.verify:verify",
     "evaluate": "runtimes.evaluate:evaluate",
+    "score": "runtimes.score:score",
+    "align": "runtimes.align:align",
     "inspect": "runtimes.inspect:inspect",
     "show": "runtimes.inspect:show",
     "picture": "runtimes.picture:picture",
@@ -64,13 +66,47 @@ ATTENTIONS = {
     "dot": "edge_attn.models.attention:Dot",
     "general": "edge_attn.models.attention:General",
     "scaled": "edge_attn.models.attention:Scaled",
+    "location": "edge_attn.models.location:Location",
+    "pooling": "edge_attn.models.pooling:PooledAttention",
+    "multi-head": "edge_attn.models.multi_head:MultiHead",
+    "keras-dot": "edge_attn.models.keras:KerasDot",
+    "keras-concat": "edge_attn.models.keras:KerasConcat",
+    "keras-additive": "edge_attn.models.keras:KerasAdditive",
     "none": "edge_attn.models.attention:NoAttention",
 }
+FOCUSES = {
+    "local-m": "edge_attn.models.local:Monotonic",
+    "local-p": "edge_attn.models.local:Predictive",
+    "hard": "edge_attn.models.hard:Hard",
+    "coverage": "edge_attn.models.coverage:Coverage",
+}
+"""What goes around an attention that has energies."""
+CELLS = {
+    "gru": "edge_attn.models.recurrent:GruCell",
+    "lstm": "edge_attn.models.recurrent:LstmCell",
+    "lstmn": "edge_attn.models.lstmn:LstmnCell",
+}
+"""The decoder's."""
+LAYERS = {
+    "gru": "edge_attn.models.recurrent:RecurrentLayer",
+    "lstm": "edge_attn.models.recurrent:RecurrentLayer",
+    "lstmn": "edge_attn.models.lstmn:LstmnLayer",
+}
+"""The encoder's, by the same names; a row is made with its own name and its sizes."""
 OPS = {
     "AdditiveAttention": "edge_attn.ops.additive:OP",
+    "AttentionPooling": "edge_attn.ops.pooling:OP",
     "DotAttention": "edge_attn.ops.dot:OP",
     "Gru": "edge_attn.ops.gru:OP",
+    "HardAttention": "edge_attn.ops.hard:OP",
+    "IntraAttention": "edge_attn.ops.intra_attention:OP",
+    "LocalAttention": "edge_attn.ops.local:OP",
+    "LocationAttention": "edge_attn.ops.location:OP",
     "Lstm": "edge_attn.ops.lstm:OP",
+    "MultiHeadDotAttention": "edge_attn.ops.multi_head:OP",
+    "SoftmaxAttention": "edge_attn.ops.softmax_attention:OP",
+    "SparseLocalAttention": "edge_attn.ops.local:SPARSE_OP",
+    "SparsemaxAttention": "edge_attn.ops.sparsemax_attention:OP",
 }
 TOKENIZERS = {
     "sentencepiece": "edge_attn.text:SentencePieceTokenizer",
@@ -86,6 +122,7 @@ EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "sacrebleu": "evaluate",
+    "h5py": "keras",
 }
 """The extra that brings each optional package."""
 OF_RUNTIMES = {**EXTRAS, "onnx": "optimize"}

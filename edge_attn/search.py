@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from edge_attn.config import SearchConfig
+from edge_attn.constraints import Constraints
 from edge_attn.errors import UsageError
+from edge_attn.sampling import Sampler
+from edge_attn.scoring import coverage_penalty, diverse_order, length_penalty
 from edge_attn.spec import Runtime, Value
 from edge_attn.text import BOS, EOS, PAD
 
@@ -25,9 +29,9 @@ class Hypothesis:
     tokens: tuple[int, ...]
     """Without bos and eos."""
     log_prob: float
-    """Summed over the tokens and, if finished, the end symbol."""
+    """The model's own, summed over the tokens and, if finished, the end symbol; no option changes it."""
     score: float
-    """log_prob / length ** length_penalty, the end symbol counted in the length."""
+    """What it is ranked by: log_prob over the length penalty, the other penalties of the options put in."""
     finished: bool
     """False where max_length cut it off."""
     alignment: np.ndarray | None = field(default=None, compare=False)
@@ -56,106 +60,197 @@ class Decoding:
         self._states = step.names("state.")
         self._state = {name: self.encoded[name] for name in self._states}
         self.aligned = any(tensor.name == "alignment" for tensor in step.outputs)
-        self.candidates = int(next(tensor for tensor in step.outputs if tensor.name == "candidates").shape[2])
+        sizes = {tensor.name: tensor.shape[-1] for tensor in step.outputs if tensor.shape}
+        self.candidates, self.vocabulary = int(sizes["candidates"]), int(sizes["log_probs"])
 
     def step(self, tokens: np.ndarray, parents: np.ndarray) -> dict[str, Value]:
         """tokens and parents (batch, beam) int64 -> the step's outputs; its states are kept for the next step."""
         outputs = self.runtime.run("step", {"tokens": tokens, "parents": parents, **self._memory, **self._state})
-        self._state = {name: outputs[f"next_{name}"] for name in self._states}
+        self._state = {name: outputs["next_" + name] for name in self._states}
         return outputs
 
 
 def search(
-    runtime: Runtime, sources: Sequence[Sequence[int]], config: SearchConfig, alignments: bool = False
+    runtime: Runtime,
+    sources: Sequence[Sequence[int]],
+    config: SearchConfig,
+    alignments: bool = False,
+    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Hypothesis]]:
     """The `n_best` hypotheses of each source, best first: beam search, which with a beam of one is greedy search.
 
     At each step the best 2 * beam continuations of a sentence are looked at. Those among the first `beam` that end it
     are finished; the best `beam` that do not end it live on. A sentence is done when `beam` hypotheses are finished.
 
+    Every hypothesis begins with its sentence's prefix; one that ends with eos is a whole sentence. Samples come in the
+    order of their numbers, alternatives in that of their first token's likelihood.
+
+    Groups, samples and alternatives are so many searches of each sentence: each is a row of the arrays here, and their
+    hypotheses stand side by side in the step's beam.
+
     Raises:
-        UsageError: the graph gives too few candidates for this beam.
+        UsageError: the graph gives too few candidates for this beam, or no alignments where an option needs them; an
+            option or a prefix that does not fit the vocabulary or `max_length`.
     """
     decoding = Decoding(runtime, sources)
-    beam, batch = config.beam, decoding.batch
-    if decoding.candidates < beam + 1 and decoding.candidates < _vocabulary(runtime):
-        raise UsageError(
-            f"a beam of {beam} needs {beam + 1} candidates a step, this bundle gives {decoding.candidates}; "
-            f"use --beam {decoding.candidates - 1} or less, or export again with --candidates {beam + 1}"
-        )
-    trace = _Trace([], [], [] if alignments and decoding.aligned else None)
-    live = np.zeros((batch, 1))
-    tokens = np.full((batch, 1), BOS, np.int64)
-    parents = np.zeros((batch, 1), np.int64)
-    finished: list[list[Hypothesis]] = [[] for _ in range(batch)]
-    done = np.zeros(batch, bool)
-    rows = np.arange(batch)[:, None]
+    _check(decoding, config, prefixes)
+    batch, searches, size = decoding.batch, config.searches, config.beam // config.groups
+    rows, keep = batch * searches, min(config.beam + 1, decoding.candidates)
+    constraints = Constraints(config, prefixes or [()] * batch, decoding.vocabulary)
+    sampler = Sampler(config, sources) if config.sample else None
+    trace = _Trace([], [], [] if (alignments or config.coverage_penalty) and decoding.aligned else None)
+    first, number = np.arange(rows)[:, None], np.tile(np.arange(searches), batch)[:, None]
+    tokens, parents = np.full((rows, 1), BOS, np.int64), np.zeros((rows, 1), np.int64)
+    live = own = np.zeros((rows, 1))
+    history = np.zeros((rows, 1, 0), np.int64)
+    ended: list[list[_End]] = [[] for _ in range(rows)]
     for length in range(1, config.max_length + 1):
-        outputs = decoding.step(tokens, parents)
-        keep = min(beam + 1, decoding.candidates)
-        best = runtime.numpy(outputs["candidates"])[:, :, :keep]
-        ids = runtime.numpy(outputs["candidate_ids"])[:, :, :keep].reshape(batch, -1)
+        width = live.shape[1]
+        outputs = decoding.step(tokens.reshape(batch, -1), parents.reshape(batch, -1))
         if trace.alignments is not None:
-            trace.alignments.append(runtime.numpy(outputs["alignment"]))
-        totals = (live[:, :, None] + best).reshape(batch, -1)
-        ranked = np.argsort(-totals, axis=1, kind="stable")[:, : 2 * beam]
-        totals, ids, origins = totals[rows, ranked], ids[rows, ranked], ranked // keep
+            trace.alignments.append(runtime.numpy(outputs["alignment"]).reshape(rows, width, -1))
+        if sampler or constraints.at(length):
+            log_probs = runtime.numpy(outputs["log_probs"]).reshape(rows, width, -1)
+            worth = constraints.apply(log_probs, history, length)
+            ids = sampler.draw(worth, length) if sampler else _best_ids(worth, keep)
+            gains = np.take_along_axis(worth, ids, 2)
+            says = np.take_along_axis(log_probs, ids, 2) if constraints.penalised else gains
+        else:
+            ids = runtime.numpy(outputs["candidate_ids"])[:, :, :keep]
+            gains = says = runtime.numpy(outputs["candidates"])[:, :, :keep].reshape(rows, width, -1)
+        totals, ids = (live[:, :, None] + gains).reshape(rows, -1), ids.reshape(rows, -1)
+        if config.groups > 1:
+            ranked = diverse_order(totals, ids, config)
+        else:
+            ranked = (-totals).argsort(axis=1, kind="stable")[:, : 2 * size]
+        flat = ranked + first * totals.shape[1]
+        totals, ids, origins = totals.take(flat), ids.take(flat), ranked // gains.shape[2]
+        own = totals if says is gains else (own[:, :, None] + says).reshape(rows, -1).take(flat)
         ends = ids == EOS
-        for row, rank in np.argwhere(ends[:, :beam] & ~done[:, None] & np.isfinite(totals[:, :beam])):
-            path = trace.follow(int(row), int(origins[row, rank]), length - 1)
-            finished[row].append(_hypothesis(path, float(totals[row, rank]), length, True, config))
-            done[row] = len(finished[row]) >= beam
-        if done.all():
-            break
-        # the best `beam` that go on, in their order; too few in a tiny vocabulary: dead ones fill the beam
-        going = np.argsort(ends, axis=1, kind="stable")[:, :beam]
-        live = np.where(ends[rows, going], -np.inf, totals[rows, going])
-        tokens = np.where(ends[rows, going], PAD, ids[rows, going])
-        parents = origins[rows, going]
-        trace.tokens.append(tokens)
-        trace.parents.append(parents)
-    for row in np.flatnonzero(~done):
-        for index in range(min(live.shape[1], beam - len(finished[row]))):
-            if np.isfinite(live[row, index]):
-                path = trace.follow(int(row), index, len(trace.tokens))
-                finished[row].append(_hypothesis(path, float(live[row, index]), len(path[0]), False, config))
-        if not finished[row]:  # the model says NaN, or that nothing can follow: an answer that nobody can take for one
-            finished[row].append(Hypothesis((), np.nan, np.nan, False))
-    return [sorted(hyps, key=lambda h: (not h.finished, -h.score))[: config.n_best] for hyps in finished]
+        if ends.any():
+            ending = np.argwhere(ends[:, :size] & np.isfinite(totals[:, :size])).tolist()
+            for row, rank in ending:
+                total, log_prob = float(totals[row, rank]), float(own[row, rank])
+                ended[row].append(_End(total, log_prob, row, int(origins[row, rank]), length - 1, True))
+            totals[ends] = -np.inf
+            # the best that go on, in their order; too few in a tiny vocabulary: dead ones fill the beam
+            going = ends.argsort(axis=1, kind="stable")[:, :size] + first * ends.shape[1]
+            live, own, tokens, origins = (array.take(going) for array in (totals, own, ids, origins))
+            live[[row for row, _ in ending if len(ended[row]) >= size]] = -np.inf
+            if not np.isfinite(live).any():
+                break
+        else:
+            live, own, tokens, origins = totals[:, :size], own[:, :size], ids[:, :size].copy(), origins[:, :size].copy()
+        trace.tokens.append(tokens.tolist())
+        trace.parents.append(origins.tolist())
+        parents = origins + number * width
+        if constraints.remembers:
+            history = np.concatenate([np.take_along_axis(history, origins[:, :, None], 1), tokens[:, :, None]], 2)
+    for row, index in np.argwhere(np.isfinite(live)).tolist():
+        if len(ended[row]) < size:
+            total, log_prob = float(live[row, index]), float(own[row, index])
+            ended[row].append(_End(total, log_prob, row, index, len(trace.tokens), False))
+    return [
+        _hypotheses(ended[i * searches : (i + 1) * searches], trace, config, len(source), alignments)
+        for i, source in enumerate(sources)
+    ]
+
+
+def _check(decoding: Decoding, config: SearchConfig, prefixes: Sequence[Sequence[int]] | None) -> None:
+    """Refuses what this bundle cannot serve."""
+    if prefixes is not None and len(prefixes) != decoding.batch:
+        raise UsageError(f"each of the {decoding.batch} sentences needs a prefix, found {len(prefixes)} prefixes")
+    beam, candidates = config.beam, decoding.candidates
+    if not config.sample and candidates < beam + 1 and candidates < decoding.vocabulary:
+        raise UsageError(
+            f"a beam of {beam} needs {beam + 1} candidates a step, this bundle gives {candidates}; "
+            f"use --beam {candidates - 1} or less, or export again with --candidates {beam + 1}"
+        )
+    if config.coverage_penalty and not decoding.aligned:
+        raise UsageError("the coverage penalty needs alignments, and this model has no attention that gives them")
+
+
+def _best_ids(worth: np.ndarray, keep: int) -> np.ndarray:
+    """The `keep` best tokens after each hypothesis, best first: (rows, width, vocab) -> (rows, width, keep)."""
+    if keep < worth.shape[2]:
+        some = np.argpartition(-worth, keep - 1, axis=2)[:, :, :keep]
+        some.sort(axis=2)  # of equals the first one, as the graph's candidates
+    else:
+        some = np.broadcast_to(np.arange(worth.shape[2]), worth.shape)
+    order = np.argsort(-np.take_along_axis(worth, some, 2), axis=2, kind="stable")
+    return np.take_along_axis(some, order, 2)
+
+
+class _End(NamedTuple):
+    """Where a hypothesis ended."""
+
+    total: float
+    """What it was ranked by, before the penalties on the whole."""
+    log_prob: float
+    row: int
+    place: int
+    """In the beam after its last step that was no end symbol."""
+    steps: int
+    finished: bool
 
 
 @dataclass
 class _Trace:
-    """What lived at each step: tokens, parents and alignments, to read a hypothesis back from its end."""
+    """What lived at each step: tokens and parents as nested lists (row, index), to read a hypothesis back from its end,
+    and alignments (rows, width, src)."""
 
-    tokens: list[np.ndarray]
-    parents: list[np.ndarray]
+    tokens: list[list[list[int]]]
+    parents: list[list[list[int]]]
     alignments: list[np.ndarray] | None
 
-    def follow(self, row: int, index: int, steps: int) -> tuple[tuple[int, ...], np.ndarray | None]:
-        """The tokens of the hypothesis `index` after `steps` steps, and the weights of every step up to the latest."""
-        tokens: list[int] = []
-        weights: list[np.ndarray] = []
-        for step in reversed(range(steps)):
-            if self.alignments is not None and len(self.alignments) > step + 1:
-                weights.append(self.alignments[step + 1][row, index])
-            tokens.append(int(self.tokens[step][row, index]))
-            index = int(self.parents[step][row, index])
+    def follow(self, end: _End) -> list[int]:
+        """Its indices in the beam: before the first step, and after each."""
+        indices = [end.place]
+        for step in reversed(range(end.steps)):
+            indices.append(self.parents[step][end.row][indices[-1]])
+        return indices[::-1]
+
+    def read(self, end: _End) -> tuple[int, ...]:
+        pairs = zip(self.tokens, self.follow(end)[1:], strict=False)
+        return tuple(step[end.row][index] for step, index in pairs)
+
+    def weights(self, end: _End) -> np.ndarray | None:
+        """(tgt, src), the end symbol's row among them if it is finished."""
         if self.alignments is None:
-            return tuple(reversed(tokens)), None
-        weights.append(self.alignments[0][row, index])
-        return tuple(reversed(tokens)), np.stack(weights[::-1])
+            return None
+        indices = self.follow(end)[: end.steps + end.finished]
+        pairs = zip(self.alignments, indices, strict=False)
+        return np.stack([step[end.row, index] for step, index in pairs])
 
 
-def _hypothesis(
-    path: tuple[tuple[int, ...], np.ndarray | None], log_prob: float, length: int, finished: bool, config: SearchConfig
-) -> Hypothesis:
-    score = log_prob / max(length, 1) ** config.length_penalty
-    return Hypothesis(path[0], log_prob, score, finished, path[1])
+def _hypotheses(
+    searches: Sequence[Sequence[_End]], trace: _Trace, config: SearchConfig, source: int, alignments: bool
+) -> list[Hypothesis]:
+    """What the searches of one sentence give; groups compete for the places, samples and alternatives have one each."""
+    apart = config.sample or config.alternatives > 0
+    pools = searches if apart else [[end for ends in searches for end in ends]]
+    found: list[Hypothesis] = []
+    for pool in pools:
+        scored = [(_score(end, trace, config, source), end) for end in pool]
+        scored.sort(key=lambda item: (not item[1].finished, -item[0]))
+        chosen: dict[tuple[tuple[int, ...], bool], Hypothesis] = {}  # two groups may find the same
+        for score, end in scored:
+            if len(chosen) < (1 if apart else config.n_best):
+                tokens, weights = trace.read(end), trace.weights(end) if alignments else None
+                said = Hypothesis(tokens, end.log_prob, score, end.finished, weights)
+                chosen.setdefault((tokens, end.finished), said)
+        found += chosen.values()
+    # the model says NaN, or that nothing can follow: an answer that nobody can take for one
+    return found or [Hypothesis((), np.nan, np.nan, False)]
 
 
-def _vocabulary(runtime: Runtime) -> int:
-    return int(next(tensor for tensor in runtime.graphs["step"].outputs if tensor.name == "log_probs").shape[2])
+def _score(end: _End, trace: _Trace, config: SearchConfig, source: int) -> float:
+    score = end.total / length_penalty(max(end.steps + end.finished, 1), config)
+    if config.coverage_penalty:
+        weights = trace.weights(end)
+        assert weights is not None  # _check saw to it
+        score += coverage_penalty(weights[:, :source], config.coverage_penalty)
+    return score
 
 
 def forced(

@@ -41,6 +41,12 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def surfaces(self, text: str) -> list[str]:
+        """What each entry of `encode(text)` stands for in the text, also where it is unknown: one string an entry."""
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """The text of these pieces, as `decode` of their ids, but pieces outside the vocabulary stay as they are."""
+
 
 class SentencePieceTokenizer:
     """Unigram pieces (Kudo 2018, https://arxiv.org/abs/1804.10959) by the sentencepiece library."""
@@ -105,6 +111,14 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._model.decode([int(i) for i in ids]))
 
+    def surfaces(self, text: str) -> list[str]:
+        """Pieces without the mark of a word's beginning, so one that is nothing else is empty; a run of characters
+        that the vocabulary does not know is one piece. In the library's normal form (NFKC)."""
+        return [str(piece).replace("▁", " ").strip() for piece in self._model.encode(text, out_type=str)]
+
+    def join(self, pieces: Sequence[str]) -> str:
+        return str(self._model.decode_pieces(list(pieces)))
+
 
 class _ListTokenizer:
     """A vocabulary that is a list of entries; how a text splits and joins is the subclasses' difference."""
@@ -153,7 +167,13 @@ class _ListTokenizer:
         return [self._entries[i] for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.joint.join(self.pieces(ids))
+        return self.join(self.pieces(ids))
+
+    def surfaces(self, text: str) -> list[str]:
+        return self._split(text)
+
+    def join(self, pieces: Sequence[str]) -> str:
+        return self.joint.join(pieces)
 
 
 class WordTokenizer(_ListTokenizer):

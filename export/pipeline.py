@@ -25,6 +25,7 @@ from edge_attn.registry import SERVICES, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
 from edge_attn.training.checkpoint import CARD, MODEL, load, load_samples, write_atomically
 from export import checks, golden
+from export.lookup import look_up_products
 from export.trace import example_inputs, store_as_fp16, trace
 
 
@@ -87,6 +88,7 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     sizes = {axis: 2 + i for i, axis in enumerate(_axes(spec))}
     sizes.update(src=7)
     proto = trace(module, spec, [torch.from_numpy(value) for value in example_inputs(spec, sizes)])
+    look_up_products(proto)
     if half:
         store_as_fp16(proto)
     checks.structure(name, proto, spec)

@@ -56,5 +56,11 @@ def _check(path: Path, graphs: Mapping[str, GraphSpec]) -> None:
                 raise BundleError(f"{path}: the graph {name!r} has no output {tensor!r}, which a seq2seq bundle needs")
 
 
+def check_attention(runtime: Runtime, wanted: str) -> None:
+    """Refuses a model without attention weights for `wanted`, which reads them."""
+    if not any(tensor.name == "alignment" for tensor in runtime.graphs["step"].outputs):
+        raise UsageError(f"{wanted} needs attention weights, and this model has no attention")
+
+
 def is_checkpoint(path: Path) -> bool:
     return (path / "model.safetensors").is_file() and (path / "config.json").is_file()

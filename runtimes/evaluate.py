@@ -88,6 +88,7 @@ def evaluate(
     separator: str = "\t",
     by_length: bool = False,
     limit: int | None = None,
+    suppress: Sequence[str] = (),
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
 ) -> Evaluation:
@@ -97,7 +98,6 @@ def evaluate(
         InputError: the corpus is not pairs of sentences.
         MissingExtraError: sacrebleu is not installed.
     """
-    config = config or SearchConfig()
     if not separator:
         raise UsageError("separator must not be empty")
     first: dict[str, str] = {}
@@ -106,6 +106,7 @@ def evaluate(
     pairs = list(first.items())[:limit]
     bleu, chrf = _metrics()
     translator = Translator.open(model, runtime, options)
+    config = translator.suppressing(config or SearchConfig(), suppress)
     started = time.monotonic()
     translations = _translate(translator, pairs, config)
     found = dict(zip(pairs, (translation.text for translation in translations), strict=True))

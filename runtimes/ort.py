@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU. Values between two steps stay OrtValues; only what the search asks for becomes numpy."""
+"""ONNX Runtime on a CPU. Its values are numpy arrays in the memory that it made them in: there is no device to copy from."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ class OrtCpu:
         self._outputs = {name: [tensor.name for tensor in spec.outputs] for name, spec in self.graphs.items()}
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        return run_bound(self._sessions[graph], self._outputs[graph], inputs, "cpu")
+        names = self._outputs[graph]  # arrays in and out: bound OrtValues give the same, and cost 35 us more a step
+        return dict(zip(names, self._sessions[graph].run(names, inputs), strict=True))
 
     def numpy(self, value: Value) -> np.ndarray:
-        result: np.ndarray = value.numpy()
+        result: np.ndarray = value
         return result
 
     def close(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +18,12 @@ from edge_attn.errors import InputError, UsageError
 from edge_attn.registry import RUNTIMES, SERVICES, resolve
 from edge_attn.search import Hypothesis, search
 from edge_attn.spec import Runtime
-from edge_attn.text import Text
+from edge_attn.text import UNK, Text
 from runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
+from runtimes.unknown import check_replacement, replaced
+
+if TYPE_CHECKING:
+    from runtimes.score import Score
 
 BATCH_TOKENS = 1024
 """Source tokens times beam of one batch, padding counted."""
@@ -29,7 +35,7 @@ class Translation:
 
     text: str
     score: float
-    """The log-probability divided by length ** length_penalty."""
+    """What the search ranked it by: the log-probability over the length penalty, with the options' other penalties."""
     log_prob: float
     tokens: tuple[str, ...]
     source_tokens: tuple[str, ...]
@@ -41,14 +47,18 @@ class Translation:
     cut: bool = False
     """True where the source was longer than the model reads; only its beginning was translated."""
     n_best: tuple[Translation, ...] = field(default=(), compare=False, repr=False)
-    """All hypotheses asked for, this one first; empty on the others."""
+    """All hypotheses asked for (n-best, samples or alternatives), this one first; empty on the others."""
 
     def pharaoh(self) -> str:
         """`i-j` for each target token j and the source token i that it attends to most, the end symbols left out."""
-        if self.alignment is None or len(self.source_tokens) < 2:
-            return ""
-        best = self.alignment[: len(self.tokens), :-1].argmax(1)
-        return " ".join(f"{i}-{j}" for j, i in enumerate(best))
+        return pharaoh(self.alignment, len(self.tokens))
+
+
+def pharaoh(alignment: np.ndarray | None, tokens: int) -> str:
+    """Of weights (tokens or more, source tokens and their end symbol); empty without weights or source tokens."""
+    if alignment is None or alignment.shape[1] < 2:
+        return ""
+    return " ".join(f"{i}-{j}" for j, i in enumerate(alignment[:tokens, :-1].argmax(1)))
 
 
 class SourceCutWarning(UserWarning):
@@ -79,24 +89,42 @@ class Translator:
     def translate(
         self,
         sentences: Iterable[str],
-        beam: int = SearchConfig.beam,
-        n_best: int = SearchConfig.n_best,
-        length_penalty: float = SearchConfig.length_penalty,
-        max_length: int = SearchConfig.max_length,
+        beam: int | None = None,
+        n_best: int | None = None,
+        length_penalty: float | None = None,
+        max_length: int | None = None,
         alignments: bool = True,
         batch_tokens: int = BATCH_TOKENS,
+        replace_unknown: bool = False,
+        phrase_table: Mapping[str, str] | None = None,
+        config: SearchConfig | None = None,
+        prefixes: Iterable[str] | None = None,
+        suppress: Iterable[str] = (),
     ) -> list[Translation]:
         """A translation of each sentence, in order; an empty sentence gives an empty translation.
 
+        The search is that of `config`, where every option stands; `beam`, `n_best`, `length_penalty` and `max_length`
+        may be given by themselves. `prefixes` are texts, one a sentence, that the translations begin with; `suppress`
+        are entries of the target vocabulary that never come.
+
+        `replace_unknown` puts, where the model says an unknown word, the source word that it attends to most, or what
+        `phrase_table` has for it: runtimes/unknown.py.
+
         Raises:
             UsageError: an option that makes no sense.
+            InputError: a sentence that is no string, or a prefix that the model cannot say.
         """
-        config = SearchConfig(beam, n_best, length_penalty, max_length)
-        if isinstance(sentences, str):
-            raise UsageError("translate takes a list of sentences, found one string; put it in a list")
+        table = check_replacement(self.runtime, replace_unknown, phrase_table)
+        given = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
+        some: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = self.suppressing(dataclasses.replace(config or SearchConfig(), **some), suppress)
+        for name, texts in (("sentences", sentences), ("prefixes", prefixes), ("suppressed pieces", suppress)):
+            if isinstance(texts, str):
+                raise UsageError(f"translate takes a list of {name}, found one string; put it in a list")
         sentences = list(sentences)
+        begun = None if prefixes is None else self._prefixes(list(prefixes), len(sentences), config)
         found: dict[int, Translation] = {}
-        for i, translation in self.each(sentences, config, alignments, batch_tokens):
+        for i, translation in self.each(sentences, config, alignments, batch_tokens, table, begun):
             found[i] = translation
             if translation.cut:
                 warnings.warn(
@@ -106,10 +134,81 @@ class Translator:
                 )
         return [found[i] for i in range(len(sentences))]
 
+    def suppressing(self, config: SearchConfig, pieces: Iterable[str]) -> SearchConfig:
+        """`config`, which then suppresses these entries of the target vocabulary too.
+
+        Raises:
+            UsageError: it has no such entry.
+        """
+        wanted = list(pieces)
+        if not wanted:
+            return config
+        known = {piece: i for i, piece in enumerate(self.text.target.pieces(range(len(self.text.target))))}
+        for piece in wanted:
+            if piece not in known:
+                raise UsageError(f"{piece!r} cannot be suppressed: it is no entry of the target vocabulary")
+        return dataclasses.replace(config, suppress=(*config.suppress, *(known[piece] for piece in wanted)))
+
+    def prefix(self, text: str, config: SearchConfig) -> list[int]:
+        """The tokens of a prefix.
+
+        Raises:
+            InputError: it holds what the vocabulary does not know, or leaves no room for what comes after it.
+        """
+        ids = self.text.target.encode(text)
+        if UNK in ids:
+            unknown = self.text.target.surfaces(text)[ids.index(UNK)]
+            raise InputError(f"the target vocabulary does not know {unknown!r}")
+        room = config.max_length - (config.alternatives > 0)
+        if len(ids) > room:
+            raise InputError(f"{len(ids)} tokens, and max_length leaves room for {room}")
+        return ids
+
+    def _prefixes(self, texts: Sequence[str], sentences: int, config: SearchConfig) -> list[list[int]]:
+        if len(texts) != sentences:
+            raise UsageError(f"each of the {sentences} sentences needs a prefix, found {len(texts)} prefixes")
+        made = []
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"prefix {i} must be a string, found {type(text).__name__}")
+            try:
+                made.append(self.prefix(text, config))
+            except InputError as error:
+                raise InputError(f"prefix {i}: {error}") from error
+        return made
+
+    def score(
+        self, pairs: Iterable[tuple[str, str]], alignments: bool = False, batch_tokens: int = BATCH_TOKENS
+    ) -> list[Score]:
+        """What the model thinks of each (source, target), token by token, in order: runtimes/score.py.
+
+        Raises:
+            InputError: a pair that is not two strings.
+        """
+        from runtimes.score import score_pairs  # which needs this module
+
+        scores = score_pairs(self, pairs, alignments, batch_tokens)
+        for i, found in enumerate(scores):
+            if found.cut:
+                warnings.warn(
+                    f"the source of pair {i} has more than {self.max_source} tokens; only the first were read",
+                    SourceCutWarning,
+                    stacklevel=2,
+                )
+        return scores
+
     def each(
-        self, sentences: Sequence[str], config: SearchConfig, alignments: bool, batch_tokens: int = BATCH_TOKENS
+        self,
+        sentences: Sequence[str],
+        config: SearchConfig,
+        alignments: bool,
+        batch_tokens: int = BATCH_TOKENS,
+        phrase_table: Mapping[str, str] | None = None,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Translation]]:
-        """(index, translation) as batches of sentences of like length are done."""
+        """(index, translation) as batches of sentences of like length are done. With a phrase table, which may be
+        empty, unknown words are replaced (runtimes/unknown.py). `prefixes` are tokens, one row a sentence."""
+        aligned = alignments or phrase_table is not None
         sources: dict[int, list[int]] = {}
         cut: set[int] = set()
         for i, sentence in enumerate(sentences):
@@ -125,31 +224,42 @@ class Translator:
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
             sources[i] = ids
-        for indices in _by_length(sources, batch_tokens // config.beam, self.runtime.max_batch):
+        for indices in by_length(sources, batch_tokens // config.width, self.runtime.max_batch):
             some = [sources[i] for i in indices]
-            for i, hypotheses in zip(indices, search(self.runtime, some, config, alignments), strict=True):
-                yield i, self._translation(sources[i], hypotheses, i in cut)
+            begun = None if prefixes is None else [prefixes[i] for i in indices]
+            for i, hypotheses in zip(indices, search(self.runtime, some, config, aligned, begun), strict=True):
+                yield i, self._translation(sentences[i], sources[i], hypotheses, i in cut, phrase_table)
 
-    def _translation(self, source: list[int], hypotheses: Sequence[Hypothesis], cut: bool) -> Translation:
+    def _translation(
+        self,
+        sentence: str,
+        source: list[int],
+        hypotheses: Sequence[Hypothesis],
+        cut: bool,
+        phrase_table: Mapping[str, str] | None,
+    ) -> Translation:
+        target = self.text.target
         source_tokens = tuple(self.text.source.pieces(source))
+        surfaces = [] if phrase_table is None else self.text.source.surfaces(sentence)[: len(source) - 1]
+        pieces = [replaced(h, target.pieces(h.tokens), surfaces, phrase_table) for h in hypotheses]
         made = [
             Translation(
-                text=self.text.target.decode(hypothesis.tokens),
+                text=target.decode(hypothesis.tokens) if phrase_table is None else target.join(tokens),
                 score=hypothesis.score,
                 log_prob=hypothesis.log_prob,
-                tokens=tuple(self.text.target.pieces(hypothesis.tokens)),
+                tokens=tuple(tokens),
                 source_tokens=source_tokens,
                 alignment=None if hypothesis.alignment is None else hypothesis.alignment[:, : len(source)],
                 finished=hypothesis.finished,
                 cut=cut,
             )
-            for hypothesis in hypotheses
+            for hypothesis, tokens in zip(hypotheses, pieces, strict=True)
         ]
         best = made[0]
         return Translation(**{**vars(best), "n_best": tuple(made)})
 
 
-def _by_length(sources: dict[int, list[int]], batch_tokens: int, most: int | None) -> Iterator[list[int]]:
+def by_length(sources: dict[int, list[int]], batch_tokens: int, most: int | None) -> Iterator[list[int]]:
     """Batches of indices of like length, shortest first, at most `batch_tokens` each with padding, and never empty;
     at most `most` indices each."""
     batch: list[int] = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -17,6 +18,7 @@ from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import InputError
 from runtimes.base import DEFAULT
 from runtimes.translate import Translation, Translator
+from runtimes.unknown import check_replacement, read_phrase_table
 
 WINDOW = 1024
 """Lines read ahead, at most, so that sentences of like length share a batch."""
@@ -32,28 +34,46 @@ def translate_file(
     config: SearchConfig | None = None,
     format: str = "text",
     alignments: Path | None = None,
+    replace_unknown: bool = False,
+    phrase_table: Path | None = None,
+    prefix: Path | None = None,
+    suppress: Sequence[str] = (),
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
 ) -> int:
     """Translates each line of `input` (standard input) into `output` (standard output); gives the number of lines.
 
     A line that has come is answered before the next is waited for, so a terminal or a pipe gets its answer at once.
+    Each line of the file `prefix` is what the translation of that line begins with; `suppress` are entries of the
+    target vocabulary that never come.
 
     Raises:
-        InputError: a line that is not text, named by its number; the lines before it are answered.
+        InputError: a line that is not text, or a prefix that the model cannot say, named by its number; the lines
+            before it are answered. A phrase table that cannot be read.
+        UsageError: unknown words are to be replaced, and the model has no attention; a piece to suppress that the
+            vocabulary does not have.
     """
-    config = config or SearchConfig()
     translator = Translator.open(bundle, runtime, options)
+    config = translator.suppressing(config or SearchConfig(), suppress)
+    phrases = check_replacement(
+        translator.runtime, replace_unknown, None if phrase_table is None else read_phrase_table(phrase_table)
+    )
     count = 0
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_input(input))
-        target = stack.enter_context(_open_output(output)) if output else sys.stdout
-        aligned = stack.enter_context(_open_output(alignments)) if alignments else None
+        begun = stack.enter_context(_prefixes(prefix, translator, config)) if prefix else None
+        target = stack.enter_context(open_output(output)) if output else sys.stdout
+        aligned = stack.enter_context(open_output(alignments)) if alignments else None
         want = aligned is not None or format == "jsonl"
         bar = stack.enter_context(tqdm(unit=" lines", disable=True if source.isatty() else None, file=sys.stderr))
         for window in _windows(source):
             lines = [line for line in window if isinstance(line, str)]
-            found = dict(translator.each(lines, config, want))
+            errors = [line for line in window if isinstance(line, InputError)]
+            prefixes: list[list[int]] | None = None
+            if begun is not None:
+                prefixes, missing = _take(begun, len(lines), count)
+                lines, errors = lines[: len(prefixes)], missing + errors
+            found = dict(translator.each(lines, config, want, phrase_table=phrases, prefixes=prefixes))
             for i, line in enumerate(lines):
                 translation = found.pop(i)
                 if translation.cut:
@@ -62,18 +82,19 @@ def translate_file(
                         f"only the first were translated",
                         file=sys.stderr,
                     )
-                with _writing(output):
-                    target.write(_show(translation, line, count, config.n_best, format))
+                with writing(output):
+                    target.write(_show(translation, line, count, config.returned, format))
                 if aligned is not None:
-                    with _writing(alignments):
+                    with writing(alignments):
                         aligned.write(translation.pharaoh() + "\n")
                 count += 1
-            with _writing(output):
+            with writing(output):
                 target.flush()
             bar.update(len(lines))
-            for bad in window:
-                if isinstance(bad, InputError):
-                    raise bad
+            for error in errors:
+                raise error
+        if begun is not None and next(begun, None) is not None:
+            raise InputError(f"{prefix} has more lines than the input, which has {count}")
     return count
 
 
@@ -125,6 +146,38 @@ def _windows(source: BinaryIO) -> Iterator[list[str | InputError]]:
             lines = []
 
 
+@contextlib.contextmanager
+def _prefixes(path: Path, translator: Translator, config: SearchConfig) -> Iterator[Iterator[list[int] | InputError]]:
+    """The tokens of each line of `path`, read as they are asked for. One that is no prefix ends them."""
+
+    def each(file: BinaryIO) -> Iterator[list[int] | InputError]:
+        for number, raw in enumerate(file, 1):
+            line = _decode(raw.removesuffix(b"\n"), number)
+            try:
+                if isinstance(line, InputError):
+                    raise line
+                yield translator.prefix(line, config)
+            except InputError as error:
+                yield InputError(f"{path}: {error}" if error is line else f"{path}: line {number}: {error}")
+                return
+
+    with _open_input(path) as file:
+        yield each(file)
+
+
+def _take(
+    prefixes: Iterator[list[int] | InputError], wanted: int, before: int
+) -> tuple[list[list[int]], list[InputError]]:
+    """The next prefixes up to the number `wanted`, and what keeps the others away."""
+    taken: list[list[int]] = []
+    for prefix in itertools.islice(prefixes, wanted):
+        if isinstance(prefix, InputError):
+            return taken, [prefix]
+        taken.append(prefix)
+    missing = [InputError(f"line {before + len(taken) + 1} has no prefix")] if len(taken) < wanted else []
+    return taken, missing
+
+
 def _ready(source: BinaryIO) -> bool:
     return bool(select.select([source.fileno()], [], [], 0)[0])
 
@@ -157,16 +210,16 @@ def _open_input(path: Path | None) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _open_output(path: Path) -> Iterator[TextIO]:
+def open_output(path: Path) -> Iterator[TextIO]:
     """A file that appears under its name when it is whole; a pipe or a device is written as it goes."""
-    with _writing(path):
+    with writing(path):
         direct = path.exists() and not path.is_file()
         final = path if direct else path.resolve()  # a link stays one
         temporary = path if direct else final.with_name(f".{path.name}.{os.getpid()}.partial")
         file = temporary.open("w", encoding="utf-8", newline="\n")
     try:
         yield file
-        with _writing(path):
+        with writing(path):
             file.close()
             if not direct:
                 temporary.replace(final)
@@ -178,7 +231,7 @@ def _open_output(path: Path) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def _writing(path: Path | None) -> Iterator[None]:
+def writing(path: Path | None) -> Iterator[None]:
     """Says which file cannot be written. A pipe that nobody reads is no error of the file."""
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,6 +19,19 @@ from edge_attn.cli import cli
 DATA = Path(__file__).resolve().parent / "data"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _sibling(name: str) -> None:
+    """Lets the tests import a module beside this file; they are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+for name in ("table_decoder", "enumeration"):  # in the order in which they import each other
+    _sibling(name)
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +56,17 @@ def toy_pairs() -> Path:
 def needs_torch() -> None:
     """Skips the test where torch is not installed, as on a device."""
     pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+
+
+@pytest.fixture(scope="session")
+def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Keras itself on its torch backend, which keeps its settings out of the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "torch")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        module = pytest.importorskip("keras", reason="keras is not installed")
+    assert module.backend.backend() == "torch"
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def find() -> dict[tuple[str, str, str], list[Support]]:
         for kind in sorted(KINDS.glob("*.zip")):
             copy = Path(folder, kind.name)
             shutil.copy(kind, copy)
-            attention, _, cell = kind.stem.partition("-")
+            attention, _, cell = kind.stem.rpartition("-")
             found[Bundle.open(copy).manifest.family, attention, cell] = list(supports(copy, door))
     return found
 

@@ -16,7 +16,10 @@ from edge_attn.config import RuntimeOptions
 from edge_attn.errors import EdgeAttnError
 from edge_attn.registry import HOUSE
 
-VERBS = ("train", "export", "translate", "verify", "evaluate", "inspect", "demo", "optimize", "doctor", "cache")
+VERBS = (
+    *("train", "export", "translate", "verify", "evaluate", "inspect", "demo", "score", "align", "optimize"),
+    *("doctor", "cache"),
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -115,19 +115,66 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "sentence"),
     [
-        {"beam": 0},
-        {"n_best": 0},
-        {"n_best": 5},
-        {"max_length": 0},
-        {"length_penalty": float("nan")},
-        {"length_penalty": -1.0},
+        ({"beam": 0}, "beam must be at least 1, found 0"),
+        ({"n_best": 0}, r"n_best must lie between 1 and the beam \(4\), found 0"),
+        ({"n_best": 5}, r"n_best must lie between 1 and the beam \(4\), found 5"),
+        ({"max_length": 0}, "max_length must be at least 1, found 0"),
+        ({"length_penalty": float("nan")}, "length_penalty must lie between 0 and 10, found nan"),
+        ({"length_penalty": -1.0}, "length_penalty must lie between 0 and 10, found -1.0"),
+        ({"length_penalty_kind": "gnmt"}, "length_penalty_kind must be one of none, avg, wu, found 'gnmt'"),
+        ({"coverage_penalty": -0.1}, "coverage_penalty must lie between 0 and 10, found -0.1"),
+        ({"repetition_penalty": 0.9}, "repetition_penalty must lie between 1 and 10, found 0.9"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0, found -1"),
+        ({"min_length": -1}, "min_length must be at least 0, found -1"),
+        ({"min_length": 9, "max_length": 8}, r"min_length must be at most max_length \(8\), found 9"),
+        ({"groups": 0}, "groups must be at least 1, found 0"),
+        ({"groups": 3, "diversity": 0.5}, r"groups must divide the beam \(4\), found 3"),
+        ({"groups": 2}, "groups above 1 and a diversity above 0 need each other, found groups 2 and diversity 0"),
+        ({"diversity": 0.5}, "need each other, found groups 1 and diversity 0.5"),
+        ({"groups": 2, "diversity": float("inf")}, "diversity must lie between 0 and 100, found inf"),
+        ({"alternatives": -1}, "alternatives must be at least 0, found -1"),
+        (
+            {"alternatives": 2, "n_best": 2},
+            "alternatives are searched for one by one: without sample, groups or n_best",
+        ),
+        ({"alternatives": 2, "beam": 1, "sample": True}, "alternatives are searched for one by one"),
+        ({"alternatives": 2, "groups": 2, "diversity": 0.5}, "alternatives are searched for one by one"),
+        ({"sample": True}, "sampling draws one token at a time: it needs a beam of 1, found beam 4"),
+        ({"sample": True, "beam": 1, "n_best": 0}, "n_best must be at least 1, found 0"),
+        ({"sample": True, "beam": 1, "temperature": 0.0}, "temperature must lie between 0.01 and 100, found 0.0"),
+        ({"sample": True, "beam": 1, "top_k": -1}, "top_k must be at least 0, found -1"),
+        ({"sample": True, "beam": 1, "top_p": 0.0}, "top_p must lie between 1e-06 and 1, found 0.0"),
+        ({"sample": True, "beam": 1, "top_p": 1.1}, "top_p must lie between 1e-06 and 1, found 1.1"),
+        ({"sample": True, "beam": 1, "seed": -1}, "seed must be at least 0, found -1"),
+        ({"temperature": 0.5}, "temperature is for sampling, and sample is off"),
+        ({"top_k": 5}, "top_k is for sampling, and sample is off"),
+        ({"top_p": 0.5}, "top_p is for sampling, and sample is off"),
+        ({"seed": 7}, "seed is for sampling, and sample is off"),
     ],
 )
-def test_a_search_that_makes_no_sense_is_a_usage_error(options):
-    with pytest.raises(UsageError, match=next(iter(options))):
+def test_a_search_that_makes_no_sense_is_a_usage_error(options, sentence):
+    with pytest.raises(UsageError, match=sentence):
         SearchConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (1, 4, 1)),
+        ({"beam": 6, "groups": 3, "diversity": 0.5, "n_best": 5}, (3, 6, 5)),
+        ({"beam": 1, "sample": True, "n_best": 7}, (7, 7, 7)),
+        ({"beam": 2, "alternatives": 3}, (3, 6, 3)),
+    ],
+)
+def test_a_search_knows_how_many_it_is_how_wide_and_how_much_it_gives(options, expected):
+    config = SearchConfig(**options)
+    assert (config.searches, config.width, config.returned) == expected
+
+
+def test_the_first_four_options_keep_their_places():
+    assert SearchConfig(3, 2, 0.5, 9) == SearchConfig(beam=3, n_best=2, length_penalty=0.5, max_length=9)
 
 
 def test_a_configuration_survives_json():

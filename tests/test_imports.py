@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-VERBS = ("train", "export", "translate", "verify", "evaluate", "inspect", "demo", "optimize", "doctor", "cache")
+VERBS = (
+    *("train", "export", "translate", "verify", "evaluate", "inspect", "demo", "score", "align", "optimize"),
+    *("doctor", "cache"),
+)
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "sentencepiece", "sacrebleu", "tqdm")
 
 

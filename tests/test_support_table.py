@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from edge_attn.bundle import Bundle
-from edge_attn.registry import ATTENTIONS, FAMILIES
+from edge_attn.registry import ATTENTIONS, CELLS, FAMILIES, FOCUSES
 
 onnx = pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the targets' graphs")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
@@ -34,8 +34,11 @@ def test_the_readme_has_the_table_that_trying_it_out_gives(support):
 
 def test_every_kind_of_model_is_tried(support):
     """A new row in the tables needs its bundle: python tests/data/make_kinds.py"""
-    found = {path.stem for path in support.KINDS.glob("*.zip")}
-    assert found == {f"{a}-{cell}" for a in ATTENTIONS if a != "concat" for cell in ("gru", "lstm")}
+    found = [path.stem.rpartition("-") for path in support.KINDS.glob("*.zip")]
+    assert {what for what, _, _ in found} == {*ATTENTIONS, *FOCUSES, "sparsemax"} - {
+        "concat"
+    }  # additive by another name
+    assert {cell for _, _, cell in found} == set(CELLS)
     assert {Bundle.open(path).manifest.family for path in support.KINDS.glob("*.zip")} == set(FAMILIES)
 
 

@@ -16,6 +16,7 @@ from edge_attn.text import BOS, EOS, PAD, SPECIAL, UNK, CharacterTokenizer, Sent
 
 LINES = ["the cat sat on the mat", "a dog ran to the cat", "the mat was red", "dogs and cats run"] * 3
 PAIRS = [(line, line[::-1]) for line in LINES]
+TRAINED = [resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60) for kind in sorted(TOKENIZERS)]
 
 
 @pytest.fixture(params=sorted(TOKENIZERS))
@@ -171,3 +172,39 @@ def test_words_come_back_with_one_space_between_them(lines):
         ids = again.encode(line)
         assert [i == UNK for i in ids] == [word in SPECIAL for word in words]
         assert again.decode(ids) == " ".join("<unk>" if word in SPECIAL else word for word in words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence", "surfaces"),
+    [
+        ("words", " the  caT\tsat ", ["the", "caT", "sat"]),
+        ("characters", "a ☃", ["a", " ", "☃"]),
+    ],
+)
+def test_a_surface_is_what_the_user_wrote_for_an_entry(kind, sentence, surfaces):
+    tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60)
+    assert tokenizer.surfaces(sentence) == surfaces
+    assert len(tokenizer.encode(sentence)) == len(surfaces)
+
+
+def test_a_run_of_unknown_characters_is_one_surface_of_sentencepiece():
+    tokenizer = SentencePieceTokenizer.train(LINES, 60)
+    sentence = "the ☃☺ cat☃"
+    surfaces, ids = tokenizer.surfaces(sentence), tokenizer.encode(sentence)
+    assert [surface for surface, i in zip(surfaces, ids, strict=True) if i == UNK] == ["☃☺", "☃"]
+    assert "".join(surfaces) == sentence.replace(" ", "")
+    assert not any("▁" in surface for surface in surfaces)
+
+
+def test_pieces_join_to_what_their_ids_decode_to_and_strangers_stay(text):
+    ids = text.target.encode(LINES[0])
+    pieces = text.target.pieces(ids)
+    assert text.target.join(pieces) == text.target.decode(ids)
+    assert text.target.join([]) == ""
+    assert text.target.join([*pieces, "☃"]).endswith("☃")
+
+
+@given(st.text())
+def test_there_is_a_surface_for_each_entry(line):
+    for tokenizer in TRAINED:
+        assert len(tokenizer.surfaces(line)) == len(tokenizer.encode(line))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edge_attn.models.folded import deployed
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.spec import GraphSpec, TensorSpec
 
@@ -28,12 +29,15 @@ class EncoderGraph(Graph):
     def __init__(self, model: Seq2Seq) -> None:
         super().__init__()
         self.model = model
-        source = torch.ones(2, 3, dtype=torch.long)
-        with torch.no_grad():
-            memory, state = model.encode(source, torch.tensor([3, 2]))
+        self.deployed = deployed(model)
+        with torch.no_grad():  # an axis that grows with the sentence is its own
+            (memory, state), (longer, more) = (
+                self.deployed.encode(torch.ones(2, length, dtype=torch.long), torch.tensor([length, 2]))
+                for length in (3, 5)
+            )
         self._memory, self._state = list(memory), list(state)
-        outputs = [_spec(f"memory.{name}", value, ("batch", "src")) for name, value in memory.items()]
-        outputs += [_spec(f"state.{name}", value, ("batch", 1)) for name, value in state.items()]
+        outputs = [_spec(f"memory.{name}", value, longer[name], ("batch",)) for name, value in memory.items()]
+        outputs += [_spec(f"state.{name}", value, more[name], ("batch", 1)) for name, value in state.items()]
         self.spec = GraphSpec(
             "graphs/encoder.onnx",
             (
@@ -44,7 +48,7 @@ class EncoderGraph(Graph):
         )
 
     def forward(self, source: Tensor, source_length: Tensor) -> tuple[Tensor, ...]:
-        memory, state = self.model.encode(source, source_length)
+        memory, state = self.deployed.encode(source, source_length)
         return (*(memory[name] for name in self._memory), *(state[name] for name in self._state))
 
 
@@ -52,6 +56,7 @@ class StepGraph(Graph):
     def __init__(self, model: Seq2Seq, candidates: int) -> None:
         super().__init__()
         self.model = model
+        self.deployed = deployed(model)
         encoder = EncoderGraph(model).spec
         self._memory = [t.name.partition(".")[2] for t in encoder.outputs if t.name.startswith("memory.")]
         self._state = [t.name.partition(".")[2] for t in encoder.outputs if t.name.startswith("state.")]
@@ -78,10 +83,10 @@ class StepGraph(Graph):
     def forward(self, tokens: Tensor, parents: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         memory = dict(zip(self._memory, tensors, strict=False))
         state = {
-            name: torch.gather(value, 1, parents[:, :, None].expand(-1, -1, value.shape[2]))
+            name: torch.gather(value, 1, _same_rank(parents, value).expand(-1, -1, *value.shape[2:]))
             for name, value in zip(self._state, tensors[len(self._memory) :], strict=True)
         }
-        features, weights, following = self.model.step(self.model.embedding(tokens), memory, state)
+        features, weights, following = self.deployed.step(self.model.embedding(tokens), memory, state)
         log_probs = torch.log_softmax(self.model.logits(features), -1)
         best, ids = torch.topk(log_probs, self.candidates, -1)
         shown = () if weights is None else (weights,)
@@ -94,8 +99,13 @@ def graphs(model: Seq2Seq, candidates: int) -> dict[str, Graph]:
     return {"encoder": EncoderGraph(model), "step": StepGraph(model, candidates)}
 
 
-def _spec(name: str, value: Tensor, axes: tuple[Any, ...]) -> TensorSpec:
-    """`axes` for the leading dimensions, the value's own sizes for the rest; the summary has no row a source token."""
-    if name == "memory.summary":
-        axes = axes[:1]
-    return TensorSpec(name, str(value.dtype).removeprefix("torch."), (*axes, *value.shape[len(axes) :]))
+def _same_rank(parents: Tensor, value: Tensor) -> Tensor:
+    for _ in range(value.ndim - 2):
+        parents = parents[..., None]
+    return parents
+
+
+def _spec(name: str, value: Tensor, longer: Tensor, axes: tuple[Any, ...]) -> TensorSpec:
+    """`axes` for the leading dimensions; of the rest, what is larger in `longer`, of a longer sentence, is `src`."""
+    rest = ["src" if one != other else one for one, other in zip(value.shape, longer.shape, strict=True)]
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), (*axes, *rest[len(axes) :]))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from edge_attn.models import torch_ops
 
 GATES = {"gru": 3, "lstm": 4}
-STATES = {"gru": ("hidden",), "lstm": ("hidden", "cell")}
+State = dict[str, Tensor]
 
 
 def _weights(*shape: int, gates: int) -> nn.Parameter:
@@ -54,39 +54,69 @@ class RecurrentLayer(nn.Module):
         return output, tuple(finals)
 
 
-class GruCell(nn.Module):
-    """x (..., size), state (hidden (..., hidden),) -> the next state."""
+class Cell(nn.Module):
+    """One step of a recurrent layer; states are (batch, beam, ...).
 
+    What of the input enters is linear in it, so `projected` = W x + b is made by whoever knows x, or a part of it.
+    """
+
+    ends: tuple[str, ...] = ("hidden",)
+    """The states in which an encoder ends and from which a decoder may start."""
+    options: tuple[str, ...] = ()
+    """The keys of Seq2SeqConfig that its constructor takes after the sizes."""
+
+    def start(self, given: State) -> State:
+        """The first state from `ends`, each (batch, 1, hidden)."""
+        return given
+
+    def query(self, state: State) -> Tensor:
+        """Its last output (batch, beam, hidden), with which an attention before the cell asks."""
+        return state["hidden"]
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """W (rows, size) and b (rows)."""
+        raise NotImplementedError
+
+    def forward(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+        """projected (batch, beam, rows) -> output (batch, beam, hidden), the next state."""
+        raise NotImplementedError
+
+
+class GruCell(Cell):
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
         self.w, self.r = _weights(3 * hidden, size, gates=3), _weights(3 * hidden, hidden, gates=3)
         self.bias_w, self.bias_r = nn.Parameter(torch.zeros(3 * hidden)), nn.Parameter(torch.zeros(3 * hidden))
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (h,) = state
+    def projection(self) -> tuple[Tensor, Tensor]:
+        return self.w, self.bias_w
+
+    def forward(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+        h = state["hidden"]
         hidden = h.shape[-1]
-        from_x = nn.functional.linear(x, self.w, self.bias_w)
         from_h = nn.functional.linear(h, self.r, self.bias_r)
-        z, r = torch.sigmoid(from_x[..., : 2 * hidden] + from_h[..., : 2 * hidden]).chunk(2, -1)
-        n = torch.tanh(from_x[..., 2 * hidden :] + r * from_h[..., 2 * hidden :])
-        return (n + z * (h - n),)
+        z, r = torch.sigmoid(projected[..., : 2 * hidden] + from_h[..., : 2 * hidden]).chunk(2, -1)
+        n = torch.tanh(projected[..., 2 * hidden :] + r * from_h[..., 2 * hidden :])
+        new = n + z * (h - n)
+        return new, {"hidden": new}
 
 
-class LstmCell(nn.Module):
-    """x (..., size), state (hidden, cell), each (..., hidden) -> the next state."""
+class LstmCell(Cell):
+    ends = ("hidden", "cell")
 
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
         self.w, self.r = _weights(4 * hidden, size, gates=4), _weights(4 * hidden, hidden, gates=4)
         self.bias = nn.Parameter(torch.zeros(4 * hidden))
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        h, c = state
+    def projection(self) -> tuple[Tensor, Tensor]:
+        return self.w, self.bias
+
+    def forward(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+        h, c = state["hidden"], state["cell"]
         hidden = h.shape[-1]
-        gates = nn.functional.linear(x, self.w, self.bias) + nn.functional.linear(h, self.r)
+        gates = projected + nn.functional.linear(h, self.r)
         i, o, f = torch.sigmoid(gates[..., : 3 * hidden]).chunk(3, -1)
         c = f * c + i * torch.tanh(gates[..., 3 * hidden :])
-        return o * torch.tanh(c), c
-
-
-CELLS: dict[str, type[nn.Module]] = {"gru": GruCell, "lstm": LstmCell}
+        new = o * torch.tanh(c)
+        return new, {"hidden": new, "cell": c}

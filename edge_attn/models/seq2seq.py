@@ -11,22 +11,25 @@ Luong et al. 2015 (https://arxiv.org/abs/1508.04025), `attend = "after"`:
 With input feeding t_{i-1} enters the cell too. p(y_i) = softmax(V t_i), where V may be the target embeddings.
 Without attention c_i is the encoder's last state (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
+What hands something on from step to step (cells, input feeding, some attentions) has it in the state, by name.
+
 Axes: memory is (batch, ...), state is (batch, beam, ...); beams are query positions of the attention, so memory is
 never repeated.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from edge_attn.config import Seq2SeqConfig
-from edge_attn.models.attention import Memory
-from edge_attn.models.recurrent import CELLS, STATES, RecurrentLayer
-from edge_attn.registry import ATTENTIONS, resolve
+from edge_attn.models.attention import Memory, State, make_attention
+from edge_attn.models.recurrent import Cell
+from edge_attn.registry import CELLS, LAYERS, resolve
 from edge_attn.text import PAD
-
-State = dict[str, Tensor]
 
 
 class Encoder(nn.Module):
@@ -37,7 +40,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocab, config.embedding, padding_idx=PAD)
         sizes = [config.embedding] + [2 * config.encoder_hidden] * (config.encoder_layers - 1)
-        self.layers = nn.ModuleList(RecurrentLayer(config.cell, size, config.encoder_hidden) for size in sizes)
+        cell = config.encoder_cell or config.cell
+        layer = resolve("cell", LAYERS, cell)
+        self.layers = nn.ModuleList(layer(cell, size, config.encoder_hidden) for size in sizes)
+        self.ends: tuple[str, ...] = resolve("cell", CELLS, cell).ends
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, source: Tensor, source_length: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -46,6 +52,26 @@ class Encoder(nn.Module):
             values, last = layer(self.dropout(values), source_length)
         mask = torch.arange(source.shape[1], device=source.device)[None, :] < source_length[:, None]
         return values, mask, last
+
+
+class Mix(Protocol):
+    """The two linear maps of a step that hear the context."""
+
+    def first_projection(self, embedded: Tensor, context: Tensor | None, feed: Tensor | None) -> Tensor:
+        """What enters the first cell, (batch, beam, rows)."""
+
+    def combined(self, hidden: Tensor, context: Tensor, embedded: Tensor | None) -> Tensor:
+        """What the attentional vector is the tanh of."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What training hears of a batch whose targets are given."""
+
+    features: Tensor
+    """t (batch, tgt, features)."""
+    choices: Tensor | None
+    """Log-probability of what a hard attention chose (batch, tgt), where it is trained by reward."""
 
 
 class Seq2Seq(nn.Module):
@@ -58,17 +84,18 @@ class Seq2Seq(nn.Module):
         features = config.embedding if config.tied_output else hidden
         self.encoder = Encoder(config, source_vocab)
         self.embedding = nn.Embedding(target_vocab, config.embedding, padding_idx=PAD)
-        make = resolve("attention", ATTENTIONS, config.attention)
-        self.attention = make(hidden, value, config.attention_size)
+        self.attention = make_attention(config, hidden, value)
         size = config.embedding
         size += value if config.attend == "before" else 0
         size += features if config.input_feeding else 0
         sizes = [size] + [hidden] * (config.decoder_layers - 1)
-        self.cells = nn.ModuleList(CELLS[config.cell](size, hidden) for size in sizes)
+        cell = resolve("cell", CELLS, config.cell)
+        options = [getattr(config, name) for name in cell.options]
+        self.cells = nn.ModuleList(cell(size, hidden, *options) for size in sizes)
         self.bridge = nn.ModuleDict()
         if config.bridge == "linear":
-            for name in self._cell_states():
-                self.bridge[name.replace(".", "_")] = nn.Linear(value, hidden)
+            for layer in range(config.decoder_layers):
+                self.bridge.update({f"{name}_{layer}": nn.Linear(value, hidden) for name in cell.ends})
         combined = hidden + value + (config.embedding if config.attend == "before" else 0)
         self.combine = nn.Linear(combined, features)
         self.output = nn.Linear(features, target_vocab)
@@ -77,57 +104,84 @@ class Seq2Seq(nn.Module):
             self.output.weight = self.embedding.weight
         self.dropout = nn.Dropout(config.dropout)
 
-    def _cell_states(self) -> list[str]:
-        return [f"{name}.{layer}" for layer in range(self.config.decoder_layers) for name in STATES[self.config.cell]]
-
     def encode(self, source: Tensor, source_length: Tensor) -> tuple[Memory, State]:
         """The memory of each sentence, and the state before its first target symbol (beam axis of one)."""
         values, mask, last = self.encoder(source, source_length)
-        state = {}
-        for name in self._cell_states():
+        memory = self.attention.prepare(values, mask, last[0])
+        state = {f"attention.{name}": tensor for name, tensor in self.attention.start(memory).items()}
+        for layer, cell in enumerate(self.cells):
+            assert isinstance(cell, Cell)
+            given = {name: values.new_zeros(values.shape[0], 1, self.config.decoder_hidden) for name in cell.ends}
             if self.config.bridge == "linear":
-                end = last[STATES[self.config.cell].index(name.partition(".")[0])]
-                state[name] = torch.tanh(self.bridge[name.replace(".", "_")](end))[:, None, :]
-            else:
-                state[name] = values.new_zeros(values.shape[0], 1, self.config.decoder_hidden)
+                for name in given:
+                    end = last[self.encoder.ends.index(name)]
+                    given[name] = torch.tanh(self.bridge[f"{name}_{layer}"](end))[:, None, :]
+            state.update({f"{name}.{layer}": tensor for name, tensor in cell.start(given).items()})
         if self.config.input_feeding:
             state["feed"] = values.new_zeros(values.shape[0], 1, self.combine.out_features)
-        return self.attention.prepare(values, mask, last[0]), state
+        return memory, state
 
-    def step(self, embedded: Tensor, memory: Memory, state: State) -> tuple[Tensor, Tensor | None, State]:
+    def step(
+        self, embedded: Tensor, memory: Memory, state: State, mix: Mix | None = None
+    ) -> tuple[Tensor, Tensor | None, State]:
         """embedded (batch, beam, embedding), the last symbols -> features t (batch, beam, features), weights, state."""
-        names = STATES[self.config.cell]
-        top = f"hidden.{self.config.decoder_layers - 1}"
-        inputs, weights, context, following = [embedded], None, None, {}
-        if self.config.attend == "before":
-            context, weights = self.attention(state[top], memory)
-            inputs.append(context)
-        if self.config.input_feeding:
-            inputs.append(state["feed"])
-        x = torch.cat(inputs, -1)
+        mix = mix or self
+        following: State = {}
+        kept = {name[10:]: tensor for name, tensor in state.items() if name.startswith("attention.")}
+
+        def attend(query: Tensor) -> tuple[Tensor, Tensor | None]:
+            context, weights, kept_on = self.attention.step(query, memory, kept)
+            following.update({f"attention.{name}": tensor for name, tensor in kept_on.items()})
+            return context, weights
+
+        before = self.config.attend == "before"
+        if before:
+            top = self.config.decoder_layers - 1
+            context, weights = attend(self.cells[top].query(_of_layer(state, top)))  # type: ignore[operator]
+        x = mix.first_projection(embedded, context if before else None, state.get("feed"))
         for layer, cell in enumerate(self.cells):
-            new = cell(x if layer == 0 else self.dropout(x), tuple(state[f"{name}.{layer}"] for name in names))
-            following.update({f"{name}.{layer}": tensor for name, tensor in zip(names, new, strict=True)})
-            x = new[0]
-        if context is None:
-            context, weights = self.attention(x, memory)
-        parts = [x, context, embedded] if self.config.attend == "before" else [x, context]
-        features = torch.tanh(self.combine(torch.cat(parts, -1)))
+            assert isinstance(cell, Cell)
+            if layer:
+                x = nn.functional.linear(self.dropout(x), *cell.projection())
+            x, new = cell(x, _of_layer(state, layer))
+            following.update({f"{name}.{layer}": tensor for name, tensor in new.items()})
+        if not before:
+            context, weights = attend(x)
+        features = torch.tanh(mix.combined(x, context, embedded if before else None))
         if self.config.input_feeding:
             following["feed"] = features
         return features, weights, following
+
+    def first_projection(self, embedded: Tensor, context: Tensor | None, feed: Tensor | None) -> Tensor:
+        inputs = [part for part in (embedded, context, feed) if part is not None]
+        return nn.functional.linear(torch.cat(inputs, -1), *self.cells[0].projection())  # type: ignore[operator]
+
+    def combined(self, hidden: Tensor, context: Tensor, embedded: Tensor | None) -> Tensor:
+        parts = [part for part in (hidden, context, embedded) if part is not None]
+        made: Tensor = self.combine(torch.cat(parts, -1))
+        return made
 
     def logits(self, features: Tensor) -> Tensor:
         logits: Tensor = self.output(self.dropout(features))
         return logits
 
-    def forward(self, source: Tensor, source_length: Tensor, target: Tensor) -> Tensor:
-        """Features of each target position, teacher-forced: target (batch, tgt), beginning with bos
-        -> (batch, tgt, features)."""
+    def teach(self, source: Tensor, source_length: Tensor, target: Tensor) -> Taught:
+        """The training pass, teacher-forced: target (batch, tgt), beginning with bos."""
         memory, state = self.encode(source, source_length)
         embedded = self.dropout(self.embedding(target))
-        features = []
+        features, choices = [], []
         for i in range(target.shape[1]):
             new, _, state = self.step(embedded[:, i : i + 1], memory, state)
             features.append(new)
-        return torch.cat(features, 1)
+            if "attention.choice" in state:
+                choices.append(state.pop("attention.choice")[..., 0])
+        return Taught(torch.cat(features, 1), torch.cat(choices, 1) if choices else None)
+
+    def forward(self, source: Tensor, source_length: Tensor, target: Tensor) -> Tensor:
+        """The features of `teach` (batch, tgt, features)."""
+        return self.teach(source, source_length, target).features
+
+
+def _of_layer(state: State, layer: int) -> State:
+    """The part of the state that the decoder's cell of that layer handed on."""
+    return {name.rpartition(".")[0]: tensor for name, tensor in state.items() if name.endswith(f".{layer}")}

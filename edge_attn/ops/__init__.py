@@ -53,9 +53,7 @@ def masked_softmax(energy: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return weights
 
 
-MASKED_SOFTMAX = """
-  mask_axes = Constant <value_ints = [1]> ()
-  keep = Unsqueeze (mask, mask_axes)
+KEPT_SOFTMAX = """
   keep_int = Cast <to = 6> (keep)
   last_axis = Constant <value_ints = [-1]> ()
   count = ReduceMax <keepdims = 1> (keep_int, last_axis)
@@ -69,6 +67,13 @@ MASKED_SOFTMAX = """
   zero = Constant <value_float = 0.0> ()
   nothing = CastLike (zero, energy)
   weights = Where (keep, softmax, nothing)
+"""
+"""energy, keep (bool, broadcasts to energy) -> weights: softmax over the last axis where `keep` is True, else 0."""
+
+MASKED_SOFTMAX = f"""
+  mask_axes = Constant <value_ints = [1]> ()
+  keep = Unsqueeze (mask, mask_axes)
+{KEPT_SOFTMAX}
   context = MatMul (weights, values)
 """
 """energy (batch, tgt, src), mask (batch, src), values -> weights, context: the end of every soft attention's body."""

@@ -37,7 +37,11 @@ OP = Op(
   key_columns = Unsqueeze (keys, key_axes)
   sum = Add (query_rows, key_columns)
   hidden = Tanh (sum)
-  energy = MatMul (hidden, v)
+  column_axes = Constant <value_ints = [1]> ()
+  column = Unsqueeze (v, column_axes)
+  energy_column = MatMul (hidden, column)
+  last = Constant <value_ints = [-1]> ()
+  energy = Squeeze (energy_column, last)
 {MASKED_SOFTMAX}""",
     attributes={},
     paper="https://arxiv.org/abs/1409.0473",

@@ -40,6 +40,8 @@ class Progress:
     best: float = math.inf
     worse: int = 0
     """Validations since the best."""
+    baseline: float = 0.0
+    """Of the reward of hard attention: a moving average of log p of the right tokens."""
 
 
 def train(config_path: Path, out: Path, data: Path | None = None, threads: int | None = None) -> None:
@@ -134,6 +136,17 @@ def learning_rate(options: TrainingConfig, update: int) -> float:
     return options.learning_rate * min(rising, falling)
 
 
+def reinforce(log_probs: Tensor, choices: Tensor, baseline: float) -> Tensor:
+    """What teaches a hard attention to choose (Xu et al. 2015, https://arxiv.org/abs/1502.03044, equation 12).
+
+    - sum_t (log p(y_t) - b) log pi(choice_t): the reward of a choice is what its own token gained by it.
+
+    Shapes:
+        log_probs (tokens), of the right tokens, choices (tokens), log-probabilities of what was chosen
+    """
+    return -((log_probs.detach() - baseline) * choices).sum()
+
+
 class Run:
     """One training run."""
 
@@ -201,9 +214,16 @@ class Run:
             group["lr"] = learning_rate(options, at.update)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=False)
-        loss = self.loss(batch, options.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        tokens = self._share(float(batch.tokens))
+        logits, expected, choices = self.taught(batch)
+        loss = nn.functional.cross_entropy(logits, expected, reduction="sum", label_smoothing=options.label_smoothing)
+        objective, reward = loss, 0.0
+        if choices is not None:
+            log_probs = -nn.functional.cross_entropy(logits, expected, reduction="none")
+            objective, reward = loss + reinforce(log_probs, choices, at.baseline), float(log_probs.detach().sum())
+        objective.backward()  # type: ignore[no-untyped-call]
+        tokens, reward = self._share(float(batch.tokens), reward)
+        if choices is not None:
+            at.baseline = 0.9 * at.baseline + 0.1 * reward / tokens
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         for parameter in parameters:
             assert parameter.grad is not None
@@ -216,15 +236,20 @@ class Run:
         self.optimizer.step()
         return float(loss.detach()) / batch.tokens
 
-    def loss(self, batch: Batch, label_smoothing: float) -> Tensor:
-        """Cross-entropy summed over the real target tokens."""
+    def taught(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the real target tokens: logits (tokens, vocab), ids (tokens), and where hard attention is trained by
+        reward the log-probability of what it chose (tokens)."""
         real = batch.expected != PAD
         with torch.autocast("cpu", torch.bfloat16, enabled=self.options.compute == "bf16"):
-            features = self.model(batch.source, batch.source_length, batch.target)
-            logits = self.model.logits(features[real])
-        return nn.functional.cross_entropy(
-            logits.float(), batch.expected[real], reduction="sum", label_smoothing=label_smoothing
-        )
+            taught = self.model.teach(batch.source, batch.source_length, batch.target)
+            logits = self.model.logits(taught.features[real])
+        choices = None if taught.choices is None else taught.choices[real].float()
+        return logits.float(), batch.expected[real], choices
+
+    def loss(self, batch: Batch, label_smoothing: float) -> Tensor:
+        """Cross-entropy summed over the real target tokens."""
+        logits, expected, _ = self.taught(batch)
+        return nn.functional.cross_entropy(logits, expected, reduction="sum", label_smoothing=label_smoothing)
 
     def validate(self, valid: Pairs) -> float:
         """Cross-entropy a token on the validation pairs, each process taking its share of the batches."""
@@ -246,14 +271,14 @@ class Run:
             )
         return total / tokens
 
-    def _share(self, tokens: float) -> float:
-        """Sums gradients and tokens over the processes."""
+    def _share(self, tokens: float, reward: float) -> tuple[float, float]:
+        """Sums gradients, tokens and reward over the processes."""
         if self.world == 1:
-            return tokens
+            return tokens, reward
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([tokens])])
+        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([tokens, reward])])
         dist.all_reduce(flat)
-        parts = torch.split(flat[:-1], [g.numel() for g in gradients])
+        parts = torch.split(flat[:-2], [g.numel() for g in gradients])
         for gradient, summed in zip(gradients, parts, strict=True):
             gradient.copy_(summed.view_as(gradient))
-        return float(flat[-1])
+        return float(flat[-2]), float(flat[-1])

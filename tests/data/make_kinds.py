@@ -1,4 +1,6 @@
-"""Makes kinds/, a tiny trained bundle of every attention and cell, in some minutes: python tests/data/make_kinds.py
+"""Makes kinds/, a tiny trained bundle of every attention and cell, in some minutes.
+
+    python tests/data/make_kinds.py [NAME ...]
 
 The sentences are the toy model's shortest, so that also a model without attention learns them. Each bundle holds what
 the reference said about a few of them: enough to tell whether a target's graphs of that kind are right.
@@ -21,11 +23,33 @@ from edge_attn.training.checkpoint import load
 from export.pipeline import graph_model
 
 HERE = Path(__file__).resolve().parent
-CELLS = {
+WITH = {
     "gru": "",
     "lstm": 'attend = "after"\ninput_feeding = true\nencoder_layers = 2\ndecoder_layers = 2\n',
+    "lstmn": "tape = 12\n",
 }
 """What each cell is trained with, so that both ways to attend take part."""
+GENERAL = 'attention = "general"\n'
+KINDS = {
+    **{
+        f"{attention}-{cell}": ""
+        for attention in ("additive", "dot", "general", "scaled", "none")
+        for cell in ("gru", "lstm")
+    },
+    "location-gru": "positions = 8\n",
+    "multi-head-lstm": "",
+    "pooling-gru": "",
+    "keras-dot-gru": "",
+    "keras-concat-lstm": "",
+    "keras-additive-gru": "",
+    "sparsemax-lstm": GENERAL + 'normaliser = "sparsemax"\n',
+    "local-m-gru": GENERAL + 'focus = "local-m"\nwindow = 2\n',
+    "local-p-lstm": GENERAL + 'focus = "local-p"\nwindow = 2\n',
+    "hard-gru": 'focus = "hard"\n',
+    "coverage-lstm": "coverage = true\n",
+    "additive-lstmn": "",
+}
+"""Name of the bundle, `what-cell`, and its options; what is no attention by itself says over which one it is."""
 SAID, CANDIDATES, LONGEST = 16, 6, 8
 CONFIG = """
 [data]
@@ -40,12 +64,11 @@ target_size = 100
 
 [model]
 cell = "{cell}"
-attention = "{attention}"
-embedding = 16
+{options}embedding = 16
 encoder_hidden = 16
 decoder_hidden = 32
 attention_size = 16
-{options}
+
 [training]
 updates = 700
 warmup = 70
@@ -61,17 +84,18 @@ storage = "fp16"
 def main() -> None:
     short = [(source, target) for source, target in pairs(3200, seed=1) if len(source.split()) < LONGEST]
     (HERE / "kinds").mkdir(exist_ok=True)
-    for attention in ATTENTIONS:
-        for cell, options in CELLS.items():
-            if attention == "concat" or (sys.argv[1:] and f"{attention}-{cell}" not in sys.argv[1:]):
-                continue  # concat is additive by another name
-            with tempfile.TemporaryDirectory() as folder:
-                write_pairs(Path(folder, "train.tsv"), short)
-                config = Path(folder, "kind.toml")
-                config.write_text(CONFIG.format(attention=attention, cell=cell, options=options, longest=LONGEST))
-                run = [sys.executable, "-m", "edge_attn.cli", "train", str(config), "--out", f"{folder}/trained"]
-                subprocess.run([*run, "--threads", "1"], check=True)
-                write(Path(folder, "trained"), HERE / "kinds" / f"{attention}-{cell}.zip", [s for s, _ in short])
+    for name in sys.argv[1:] or KINDS:
+        attention, _, cell = name.rpartition("-")
+        options = KINDS[name] + WITH[cell]
+        if "attention =" not in options and attention in ATTENTIONS:
+            options = f'attention = "{attention}"\n{options}'
+        with tempfile.TemporaryDirectory() as folder:
+            write_pairs(Path(folder, "train.tsv"), short)
+            config = Path(folder, "kind.toml")
+            config.write_text(CONFIG.format(cell=cell, options=options, longest=LONGEST))
+            run = [sys.executable, "-m", "edge_attn.cli", "train", str(config), "--out", f"{folder}/trained"]
+            subprocess.run([*run, "--threads", "1"], check=True)
+            write(Path(folder, "trained"), HERE / "kinds" / f"{name}.zip", [s for s, _ in short])
 
 
 def write(checkpoint: Path, out: Path, sentences: list[str]) -> None:

@@ -174,12 +174,9 @@ def test_weights_stay_as_small_as_the_checkpoint_stores_them(bundle, toy_checkpo
     assert not [n for n, values in tensors.items() if values.dtype == np.float32 and values.nbytes >= 1024]
     stored = [value.numpy() for value in load_file(toy_checkpoint / "model.safetensors").values()]
     assert {value.dtype for value in stored} == {np.dtype(np.float16)}
-    for half in halves:
-        assert any(
-            np.array_equal(np.sort(tensors[half], None), np.sort(value, None))
-            for value in stored
-            if value.size == tensors[half].size
-        ), half
+    everything = np.concatenate([value.ravel() for value in stored])
+    for half in halves:  # whole, or the part of one that hears the context or the embedding
+        assert np.isin(tensors[half], everything).all(), half
 
 
 @pytest.mark.parametrize("name", ["encoder", "step"])

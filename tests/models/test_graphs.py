@@ -13,18 +13,30 @@ from edge_attn.registry import ATTENTIONS
 torch.set_num_threads(1)
 
 VOCAB = 11
-SMALL = {"embedding": 6, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 5}
+SMALL = {"embedding": 6, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 6, "heads": 2}
+AROUND = (
+    {"focus": "local-m", "window": 2},
+    {"focus": "local-p", "window": 2, "normaliser": "sparsemax"},
+    {"focus": "hard"},
+    {"normaliser": "sparsemax"},
+    {"coverage": True},
+    {"attention": "general", "coverage": True},
+    {"encoder_cell": "lstmn"},
+    {"cell": "lstmn", "tape": 3, "decoder_layers": 2},
+)
 CONFIGS = [
-    Seq2SeqConfig(attention=attention, cell=cell, attend=attend, input_feeding=feeding, decoder_layers=layers, **SMALL)
-    for attention in ATTENTIONS
+    Seq2SeqConfig(**{**SMALL, "cell": cell, "attend": attend, "input_feeding": feeding, "decoder_layers": layers, **kind})
+    for kind in (*({"attention": attention} for attention in ATTENTIONS), *AROUND)
     for cell, attend, feeding, layers in (("gru", "before", False, 1), ("lstm", "after", True, 2))
+    if "encoder_cell" not in kind or cell == "lstm"
 ]
 SOURCE = torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0], [4, 9, 3, 0]])
 LENGTH = torch.tensor([4, 2, 3])
 
 
 def name(config: Seq2SeqConfig) -> str:
-    return f"{config.attention}-{config.cell}"
+    plain = Seq2SeqConfig(**SMALL)
+    return "-".join(str(value) for key, value in vars(config).items() if value != getattr(plain, key))
 
 
 @pytest.fixture(params=CONFIGS, ids=name)

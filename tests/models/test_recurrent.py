@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edge_attn.models.recurrent import CELLS, GATES, STATES, RecurrentLayer
+from edge_attn import registry
+from edge_attn.models.recurrent import GATES, Cell, GruCell, LstmCell, RecurrentLayer
+from edge_attn.registry import resolve
 
 torch.set_num_threads(1)
 
 FROM_TORCH = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
 """Where each of our gates (z r h; i o f c) stands in torch's order (r z n; i f g o)."""
 SIZE, HIDDEN = 5, 4
+CELLS: dict[str, type[Cell]] = {"gru": GruCell, "lstm": LstmCell}
 
 
 def in_our_order(cell: str, weight: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ def test_a_layer_is_torchs_after_the_gates_are_turned(cell: str) -> None:
     x = sequences(3, 6, SIZE)
     output, finals = our_layer(cell, theirs)(x, torch.full((3,), 6))
     wanted, wanted_finals = torch_states(theirs, x)
-    assert len(finals) == len(STATES[cell])
+    assert len(finals) == len(CELLS[cell].ends)
     torch.testing.assert_close(output, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(finals, wanted_finals, rtol=1e-12, atol=1e-12)
 
@@ -115,7 +118,7 @@ def torch_cell(cell: str) -> nn.Module:
     return {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[cell](SIZE, HIDDEN).double()
 
 
-def our_cell(cell: str, theirs: nn.Module) -> nn.Module:
+def our_cell(cell: str, theirs: nn.Module) -> Cell:
     w, r, bias_w, bias_r = (
         in_our_order(cell, value) for value in (theirs.weight_ih, theirs.weight_hh, theirs.bias_ih, theirs.bias_hh)
     )
@@ -125,20 +128,30 @@ def our_cell(cell: str, theirs: nn.Module) -> nn.Module:
     return ours
 
 
-def states(cell: str, *axes: int) -> tuple[Tensor, ...]:
-    return tuple(sequences(*axes, HIDDEN) * (0.5 + i) for i in range(len(STATES[cell])))
+def states(cell: str, *axes: int) -> dict[str, Tensor]:
+    return {name: sequences(*axes, HIDDEN) * (0.5 + i) for i, name in enumerate(CELLS[cell].ends)}
 
 
-def test_every_kind_of_cell_has_its_gates_its_states_and_its_layer() -> None:
-    assert set(GATES) == set(STATES) == set(CELLS)
+def step(ours: Cell, x: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    output, following = ours(nn.functional.linear(x, *ours.projection()), state)
+    assert output is following["hidden"]
+    return following
+
+
+def test_every_kind_of_cell_has_its_layer() -> None:
+    assert registry.CELLS.keys() == registry.LAYERS.keys()
+    for name, cell in CELLS.items():
+        assert resolve("cell", registry.CELLS, name) is cell
+        assert resolve("cell", registry.LAYERS, name) is RecurrentLayer
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
 def test_a_cell_is_torchs_after_the_gates_are_turned(cell: str) -> None:
     theirs, x, state = torch_cell(cell), sequences(3, SIZE), states(cell, 3)
-    wanted = theirs(x, state if len(state) > 1 else state[0])
-    actual = our_cell(cell, theirs)(x, state)
+    given = tuple(state.values())
+    wanted = theirs(x, given if len(given) > 1 else given[0])
+    actual = tuple(step(our_cell(cell, theirs), x, state).values())
     torch.testing.assert_close(actual, wanted if len(state) > 1 else (wanted,), rtol=1e-12, atol=1e-12)
 
 
@@ -147,9 +160,9 @@ def test_a_cell_is_torchs_after_the_gates_are_turned(cell: str) -> None:
 def test_a_cell_takes_any_axes_before_the_last(cell: str) -> None:
     """(batch, beam, ...) is how the search calls it."""
     ours, x, state = our_cell(cell, torch_cell(cell)), sequences(3, 2, SIZE), states(cell, 3, 2)
-    actual = ours(x, state)
-    wanted = ours(x.flatten(0, 1), tuple(s.flatten(0, 1) for s in state))
-    torch.testing.assert_close(tuple(a.flatten(0, 1) for a in actual), tuple(wanted), rtol=1e-12, atol=1e-12)
+    actual = step(ours, x, state)
+    wanted = step(ours, x.flatten(0, 1), {name: s.flatten(0, 1) for name, s in state.items()})
+    torch.testing.assert_close({n: a.flatten(0, 1) for n, a in actual.items()}, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -163,7 +176,7 @@ def test_a_cell_stepped_from_zero_is_the_first_direction_of_the_layer(cell: str)
 
     x = sequences(2, 4, SIZE)
     output, _ = layer(x, torch.full((2,), 4))
-    state = tuple(torch.zeros(2, HIDDEN, dtype=torch.float64) for _ in STATES[cell])
+    state = {name: torch.zeros(2, HIDDEN, dtype=torch.float64) for name in ours.ends}
     for t in range(4):
-        state = ours(x[:, t], state)
-        torch.testing.assert_close(state[0], output[:, t, :HIDDEN], rtol=1e-12, atol=1e-12)
+        state = step(ours, x[:, t], state)
+        torch.testing.assert_close(state["hidden"], output[:, t, :HIDDEN], rtol=1e-12, atol=1e-12)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from edge_attn.config import RuntimeOptions, SearchConfig
+from edge_attn.models.folded import deployed
 from edge_attn.models.reference import CANDIDATES, Reference, open_checkpoint, record_live
 from edge_attn.search import search
 from edge_attn.training.checkpoint import load
@@ -29,7 +30,7 @@ def test_it_says_what_the_model_says(loaded):
     model, _, _ = loaded
     found = encoder_outputs(Reference(model))
     with torch.no_grad():
-        memory, state = model.encode(torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([4, 2]))
+        memory, state = deployed(model).encode(torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([4, 2]))
     expected = {f"memory.{name}": value for name, value in memory.items()}
     expected.update({f"state.{name}": value for name, value in state.items()})
     assert found.keys() == expected.keys()

@@ -16,7 +16,7 @@ from edge_attn.text import BOS, EOS, PAD
 SOURCES = [[5, 6, 7, 4, EOS], [8, EOS], [4, 9, 4, EOS]]
 TARGETS = [[BOS, 5, 9, 4], [BOS, 7, PAD, PAD], [BOS, 6, 6, PAD]]
 VOCAB = 11
-SMALL = {"embedding": 6, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 5}
+SMALL = {"embedding": 6, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 6, "heads": 2}
 
 COMBINATIONS = [
     Seq2SeqConfig(

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from op_cases import CASES, inputs
+from op_writings import REGISTERED
 from torch import Tensor, nn
 
 from edge_attn.errors import ExportError
@@ -198,7 +199,7 @@ def call(name: str, requires_grad: bool) -> tuple[Any, tuple[Any, ...]]:
     """The op of the case, and what it is called with; one row has no key."""
     tensors = [torch.from_numpy(array) for array in inputs(name, "float64", "some rows", 3, 2).values()]
     tensors = [t.clone().requires_grad_(requires_grad and t.is_floating_point()) for t in tensors]
-    return torch_ops.REGISTERED[CASES[name].op], (*tensors, *CASES[name].attributes.values())
+    return REGISTERED[CASES[name].op], (*tensors, *CASES[name].attributes.values())
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

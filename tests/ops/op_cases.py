@@ -24,6 +24,8 @@ class Case:
     shapes: dict[str, tuple[Any, ...]]
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
     keys_are_values: bool = False
+    weights: float = 1.0
+    """Size of w, r and b: those of a recurrence are as large as torch starts them."""
 
 
 def attention(attn: int, value: int) -> dict[str, tuple[Any, ...]]:
@@ -35,6 +37,13 @@ def attention(attn: int, value: int) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def energies(op: str, queries: Any = 1, **attributes: Any) -> Case:
+    """An op over energies; `queries` is 1, or "tgt" for a mask of its own for each query."""
+    position = {"position": ("batch", "tgt", 1)} if "window" in attributes else {}
+    shapes = {"energy": ("batch", "tgt", "src"), **position, "values": ("batch", "src", 5)}
+    return Case(op, {**shapes, "mask": ("batch", queries, "src")}, attributes)
+
+
 def recurrent(op: str, gates: int, direction: str, size: int = 5, hidden: int = 6) -> Case:
     directions = {"forward": 1, "bidirectional": 2}[direction]
     shapes: dict[str, tuple[Any, ...]] = {
@@ -44,7 +53,13 @@ def recurrent(op: str, gates: int, direction: str, size: int = 5, hidden: int = 
         "r": (directions, gates * hidden, hidden),
         "b": (directions, 2 * gates * hidden),
     }
-    return Case(op, shapes, {"hidden_size": hidden, "direction": direction})
+    return Case(op, shapes, {"hidden_size": hidden, "direction": direction}, weights=hidden**-0.5)
+
+
+def intra(size: int = 5, hidden: int = 6, attn: int = 4) -> Case:
+    rows = 4 * hidden + attn
+    shapes = {"x": ("batch", "src", size), "lengths": ("batch",), "w": (rows, size), "r": (rows, hidden), "b": (rows,)}
+    return Case("IntraAttention", {**shapes, "u": (attn, hidden), "v": (attn,)}, weights=hidden**-0.5)
 
 
 SCALE = float(np.float32(1 / math.sqrt(6)))
@@ -55,14 +70,41 @@ ATTENTION = {
     "dot": Case("DotAttention", attention(attn=6, value=6), {"scale": 1.0}, keys_are_values=True),
     "general": Case("DotAttention", attention(attn=6, value=5), {"scale": 1.0}),
     "scaled": Case("DotAttention", attention(attn=6, value=5), {"scale": SCALE}),
+    "location": Case(
+        "LocationAttention",
+        {"query": ("batch", "tgt", 4), "w": (5, 4), "values": ("batch", "src", 5), "mask": ("batch", "src")},
+    ),
+    "pooling": Case(
+        "AttentionPooling", {"values": ("batch", "src", 5), "mask": ("batch", "src"), "w": (6, 5), "b": (6,), "u": (6,)}
+    ),
+    "multi-head": Case("MultiHeadDotAttention", attention(attn=6, value=4), {"heads": 2, "scale": SCALE, "causal": 0}),
+    "multi-head causal": Case(
+        "MultiHeadDotAttention", attention(attn=6, value=3), {"heads": 3, "scale": SCALE, "causal": 1}
+    ),
 }
+ENERGIES = {
+    "softmax": energies("SoftmaxAttention", penalty=0.0),
+    "softmax, own masks": energies("SoftmaxAttention", "tgt", penalty=0.0),
+    "sparsemax": energies("SparsemaxAttention"),
+    "sparsemax, own masks": energies("SparsemaxAttention", "tgt"),
+    "local-m": energies("LocalAttention", window=2, gaussian=0),
+    "local-p": energies("LocalAttention", window=3, gaussian=1),
+    "local-p, own masks": energies("LocalAttention", "tgt", window=3, gaussian=1),
+    "local-m sparsemax": energies("SparseLocalAttention", window=1, gaussian=0),
+    "local-p sparsemax": energies("SparseLocalAttention", window=6, gaussian=1),
+    "hard": energies("HardAttention"),
+    "hard, own masks": energies("HardAttention", "tgt"),
+}
+PENALISED = {"penalised": energies("SoftmaxAttention", "tgt", penalty=4.0)}
+"""Rows with no key are not 0 here."""
 RECURRENT = {
     "gru forward": recurrent("Gru", 3, "forward"),
     "gru bidirectional": recurrent("Gru", 3, "bidirectional"),
     "lstm forward": recurrent("Lstm", 4, "forward"),
     "lstm bidirectional": recurrent("Lstm", 4, "bidirectional"),
 }
-CASES = ATTENTION | RECURRENT
+INTRA = {"intra": intra()}
+CASES = ATTENTION | ENERGIES | PENALISED | RECURRENT | INTRA
 
 # ---- what it is called with
 
@@ -104,12 +146,16 @@ def inputs(name: str, dtype: str, kind: str, batch: int, length: int) -> dict[st
     made = {}
     for key, axes in case.shapes.items():
         shape = tuple(sizes.get(axis, axis) for axis in axes)
-        size = (
-            case.attributes["hidden_size"] ** -0.5 if key in ("w", "r", "b") else 1.0
-        )  # as large as torch starts them
+        size = case.weights if key in ("w", "r", "b") else 1.0
         made[key] = (size * random.standard_normal(shape)).astype(dtype)
     if "mask" in made:
         made["mask"] = mask_of(kind, lengths, length, random)
+        if len(case.shapes["mask"]) == 3:
+            made["mask"] = made["mask"][:, None, :]
+            if case.shapes["mask"][1] == "tgt":  # each query passes over every third key
+                made["mask"] = made["mask"] & ((np.arange(length) + np.arange(TGT)[:, None]) % 3 != 0)
+    if "position" in made:  # whole and half ones, past both edges too
+        made["position"] = random.integers(-4, 2 * length + 4, (batch, TGT, 1)).astype(dtype) / 2
     if "lengths" in made:
         made["lengths"] = lengths
     if case.keys_are_values:

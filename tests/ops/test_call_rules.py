@@ -32,7 +32,7 @@ def test_a_body_uses_standard_ops_of_opset_18_only(name: str) -> None:
     function = onnx.parser.parse_function(lower.op(name).function_text())
     assert [(entry.domain, entry.version) for entry in function.opset_import] == [("", OPSET)]
     assert function.domain == DOMAIN
-    for node in function.node:
+    for node in lower.nodes(function):
         schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)  # raises where there is none
         assert not schema.deprecated
         assert {attribute.name for attribute in node.attribute} <= set(schema.attributes)
@@ -45,10 +45,15 @@ def test_a_body_says_what_the_op_declares(name: str) -> None:
     assert tuple(function.input) == tuple(op.inputs)
     assert tuple(function.output) == op.outputs
     assert set(function.attribute) == set(op.attributes)
-    made = [output for node in function.node for output in node.output]
-    used = {value for node in function.node for value in node.input} | set(op.outputs)
+    nodes = list(lower.nodes(function))
+    graphs = [attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")]
+    made = [output for node in nodes for output in node.output]
+    made += [value.name for graph in graphs for value in graph.input]
+    used = {value for node in nodes for value in node.input} | set(op.outputs)
+    used |= {value.name for graph in graphs for value in graph.output}
+    ends = {output for node in nodes if node.op_type == "Scan" for output in node.output}  # all states must come out
     assert len(made) == len(set(made))
-    assert set(made) | set(op.inputs) == used
+    assert set(made) | set(op.inputs) == used | ends
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -9,7 +9,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from op_cases import ATTENTION, BATCHES, CASES, LENGTHS, MASKS, RECURRENT, Arrays, Case, expected, inputs, oracle
+from op_cases import (
+    ATTENTION,
+    BATCHES,
+    CASES,
+    ENERGIES,
+    INTRA,
+    LENGTHS,
+    MASKS,
+    PENALISED,
+    RECURRENT,
+    Arrays,
+    Case,
+    expected,
+    inputs,
+    oracle,
+)
 from op_writings import (
     FP32,
     FP64,
@@ -41,6 +56,7 @@ class Row:
     masks: tuple[str, ...] = MASKS
 
 
+NOT_RECURRENT = ATTENTION | ENERGIES | PENALISED
 TABLE = (
     Row(torch_eager, CASES, "float32", FP32),
     Row(torch_eager, CASES, "float64", FP64),
@@ -50,10 +66,10 @@ TABLE = (
     Row(onnx_inlined, CASES, "float32", FP32),
     # ONNX Runtime does not run the float64 bodies of Gru and Lstm: "GRU operator does not support double yet", LSTM the
     # same (test_onnxruntime_has_no_float64_kernel). onnx's reference evaluator takes its place, in the last row.
-    Row(onnx_function, ATTENTION, "float64", FP64),
-    Row(onnx_inlined, ATTENTION, "float64", FP64),
-    Row(onnx_reference, ATTENTION, "float32", FP32),
-    Row(onnx_reference, ATTENTION, "float64", FP64),
+    Row(onnx_function, NOT_RECURRENT | INTRA, "float64", FP64),
+    Row(onnx_inlined, NOT_RECURRENT | INTRA, "float64", FP64),
+    Row(onnx_reference, NOT_RECURRENT | INTRA, "float32", FP32),
+    Row(onnx_reference, NOT_RECURRENT | INTRA, "float64", FP64),
     # The evaluator's GRU and LSTM ignore sequence_lens (onnx/reference/ops/op_gru.py), so their bodies are held to the
     # masks under which that makes no difference: every element real, or none.
     Row(onnx_reference, RECURRENT, "float64", FP64, masks=("all", "no row")),
@@ -110,10 +126,27 @@ def test_a_row_with_no_key_has_weights_and_context_zero(name: str) -> None:
     assert (context[empty] == 0).all()
     assert (weights[empty] == 0).all()
     np.testing.assert_allclose(weights[~empty].sum(-1), 1.0, rtol=1e-14)
-    assert (weights.transpose(0, 2, 1)[~given["mask"]] == 0).all()
+    assert (np.moveaxis(weights, -1, 1)[~given["mask"]] == 0).all()
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", ENERGIES)
+def test_a_query_with_no_key_has_weights_and_context_zero(name: str) -> None:
+    given = inputs(name, "float64", "some rows", 32, 7)
+    context, weights = expected(name, "float64", "some rows", 32, 7)
+    mask = np.broadcast_to(given["mask"], weights.shape)
+    if "position" in given:
+        mask = mask & (np.abs(np.arange(7) - given["position"]) <= CASES[name].attributes["window"])
+    none = ~mask.any(-1)
+    assert none[0].all()
+    assert not none.all()
+    assert (context[none] == 0).all()
+    assert (weights[~mask] == 0).all()
+    assert (weights[~none].sum(-1) > 0).all()
+    if not CASES[name].attributes.get("gaussian"):
+        np.testing.assert_allclose(weights[~none].sum(-1), 1.0, rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", RECURRENT | INTRA)
 def test_a_row_of_length_zero_has_outputs_and_last_states_zero(name: str) -> None:
     given = inputs(name, "float64", "some rows", 3, 7)
     output, *finals = expected(name, "float64", "some rows", 3, 7)
@@ -141,44 +174,58 @@ def test_the_second_direction_is_the_first_one_run_on_each_row_turned_round(name
 # ---- rows do not hear their padding
 
 
-def repadded(given: dict[str, np.ndarray], row: int, more: int) -> dict[str, np.ndarray]:
-    """One row alone, its padding filled with other numbers and `more` elements longer."""
-    alone = {key: array[row : row + 1] if key not in ("w", "r", "b", "v") else array for key, array in given.items()}
-    real = alone["mask"][0] if "mask" in alone else np.arange(given["x"].shape[1]) < alone["lengths"][0]
+def repadded(given: dict[str, np.ndarray], row: int, more: tuple[int, int]) -> dict[str, np.ndarray]:
+    """One row alone, its padding filled with other numbers and by `more` elements longer, before and after the rest."""
+    alone = {
+        key: array[row : row + 1] if key not in ("w", "r", "b", "u", "v") else array for key, array in given.items()
+    }
+    real = (
+        alone["mask"].reshape(-1, alone["mask"].shape[-1]).any(0)
+        if "mask" in alone
+        else np.arange(given["x"].shape[1]) < alone["lengths"][0]
+    )
     for key in ("keys", "values", "x"):
         if key in alone:
-            changed = np.pad(alone[key], [(0, 0), (0, more), (0, 0)])
-            changed[:, np.flatnonzero(~np.pad(real, (0, more)))] = 1e3
+            changed = np.pad(alone[key], [(0, 0), more, (0, 0)])
+            changed[:, np.flatnonzero(~np.pad(real, more))] = 1e3
             alone[key] = changed
+    if "energy" in alone:
+        alone["energy"] = np.pad(alone["energy"], [(0, 0), (0, 0), more])
+        alone["energy"][:, :, ~np.pad(real, more)] = 1e3
     if "mask" in alone:
-        alone["mask"] = np.pad(alone["mask"], [(0, 0), (0, more)])
+        alone["mask"] = np.pad(alone["mask"], [*[(0, 0)] * (alone["mask"].ndim - 1), more])
     return alone
 
 
-@pytest.mark.parametrize(("row", "name", "kind"), table("ragged", "some rows"))
+UNPENALISED = {name: case for name, case in CASES.items() if name not in PENALISED}
+
+
+@pytest.mark.parametrize(("row", "name", "kind"), table("ragged", "some rows", cases=UNPENALISED))
 def test_what_a_row_says_depends_neither_on_its_padding_nor_on_its_neighbours(row: Row, name: str, kind: str) -> None:
     given = inputs(name, row.dtype, kind, 3, 7)
     wanted = expected(name, row.dtype, kind, 3, 7)
     names = lower.op(CASES[name].op).outputs
+    more = (4, 0) if CASES[name].attributes.get("causal") else (0, 4)  # the last key must stay the last
     for i in range(3):
-        actual = dict(zip(names, row.run(name, repadded(given, i, more=4)), strict=True))
-        for key, axis in (("weights", 2), ("output", 1)):
-            if key in actual:
-                actual[key], padding = np.split(actual[key], [7], axis)
-                assert (padding == 0).all()
-        assert_conforms(
-            names, tuple(actual.values()), tuple(array[i : i + 1] for array in wanted), row.dtype, row.tolerance
-        )
+        actual = list(row.run(name, repadded(given, i, more)))
+        for j, array in enumerate(wanted):
+            for axis in range(1, array.ndim):
+                if actual[j].shape[axis] != array.shape[axis]:
+                    before, actual[j], after = np.split(actual[j], [more[0], more[0] + array.shape[axis]], axis)
+                    assert (before == 0).all()
+                    assert (after == 0).all()
+        assert_conforms(names, tuple(actual), tuple(array[i : i + 1] for array in wanted), row.dtype, row.tolerance)
 
 
 # ---- energies far from one
 
 
-@pytest.mark.parametrize(("row", "name", "kind"), table("some rows", cases=ATTENTION))
+@pytest.mark.parametrize(("row", "name", "kind"), table("some rows", cases=NOT_RECURRENT))
 def test_large_energies_neither_overflow_nor_blur(row: Row, name: str, kind: str) -> None:
     """Energies near 1e6: exp of one would be infinite, and adding a large negative number would lose the rest."""
     given = dict(inputs(name, row.dtype, kind, 3, 7))
-    given["v" if "v" in given else "query"] = given["v" if "v" in given else "query"] * np.array(1e6, row.dtype)
+    factor = next(key for key in ("v", "u", "query", "energy") if key in given)
+    given[factor] = given[factor] * np.array(1e6, row.dtype)
     wanted = oracle(name, given)
     assert_conforms(lower.op(CASES[name].op).outputs, row.run(name, given), wanted, row.dtype, row.tolerance)
 
@@ -191,6 +238,35 @@ PLANTED = {
     "softmax over the wrong axis": ("general", "Softmax <axis = -1>", "Softmax <axis = 1>"),
     "a row with no key is averaged": ("general", "Where (keep, softmax, nothing)", "Identity (softmax)"),
     "scale forgotten": ("scaled", "MatMul (scaled, keys_turned)", "MatMul (query, keys_turned)"),
+    "positions past W take part": ("location", "And (real, known)", "Identity (real)"),
+    "bias forgotten": ("pooling", "Tanh (sum)", "Tanh (product)"),
+    "a penalised row is zero": ("penalised", "Or (mask, averaged)", "Identity (mask)"),
+    "every key in the support": ("sparsemax", "Less (gap, unit)", "Less (gap, never)"),
+    "padding above the threshold": ("sparsemax, own masks", "Where (keep_row, larger, nothing)", "Identity (larger)"),
+    "a threshold over all keys": ("sparsemax", "Where (support, z, nothing)", "Identity (z)"),
+    "a wider window": ("local-m", "LessOrEqual (distance, width_like)", "LessOrEqual (offset, width_like)"),
+    "an open window": ("local-m", "LessOrEqual", "Less"),
+    "no Gaussian": ("local-p", "Exp (exponent)", "Exp (minus_infinity)"),
+    "sigma = D": ("local-p", "<value_float = -2.0>", "<value_float = -0.5>"),
+    "the Gaussian of local-m": ("local-m", "CastLike (bell, energy)", "CastLike (width, energy)"),
+    "the last of equals": ("hard", "ReduceMin", "ReduceMax"),
+    "padding above the largest": ("hard", "Where (mask, energy, never)", "Identity (energy)"),
+    "a row with no key chooses": ("hard", "And (equal, mask)", "Identity (equal)"),
+    "always causal": ("multi-head", "Or (past, all_seen)", "Identity (past)"),
+    "causal from the first key": ("multi-head causal", "Range (more, src, step)", "Range (first, tgt, step)"),
+    "the scale of heads forgotten": ("multi-head", "(scaled, keys_turned)", "(query_heads, keys_turned)"),
+    "padding takes part in every head": ("multi-head", "And (real, seen)", "Identity (seen)"),
+    "heads put together crosswise": (
+        "multi-head",
+        "<perm = [0, 2, 1, 3]> (context_h",
+        "<perm = [0, 2, 3, 1]> (context_h",
+    ),
+    "slots that are not written yet are read": ("intra", "Where (allowed, energy, never)", "Identity (energy)"),
+    "the tape forgets": ("intra", "Where (slot, both_rows, tape)", "Where (slot, both_rows, none)"),
+    "the summary asks nothing": ("intra", "Add (now_query, query)", "Identity (now_query)"),
+    "the summary's cell unheard": ("intra", "Add (kept, added)", "Identity (added)"),
+    "gates exchanged": ("intra", "sum_i, sum_o, sum_f", "sum_i, sum_f, sum_o"),
+    "padding is put out": ("intra", "Where (real, tape_end, none)", "Identity (tape_end)"),
     "reset before the product": ("gru bidirectional", "linear_before_reset = 1", "linear_before_reset = 0"),
     "lengths unheard": ("gru bidirectional", "(steps, w, r, b, rows)", "(steps, w, r, b)"),
     "hidden and cell exchanged": ("lstm forward", "last_raw, last_cell_raw =", "last_cell_raw, last_raw ="),
@@ -208,7 +284,7 @@ def test_a_body_with_a_planted_error_does_not_conform(error: str) -> None:
     text = dataclasses.replace(op, body=op.body.replace(right, wrong)).function_text()
     planted.functions[0].CopyFrom(onnx.parser.parse_function(text))
 
-    given, wanted = inputs(name, "float32", "some rows", 3, 7), expected(name, "float32", "some rows", 3, 7)
+    given, wanted = inputs(name, "float32", "some rows", 32, 7), expected(name, "float32", "some rows", 32, 7)
     assert_conforms(op.outputs, onnx_function(name, given), wanted, "float32", FP32)
     actual = tuple(session(planted).run(None, given))
     with pytest.raises(AssertionError, match=r"outside|exactly zero"):

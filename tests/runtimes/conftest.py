@@ -36,6 +36,7 @@ def sibling(name: str) -> ModuleType:
 
 
 fake_cuda, fake_trt = sibling("fake_cuda"), sibling("fake_trt")
+sibling("table_model")
 for name in ("trt_kinds", "trt_attributes", "trt_surface"):  # in the order in which they import each other
     sibling(name)
 

@@ -27,12 +27,14 @@ def with_graph(bundle: Bundle, name: str, **changes: object) -> Bundle:
     return Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle._files)
 
 
-def test_values_stay_with_the_runtime_until_they_are_asked_for(bundle):
+def test_a_step_gives_what_the_manifest_says_and_takes_its_own_values_back(bundle):
     runtime = OrtCpu(bundle, options=RuntimeOptions(threads=1))
     assert runtime.provider == "CPUExecutionProvider"
     decoding = Decoding(runtime, [[5, 6, 3], [5, 3]])
     outputs = decoding.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))
-    assert not any(isinstance(value, np.ndarray) for value in outputs.values())
+    assert list(outputs) == [tensor.name for tensor in runtime.graphs["step"].outputs]
+    again = decoding.step(np.full((2, 1), 5), np.zeros((2, 1), np.int64))
+    assert not np.array_equal(runtime.numpy(again["candidates"]), runtime.numpy(outputs["candidates"]))
     log_probs = runtime.numpy(outputs["log_probs"])
     assert log_probs.shape == (2, 1, len(bundle.text().target))
     np.testing.assert_allclose(np.exp(log_probs).sum(2), 1.0, atol=1e-5)

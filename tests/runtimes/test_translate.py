@@ -186,11 +186,11 @@ def test_a_translation_is_a_value():
 @pytest.mark.parametrize(("most", "largest"), [(None, 8), (3, 3)])
 def test_batches_are_of_like_length_and_hold_every_sentence_once(most, largest):
     sources = {i: [0] * (1 + i % 7) for i in range(50)}
-    batches = list(translate._by_length(sources, 12, most))
+    batches = list(translate.by_length(sources, 12, most))
     assert sorted(i for batch in batches for i in batch) == list(range(50))
     assert all(len(batch) * max(len(sources[i]) for i in batch) <= 12 for batch in batches)
     assert max(map(len, batches)) == largest
-    assert list(translate._by_length({3: [0] * 40}, 12, most)) == [[3]]
+    assert list(translate.by_length({3: [0] * 40}, 12, most)) == [[3]]
 
 
 def test_the_search_defaults_are_those_of_the_configuration(model):

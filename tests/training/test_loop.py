@@ -199,12 +199,13 @@ embedding = 24
 encoder_hidden = 24
 decoder_hidden = 48
 attention_size = 24
+{focus}
 [training]
-updates = 300
+updates = {updates}
 warmup = 30
 batch_tokens = 192
 validate_every = 100
-checkpoint_every = 300
+checkpoint_every = {updates}
 learning_rate = 0.01
 """
 
@@ -220,13 +221,24 @@ def greedy(model: Seq2Seq, text: Text, sentence: str) -> str:
     return text.target.decode(tokens[1:-1])
 
 
-def test_it_learns_to_reverse_sentences_that_it_never_saw(tmp_path, out):
+@pytest.mark.parametrize(
+    ("focus", "updates"),
+    [
+        ("", 300),
+        ('normaliser = "sparsemax"', 300),
+        ('focus = "local-p"\nwindow = 2\nattention = "general"', 300),
+        ('focus = "hard"\nhard_training = "straight-through"', 300),
+        ('focus = "hard"\nhard_training = "reinforce"', 600),
+    ],
+    ids=["soft", "sparsemax", "local-p", "straight-through", "reinforce"],
+)
+def test_it_learns_to_reverse_sentences_that_it_never_saw(tmp_path, out, focus, updates):
     train_pairs = reversals(3000, 1)
     held_out = sorted(set(reversals(300, 2)) - set(train_pairs))
     assert len(held_out) > 50
     write_pairs(tmp_path / "train.tsv", train_pairs)
     write_pairs(tmp_path / "valid.tsv", held_out)
-    (tmp_path / "run.toml").write_text(LEARNS)
+    (tmp_path / "run.toml").write_text(LEARNS.format(focus=focus, updates=updates))
     train(tmp_path / "run.toml", out)
     model, text, _ = checkpoint.load(out)
     right = sum(greedy(model, text, source) == target for source, target in held_out)
@@ -242,6 +254,122 @@ def test_label_smoothing_and_the_sum_over_real_tokens(tiny, out):
         smooth = run.loss(pairs.batch(np.arange(3)), 0.2).item()
     assert together == pytest.approx(sum(alone), rel=1e-5)
     assert smooth != pytest.approx(together, rel=1e-3)
+
+
+# ---- hard attention, trained by reward
+
+BY_REWARD = '[model]\nfocus = "hard"\nhard_training = "reinforce"\n'
+
+
+@pytest.fixture
+def rewarded(tiny):
+    """`tiny` with a hard attention that is trained by reward."""
+
+    def rewarded(**options: int) -> Path:
+        path = tiny(**options)
+        path.write_text(path.read_text().replace("[model]\n", BY_REWARD))
+        return path
+
+    return rewarded
+
+
+def test_a_choice_is_rewarded_by_what_its_token_gained_over_the_baseline():
+    choices = torch.tensor([-1.0, -2.0], requires_grad=True)
+    log_probs = torch.tensor([-0.5, -3.0], requires_grad=True)
+    loss = loop.reinforce(log_probs, choices, baseline=-1.0)
+    assert loss.item() == pytest.approx(-(0.5 * -1.0 + -2.0 * -2.0))
+    loss.backward()
+    assert choices.grad.tolist() == [-0.5, 2.0]  # what did better than the baseline becomes likelier
+    assert log_probs.grad is None
+
+
+def test_the_baseline_follows_the_log_probability_of_the_right_tokens(rewarded, out, monkeypatch):
+    run, pairs = a_run(rewarded(), out)
+    seen = []
+    taught = run.taught
+
+    def spy(batch):
+        logits, expected, choices = taught(batch)
+        seen.append(float(logits.detach().log_softmax(-1)[torch.arange(len(expected)), expected].mean()))
+        return logits, expected, choices
+
+    monkeypatch.setattr(run, "taught", spy)
+    baseline = 0.0
+    for i in range(3):
+        assert run.progress.baseline == pytest.approx(baseline, rel=1e-5)
+        run.update(pairs.batch(np.arange(8 * i, 8 * i + 8)))
+        baseline = 0.9 * baseline + 0.1 * seen[-1]
+    assert run.progress.baseline == pytest.approx(baseline, rel=1e-5)
+    assert baseline < -0.5
+
+
+def test_what_was_chosen_is_heard_by_the_energies_and_by_nothing_else_of_the_loss(rewarded, out, monkeypatch):
+    """Without the reward no gradient passes through the choice; the loss that is reported is the cross-entropy."""
+
+    def updated(reinforce):
+        monkeypatch.setattr(loop, "reinforce", reinforce)
+        run, pairs = a_run(rewarded(), out)
+        monkeypatch.setattr(run.optimizer, "step", lambda: None)
+        loss = run.update(pairs.batch(np.arange(8)))
+        return loss, {name: p.grad for name, p in run.model.named_parameters() if "score" in name}
+
+    loss, gradients = updated(loop.reinforce)
+    without_loss, without = updated(lambda log_probs, choices, baseline: 0.0 * choices.sum())
+    assert loss == without_loss
+    assert gradients.keys() == without.keys()
+    assert len(gradients) == 4  # W, U, b, v
+    assert all((gradient != 0).any() for gradient in gradients.values())
+    assert all((gradient == 0).all() for gradient in without.values())
+
+
+def test_a_run_by_reward_that_was_killed_ends_in_the_same_weights(rewarded, out, tmp_path, monkeypatch):
+    train(rewarded(), out)
+    killed, save, states = tmp_path / "killed", checkpoint.save_state, []
+
+    def save_and_die(*args):
+        save(*args)
+        states.append(args[-1])
+        if len(states) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_state", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(rewarded(), killed)
+    assert progress(killed)["baseline"] == states[-1]["baseline"] < -0.1
+    train(rewarded(), killed)
+    assert digest(killed) == digest(out)
+
+
+def test_a_state_of_before_there_was_a_baseline_still_loads(tiny, out, monkeypatch):
+    train(tiny(), out)
+    whole, save = digest(out), checkpoint.save_state
+    older = out.with_name("older")
+
+    def save_and_die(folder, model, optimizer, progress):
+        save(folder, model, optimizer, {name: value for name, value in progress.items() if name != "baseline"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_state", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), older)
+    assert "baseline" not in progress(older)
+    monkeypatch.undo()
+    train(tiny(), older)
+    assert digest(older) == whole
+
+
+def test_processes_share_one_baseline(rewarded, out, monkeypatch):
+    alone, pairs = a_run(rewarded(), out)
+    alone.update(pairs.batch(np.arange(8)))
+    shared, _ = a_run(rewarded(), out, world=2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    shared.update(pairs.batch(np.arange(8)))
+    assert shared.progress.baseline == pytest.approx(alone.progress.baseline, rel=1e-6)
+    for one, other in zip(alone.model.parameters(), shared.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-7)
+
+
+# ---- updates
 
 
 def test_the_gradient_is_cut(tiny, out, monkeypatch):
