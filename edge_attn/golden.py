@@ -191,20 +191,29 @@ def observe(
                 alignment.append(runtime.numpy(outputs["alignment"])[:, 0])
             for name, value in outputs.items():
                 if name.startswith("next_"):
-                    state = runtime.numpy(value)[:, 0]
-                    states.setdefault(name, []).append(state @ projection(state.shape[-1]))
-        specs = {tensor.name: tensor.shape for tensor in runtime.graphs["encoder"].outputs}
+                    states.setdefault(name, []).append(runtime.numpy(value)[:, 0])
+        specs = {tensor.name: tensor.shape for graph in runtime.graphs.values() for tensor in graph.outputs}
         for i, (source, target) in enumerate(zip(some, along, strict=True)):
             steps = len(target) + 1
             yield Observation(
-                {
-                    name: value[i, : len(source)] if "src" in specs[name] else value[i]
-                    for name, value in encoded.items()
-                },
+                {name: _own(value[i], specs[name][1:], len(source)) for name, value in encoded.items()},
                 np.stack([step[i] for step in log_probs[:steps]]),
                 np.stack([step[i, : len(source)] for step in alignment[:steps]]) if alignment else None,
-                {name: np.stack([step[i] for step in values[:steps]]) for name, values in states.items()},
+                {
+                    name: _projected(np.stack([_own(v[i], specs[name][2:], len(source)) for v in values[:steps]]))
+                    for name, values in states.items()
+                },
             )
+
+
+def _own(value: np.ndarray, axes: Sequence[Any], length: int) -> np.ndarray:
+    """One sentence's part of its row `value` with these axes: that of the source, without padding, comes first."""
+    return np.moveaxis(value, axes.index("src"), 0)[:length] if "src" in axes else value
+
+
+def _projected(states: np.ndarray) -> np.ndarray:
+    """(steps, ...) -> (steps, ..., PROJECTIONS)."""
+    return states @ projection(states.shape[-1])
 
 
 def summarize(log_probs: np.ndarray, top: np.ndarray) -> dict[str, np.ndarray]:

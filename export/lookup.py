@@ -1,7 +1,7 @@
 """A row of a table times constant weights is a row of the table times those weights, which is made once.
 
-A step looks its last symbol up in the embeddings and multiplies it with weights. Here the product of all embeddings with
-these weights is written into the graph instead, where whoever loads it folds it into one table; the step only looks up.
+A step looks its last symbol up in the embeddings and multiplies it with weights. Here the product of all embeddings
+with these weights is written into the graph instead; whoever loads it folds it into one table, and the step looks up.
 """
 
 from __future__ import annotations

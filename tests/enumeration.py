@@ -1,4 +1,4 @@
-"""The right answer of a search: every sentence that a table can say, scored in plain Python by each option's meaning."""
+"""The right answer of a search: all that a table can say, scored in plain Python by the meaning of each option."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -321,3 +322,12 @@ def test_reading_sentences(tmp_path):
 def test_batches_cover_everything_in_order():
     assert golden.batches(0) == []
     assert [list(batch) for batch in golden.batches(5, 2)] == [[0, 1], [2, 3], [4]]
+
+
+def test_options_that_are_off_are_not_written_so_that_older_readers_read_on(toy_golden):
+    written = json.loads(toy_golden.files()[golden.FILES[0]])["search"]
+    assert sorted(written) == ["beam", "length_penalty", "max_length", "n_best"]
+    config = dataclasses.replace(toy_golden.search, no_repeat_ngram=3, suppress=(5, 7))
+    files = dataclasses.replace(toy_golden, search=config).files()
+    assert json.loads(files[golden.FILES[0]])["search"]["suppress"] == [5, 7]
+    assert golden.Golden.load(files).search == config

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from edge_attn.errors import InputError, MissingExtraError
+from edge_attn.errors import ConfigError, InputError, MissingExtraError
 from edge_attn.models.keras import KerasAdditiveAttention, KerasAttention, KerasLayer
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -46,11 +47,11 @@ def load_keras(path: str | os.PathLike[str], layer: str | None = None) -> KerasL
             place, kind, config = _choose(list(_layers(_config(archive))), layer)
             with archive.open(WEIGHTS) as file, h5py.File(file, "r") as weights:
                 return _make(kind, config, _variables(weights, place, config["name"]))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise InputError(f"{path} is not a .keras file, or is damaged: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ConfigError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise InputError(f"{path} does not give a Keras attention layer: {reason}") from error
 
@@ -106,7 +107,7 @@ def _variables(weights: Any, place: str, name: str) -> list[Tensor]:
             raise ValueError(f"weight {i} at {place} is not stored as plain numbers")
         if stored.size > WEIGHT_LIMIT:
             raise ValueError(f"weight {i} at {place} has {stored.size} numbers")
-        made.append(torch.from_numpy(stored[()].astype("float32").reshape(stored.shape)))
+        made.append(torch.from_numpy(np.array(stored[()], np.float32)))
     return made
 
 

@@ -87,7 +87,8 @@ class StepGraph(Graph):
             for name, value in zip(self._state, tensors[len(self._memory) :], strict=True)
         }
         features, weights, following = self.deployed.step(self.model.embedding(tokens), memory, state)
-        log_probs = torch.log_softmax(self.model.logits(features), -1)
+        logits = self.model.logits(features.flatten(0, 1)).reshape(*tokens.shape, -1)  # of two axes: one Gemm
+        log_probs = torch.log_softmax(logits, -1)
         best, ids = torch.topk(log_probs, self.candidates, -1)
         shown = () if weights is None else (weights,)
         return (best, ids, log_probs, *shown, *(following[name] for name in self._state))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edge_attn.errors import InputError
 from edge_attn.ops import Op, additive, dot
 from edge_attn.ops import gru as gru_op
 from edge_attn.ops import lstm as lstm_op
@@ -22,12 +23,15 @@ _LIBRARY = torch.library.Library("edge_attn", "DEF")
 _TYPES = {float: "float", int: "int", str: "str"}
 REGISTERED: dict[str, Any] = {}
 """By the op's name: the overload of torch.ops.edge_attn that the export looks for."""
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+"""By the op's name: what `register` gave."""
 
 
 def register(op: Op, formula: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """The op as a torch function: its inputs, then its attributes, by position.
 
     `fake` gives tensors of the right shapes; None where `formula` itself runs on tensors without data.
+    What it gives raises InputError on a mask of the wrong type or shape.
     """
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", op.name).lower()
     taken = [f"Tensor {key}" for key in op.inputs]
@@ -44,9 +48,28 @@ def register(op: Op, formula: Callable[..., Any], fake: Callable[..., Any] | Non
     _LIBRARY.impl(name, formula, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, differentiable, "Autograd")
     torch.library.register_fake(f"edge_attn::{name}", fake or formula, lib=_LIBRARY)
-    function: Callable[..., Any] = getattr(torch.ops.edge_attn, name)
     REGISTERED[op.name] = getattr(torch.ops.edge_attn, name).default
+
+    def function(*args: Any) -> Any:
+        if "mask" in op.inputs:
+            _check_mask(op.name, dict(zip(op.inputs, args, strict=False)))
+        return getattr(torch.ops.edge_attn, name)(*args)
+
+    FUNCTIONS[op.name] = function
     return function
+
+
+def _check_mask(name: str, given: dict[str, Tensor]) -> None:
+    """A mask is (batch, src), or (batch, queries, src) beside energies, and says True where a token is real."""
+    mask, (batch, src) = given["mask"], given["values"].shape[:2]
+    if mask.dtype != torch.bool:
+        raise InputError(f"{name}: the mask must be of type bool, True = a real token, found {mask.dtype}")
+    queries = "queries, " if "energy" in given else ""
+    if mask.ndim != (3 if queries else 2) or mask.shape[0] != batch or mask.shape[-1] != src:
+        raise InputError(
+            f"{name}: the mask must have shape (batch, {queries}src) with batch {batch} and src {src}, "
+            f"found {tuple(mask.shape)}"
+        )
 
 
 def masked_softmax(energy: Tensor, mask: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def _local(name: str, normalise: Callable[[np.ndarray, np.ndarray], np.ndarray],
   inside = LessOrEqual (distance, width_like)
   keep = And (mask, inside)
 {normalised}
-  share_of_window = Div (offset, width_like)
+  offset_inside = Where (inside, offset, nothing)
+  share_of_window = Div (offset_inside, width_like)
   squared = Mul (share_of_window, share_of_window)
   bell = Constant <value_int : int = @gaussian> ()
   bell_like = CastLike (bell, energy)

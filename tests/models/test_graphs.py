@@ -25,7 +25,9 @@ AROUND = (
     {"cell": "lstmn", "tape": 3, "decoder_layers": 2},
 )
 CONFIGS = [
-    Seq2SeqConfig(**{**SMALL, "cell": cell, "attend": attend, "input_feeding": feeding, "decoder_layers": layers, **kind})
+    Seq2SeqConfig(
+        **{**SMALL, "cell": cell, "attend": attend, "input_feeding": feeding, "decoder_layers": layers, **kind}
+    )
     for kind in (*({"attention": attention} for attention in ATTENTIONS), *AROUND)
     for cell, attend, feeding, layers in (("gru", "before", False, 1), ("lstm", "after", True, 2))
     if "encoder_cell" not in kind or cell == "lstm"
@@ -77,7 +79,7 @@ def test_what_they_give_has_the_shapes_that_they_say(model):
     encoder, step = graphs(model, 4).values()
     sizes = {"batch": 3, "src": 4, "beam": 5, "previous_beam": 2}
     encoded = named(encoder, SOURCE, LENGTH)
-    beams = [value.repeat(1, 2, 1) for name, value in encoded.items() if name.startswith("state.")]
+    beams = [value.repeat_interleave(2, 1) for name, value in encoded.items() if name.startswith("state.")]
     memory = [value for name, value in encoded.items() if name.startswith("memory.")]
     parents = torch.randint(0, 2, (3, 5), generator=torch.Generator().manual_seed(1))
     stepped = named(step, torch.full((3, 5), 4), parents, *memory, *beams)
@@ -95,7 +97,7 @@ def test_the_step_goes_on_from_the_parents(model):
     memory = [value for name, value in encoded.items() if name.startswith("memory.")]
     states = [value for name, value in encoded.items() if name.startswith("state.")]
     random = torch.Generator().manual_seed(2)
-    states = [torch.rand(3, 2, value.shape[2], generator=random) for value in states]
+    states = [(4 * torch.rand(3, 2, *value.shape[2:], generator=random)).to(value.dtype) for value in states]
     tokens = torch.tensor([[4, 5, 6], [7, 8, 9], [4, 4, 4]])
     parents = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0]])
     together = named(step, tokens, parents, *memory, *states)

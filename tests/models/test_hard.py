@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_attn.errors import ConfigError
 from edge_attn.models import torch_ops
@@ -13,6 +14,8 @@ from edge_attn.models.attention import Attention, Memory
 from edge_attn.models.hard import TRAININGS, Hard, hard_attention
 from edge_attn.ops import hard as hard_op
 from edge_attn.registry import ATTENTIONS, resolve
+from edge_attn.spec import GraphSpec, TensorSpec
+from export.trace import trace
 
 torch.set_num_threads(1)
 
@@ -189,3 +192,49 @@ def test_an_unknown_training_is_one_sentence() -> None:
         ConfigError, match=r"^hard_training must be one of straight-through, reinforce, found 'evolution'$"
     ):
         hard("dot", "evolution")
+
+
+# ---- export
+
+
+class Whole(nn.Module):
+    def __init__(self, module: Attention) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, query: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.module(query, self.module.prepare(values, mask, values[:, 0]))
+        return context, weights
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_hard_attention_exports_as_one_node_and_runs_at_other_sizes(score: str) -> None:
+    module = hard(score).float().eval()
+    spec = GraphSpec(
+        "attention.onnx",
+        (
+            TensorSpec("query", "float32", ("batch", "tgt", HIDDEN)),
+            TensorSpec("values", "float32", ("batch", "src", SCORES[score])),
+            TensorSpec("mask", "bool", ("batch", "src")),
+        ),
+        (
+            TensorSpec("context", "float32", ("batch", "tgt", SCORES[score])),
+            TensorSpec("weights", "float32", ("batch", "tgt", "src")),
+        ),
+    )
+
+    def given(batch: int, tgt: int, src: int) -> list[Tensor]:
+        floats = random_tensor(batch, tgt, HIDDEN, seed=1), random_tensor(batch, src, SCORES[score], seed=2)
+        return [*(tensor.float() for tensor in floats), torch.arange(src) < torch.arange(src, src - batch, -1)[:, None]]
+
+    model = trace(Whole(module), spec, given(2, 3, 5))
+    assert [node.op_type for node in model.graph.node if node.domain == "edge_attn"] == ["HardAttention"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for sizes in ((1, 1, 1), (2, 5, 3), (4, 2, 3), (4, 2, 30)):
+        tensors = given(*sizes)
+        feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, tensors, strict=True)}
+        with torch.no_grad():
+            wanted = Whole(module)(*tensors)
+        for ours, theirs in zip(session.run(None, feed), wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+            assert ((ours == 0) == (theirs.numpy() == 0)).all()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from edge_attn.errors import ConfigError
 from edge_attn.models import torch_ops
+from edge_attn.models.attention import Attention
 from edge_attn.models.normalise import NORMALISERS, attend, softmax_attention, sparsemax
 from edge_attn.ops import masked_softmax
 from edge_attn.ops import sparsemax_attention as sparsemax_op
 from edge_attn.registry import ATTENTIONS, resolve
+from edge_attn.spec import GraphSpec, TensorSpec
+from export.trace import trace
 
 torch.set_num_threads(1)
 
@@ -145,3 +149,51 @@ def test_a_kind_with_sparsemax_is_sparsemax_of_its_energies_and_learns(name: str
     for parameter, value in module.named_parameters():
         assert value.grad is not None, parameter
         assert value.grad.isfinite().all(), parameter
+
+
+# ---- export
+
+
+class Whole(nn.Module):
+    def __init__(self, module: Attention) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, query: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.module(query, self.module.prepare(values, mask, values[:, 0]))
+        return context, weights
+
+
+@pytest.mark.parametrize("score", KINDS)
+def test_sparsemax_exports_as_one_node_and_runs_at_other_sizes(score: str) -> None:
+    torch.manual_seed(0)
+    module: Attention = resolve("attention", ATTENTIONS, score)(6, KINDS[score], 5)
+    module.normaliser = "sparsemax"
+    spec = GraphSpec(
+        "attention.onnx",
+        (
+            TensorSpec("query", "float32", ("batch", "tgt", 6)),
+            TensorSpec("values", "float32", ("batch", "src", KINDS[score])),
+            TensorSpec("mask", "bool", ("batch", "src")),
+        ),
+        (
+            TensorSpec("context", "float32", ("batch", "tgt", KINDS[score])),
+            TensorSpec("weights", "float32", ("batch", "tgt", "src")),
+        ),
+    )
+
+    def given(batch: int, tgt: int, src: int) -> list[Tensor]:
+        floats = random_tensor(batch, tgt, 6, seed=1), random_tensor(batch, src, KINDS[score], seed=2)
+        return [*(tensor.float() for tensor in floats), torch.arange(src) < torch.arange(src, src - batch, -1)[:, None]]
+
+    model = trace(Whole(module), spec, given(2, 3, 5))
+    assert [node.op_type for node in model.graph.node if node.domain == "edge_attn"] == ["SparsemaxAttention"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for sizes in ((1, 1, 1), (2, 5, 3), (4, 2, 3), (4, 2, 30)):
+        tensors = given(*sizes)
+        feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, tensors, strict=True)}
+        with torch.no_grad():
+            wanted = Whole(module)(*tensors)
+        for ours, theirs in zip(session.run(None, feed), wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+            assert ((ours == 0) == (theirs.numpy() == 0)).all()

@@ -15,7 +15,7 @@ from op_cases import CASES, inputs
 from op_writings import REGISTERED
 from torch import Tensor, nn
 
-from edge_attn.errors import ExportError
+from edge_attn.errors import ExportError, InputError
 from edge_attn.models import torch_ops
 from edge_attn.models.recurrent import GATES, RecurrentLayer
 from edge_attn.ops import DOMAIN
@@ -356,3 +356,27 @@ def test_an_op_that_nobody_knows_is_refused() -> None:
     node = onnx.helper.make_node("Telepathy", ["x"], ["y"], domain=DOMAIN)
     with pytest.raises(ExportError, match="edge_attn::Telepathy"):
         lower.attach_functions(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [])))
+
+
+# ---- a mask that is none
+
+MASKED = [name for name, case in CASES.items() if "mask" in case.shapes]
+WRONG = {
+    "numbers": lambda mask: mask.float(),
+    "an axis too few": lambda mask: mask[0],
+    "an axis too many": lambda mask: mask[:, None, None, :] if mask.ndim == 2 else mask[:, None],
+    "a longer sentence": lambda mask: torch.cat([mask, mask], -1),
+    "another batch": lambda mask: torch.cat([mask, mask]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_of_the_wrong_type_or_shape_is_one_sentence(name: str, wrong: str) -> None:
+    given = {key: torch.from_numpy(array) for key, array in inputs(name, "float32", "ragged", 3, 2).items()}
+    function, attributes = torch_ops.FUNCTIONS[CASES[name].op], CASES[name].attributes.values()
+    function(*given.values(), *attributes)
+    given["mask"] = WRONG[wrong](given["mask"])
+    with pytest.raises(InputError, match=f"{CASES[name].op}: the mask must .*found") as raised:
+        function(*given.values(), *attributes)
+    assert "\n" not in str(raised.value)

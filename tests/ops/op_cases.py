@@ -84,12 +84,10 @@ ATTENTION = {
 }
 ENERGIES = {
     "softmax": energies("SoftmaxAttention", penalty=0.0),
-    "softmax, own masks": energies("SoftmaxAttention", "tgt", penalty=0.0),
     "sparsemax": energies("SparsemaxAttention"),
     "sparsemax, own masks": energies("SparsemaxAttention", "tgt"),
     "local-m": energies("LocalAttention", window=2, gaussian=0),
-    "local-p": energies("LocalAttention", window=3, gaussian=1),
-    "local-p, own masks": energies("LocalAttention", "tgt", window=3, gaussian=1),
+    "local-p": energies("LocalAttention", "tgt", window=3, gaussian=1),
     "local-m sparsemax": energies("SparseLocalAttention", window=1, gaussian=0),
     "local-p sparsemax": energies("SparseLocalAttention", window=6, gaussian=1),
     "hard": energies("HardAttention"),

@@ -177,3 +177,12 @@ def test_sources_that_were_cut_are_counted(toy_bundle, tmp_path, pairs):
     found = evaluate(toy_bundle, path, SearchConfig(beam=1))
     assert found.cut == 1
     assert "1 of the sources are longer than the model reads" in str(found)
+
+
+def test_options_of_the_search_change_what_is_scored(edge_attn_cli, toy_bundle, corpus):
+    options = ["--beam", 1, "--limit", 10, "--json"]
+    [plain] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options).stdout)
+    for more in (["--suppress", "le"], ["--sample", "--temperature", 20], ["--min-length", 15]):
+        [found] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options, *more).stdout)
+        assert found["total"]["bleu"] < plain["total"]["bleu"]
+    edge_attn_cli("evaluate", toy_bundle, corpus, "--suppress", "Hund", code=2, said="'Hund' cannot be suppressed")

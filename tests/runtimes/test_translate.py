@@ -133,7 +133,20 @@ def test_what_max_length_cuts_off_is_not_finished(model):
 
 @pytest.mark.parametrize(
     "options",
-    [{"beam": 0}, {"beam": 2, "n_best": 3}, {"n_best": 0}, {"max_length": 0}, {"length_penalty": -1.0}, {"beam": 16}],
+    [
+        {"beam": 0},
+        {"beam": 2, "n_best": 3},
+        {"n_best": 0},
+        {"max_length": 0},
+        {"length_penalty": -1.0},
+        {"beam": 16},
+        {"config": SearchConfig(beam=1, sample=True), "beam": 2},
+        {"suppress": ["chien", "Hund"]},
+        {"suppress": "chien"},
+        {"prefixes": "un"},
+        {"prefixes": []},
+        {"prefixes": ["un", "un"]},
+    ],
 )
 def test_an_option_that_makes_no_sense_is_refused(model, options):
     with pytest.raises(UsageError):
@@ -198,3 +211,77 @@ def test_the_search_defaults_are_those_of_the_configuration(model):
     config = SearchConfig()
     ((_, same),) = model.each([SENTENCE], config, True)
     assert found == same
+
+
+def test_options_by_themselves_go_before_those_of_the_configuration(model):
+    config = SearchConfig(beam=3, n_best=3, length_penalty_kind="none")
+    [found] = model.translate([SENTENCE], n_best=2, config=config)
+    assert len(found.n_best) == 2
+    assert found.score == found.log_prob
+
+
+def test_a_translation_begins_with_its_prefix(model):
+    sentences, prefixes = ["a cat", "a dog", "", "the king"], ["le chat", "", "un", "un roi rouge"]
+    found = model.translate(sentences, prefixes=prefixes)
+    assert [t.text for t in found[1:3]] == ["un chien", ""]
+    assert all(t.text.startswith(prefix) for t, prefix in zip(found, prefixes, strict=True) if t.text)
+    assert [model.translate([s], prefixes=[p])[0].tokens for s, p in zip(sentences, prefixes, strict=True)] == [
+        t.tokens for t in found
+    ]
+    assert found[0].alignment.shape == (len(found[0].tokens) + 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "options", "said"),
+    [
+        ("un Hund", {}, "prefix 1: the target vocabulary does not know 'Hund'"),
+        ("un chat noir et un roi", {"max_length": 5}, "prefix 1: 6 tokens, and max_length leaves room for 5"),
+        (b"un", {}, "prefix 1 must be a string, found bytes"),
+    ],
+)
+def test_a_prefix_that_the_model_cannot_say_is_refused(model, prefix, options, said):
+    if isinstance(prefix, str):
+        prefix = prefix.replace("noir", "rouge")
+    with pytest.raises(InputError, match=said):
+        model.translate(["a cat", "a dog"], prefixes=["un", prefix], **options)
+
+
+def test_what_is_suppressed_does_not_come(model):
+    found = model.translate([SENTENCE, "a cat"], beam=5, n_best=5, suppress=["chat", "<unk>"])
+    assert not any("chat" in h.tokens for t in found for h in t.n_best)
+    assert all(h.finished for t in found for h in t.n_best[:1])
+
+
+def test_samples_are_of_the_seed_and_the_sentence(model):
+    config = SearchConfig(beam=1, sample=True, n_best=6, temperature=3.0, seed=4)
+    first, second = model.translate([SENTENCE, "the king"], config=config)
+    assert len(first.n_best) == 6
+    assert len({h.tokens for h in first.n_best}) > 1
+    again = model.translate(["a dog", "the king", SENTENCE], config=config)
+    assert [h.tokens for h in again[2].n_best] == [h.tokens for h in first.n_best]
+    assert [h.tokens for h in again[1].n_best] == [h.tokens for h in second.n_best]
+
+
+@pytest.mark.usefixtures("needs_torch")
+def test_every_option_gives_on_torch_what_it_gives_on_the_bundle(model, toy_checkpoint):
+    reference = Translator.open(toy_checkpoint)
+    sentences = [SENTENCE, "the king", "a red cat sees a dog"]
+    for config in (
+        SearchConfig(4, 4, 0.6, 20, length_penalty_kind="wu", coverage_penalty=0.2, no_repeat_ngram=2),
+        SearchConfig(2, 2, max_length=20, min_length=8, repetition_penalty=1.3),
+        SearchConfig(4, 4, max_length=20, groups=2, diversity=1.0),
+        SearchConfig(2, max_length=20, alternatives=3),
+        SearchConfig(1, 4, max_length=20, sample=True, temperature=2.0, seed=9),
+    ):
+        expected, found = (one.translate(sentences, config=config) for one in (reference, model))
+        assert [[h.tokens for h in t.n_best] for t in found] == [[h.tokens for h in t.n_best] for t in expected]
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose([h.score for h in a.n_best], [h.score for h in b.n_best], atol=1e-4)
+
+
+def test_alternatives_differ_where_the_prefix_ends(model):
+    [found] = model.translate(["a cat"], prefixes=["un"], config=SearchConfig(beam=3, alternatives=4))
+    assert len(found.n_best) == 4
+    assert found.n_best[0].tokens == ("un", "chat")
+    assert len({(*h.tokens, "</s>")[1] for h in found.n_best}) == 4
+    assert all(h.tokens[0] == "un" for h in found.n_best)

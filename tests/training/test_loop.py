@@ -228,7 +228,7 @@ def greedy(model: Seq2Seq, text: Text, sentence: str) -> str:
         ('normaliser = "sparsemax"', 300),
         ('focus = "local-p"\nwindow = 2\nattention = "general"', 300),
         ('focus = "hard"\nhard_training = "straight-through"', 300),
-        ('focus = "hard"\nhard_training = "reinforce"', 600),
+        pytest.param('focus = "hard"\nhard_training = "reinforce"', 600, marks=pytest.mark.slow),
     ],
     ids=["soft", "sparsemax", "local-p", "straight-through", "reinforce"],
 )
