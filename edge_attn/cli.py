@@ -19,8 +19,8 @@ from typing import Any
 import click
 
 from edge_attn import __version__
-from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import EdgeAttnError, InputError, UsageError
+from edge_attn.options import RuntimeOptions, SearchConfig
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS, VERBS, resolve
 from edge_attn.search_options import search_options
 

@@ -213,7 +213,8 @@ def _own(value: np.ndarray, axes: Sequence[Any], length: int) -> np.ndarray:
 
 def _projected(states: np.ndarray) -> np.ndarray:
     """(steps, ...) -> (steps, ..., PROJECTIONS)."""
-    return states @ projection(states.shape[-1])
+    projected: np.ndarray = states @ projection(states.shape[-1])
+    return projected
 
 
 def summarize(log_probs: np.ndarray, top: np.ndarray) -> dict[str, np.ndarray]:

@@ -174,7 +174,7 @@ def _best_ids(worth: np.ndarray, keep: int) -> np.ndarray:
     """The `keep` best tokens after each hypothesis, best first: (rows, width, vocab) -> (rows, width, keep)."""
     if keep < worth.shape[2]:
         some = np.argpartition(-worth, keep - 1, axis=2)[:, :, :keep]
-        some.sort(axis=2)  # of equals the first one, as the graph's candidates
+        some.sort(axis=2)  # equals in the vocabulary's order, as the graph's candidates
     else:
         some = np.broadcast_to(np.arange(worth.shape[2]), worth.shape)
     order = np.argsort(-np.take_along_axis(worth, some, 2), axis=2, kind="stable")
@@ -235,7 +235,7 @@ def _hypotheses(
         scored.sort(key=lambda item: (not item[1].finished, -item[0]))
         chosen: dict[tuple[tuple[int, ...], bool], Hypothesis] = {}  # two groups may find the same
         for score, end in scored:
-            if len(chosen) < (1 if apart else config.n_best):
+            if len(chosen) < config.n_best:
                 tokens, weights = trace.read(end), trace.weights(end) if alignments else None
                 said = Hypothesis(tokens, end.log_prob, score, end.finished, weights)
                 chosen.setdefault((tokens, end.finished), said)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edge_attn.config import LENGTH_PENALTIES, SearchConfig
+from edge_attn.options import LENGTH_PENALTIES, SearchConfig
 
 HELP = {
     "length_penalty": "alpha: score = log-probability / length ** alpha",

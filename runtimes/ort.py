@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU. Its values are numpy arrays in the memory that it made them in: there is no device to copy from."""
+"""ONNX Runtime on a CPU. Its values are numpy arrays, where it made them: there is no device to copy from."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: list[str
 
 def test_extras():
     extras = PROJECT["optional-dependencies"]
-    assert {"cpu", "gpu", "trt", "trt-rtx", "optimize", "export", "train", "evaluate", "test"} == set(extras)
+    assert {"cpu", "gpu", "trt", "trt-rtx", "optimize", "export", "train", "evaluate", "keras", "test"} == set(extras)
     assert set(EXTRAS.values()) <= set(extras)
 
 

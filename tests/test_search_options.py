@@ -322,6 +322,15 @@ def test_groups_find_what_the_papers_algorithm_finds(seed, shape, diversity):
 # ---- what is read from the runtime
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_come_in_the_vocabularys_order_from_whole_rows_too(seed):
+    rows = np.log(np.random.default_rng(seed).dirichlet(np.ones(40), 40))[None]
+    rows[:, :, [11, 23, 37]] = -0.5
+    rows[:, :, 1] = -np.inf
+    plain, constrained = (find(rows, SearchConfig(9, 9, max_length=5, suppress=tokens)) for tokens in ((), (1,)))
+    assert plain == constrained
+
+
 @pytest.mark.parametrize(
     ("options", "prefix", "whole"),
     [

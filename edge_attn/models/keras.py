@@ -51,7 +51,7 @@ class KerasLayer(nn.Module):
         """Context and weights; Keras' `return_attention_scores` is always on."""
         energy = self.energy(query, value if key is None else key)
         if value_mask is None:
-            mask = torch.ones(1, 1, value.shape[1], dtype=torch.bool, device=value.device)
+            mask = torch.ones(value.shape[0], 1, value.shape[1], dtype=torch.bool, device=value.device)
         else:
             mask = value_mask[:, None, :]
         if causal:

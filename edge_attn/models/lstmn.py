@@ -13,17 +13,9 @@ from torch import Tensor, nn
 
 from edge_attn.models import torch_ops
 from edge_attn.models.attention import State
-from edge_attn.models.recurrent import Cell, _weights
+from edge_attn.models.recurrent import Cell, glorot, lstm_step
 from edge_attn.models.tape import append, real, rows
 from edge_attn.ops import intra_attention as op
-
-
-def _lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """The new hidden and cell state from the gates' sums, in the order i, o, f, c, and the cell state before."""
-    hidden = cell.shape[-1]
-    i, o, f = torch.sigmoid(gates[..., : 3 * hidden]).chunk(3, -1)
-    cell = f * cell + i * torch.tanh(gates[..., 3 * hidden :])
-    return o * torch.tanh(cell), cell
 
 
 def _intra_attention(
@@ -41,7 +33,7 @@ def _intra_attention(
         shares.append(nn.functional.pad(share, (0, time - t)))
         summary, cell = (share[:, None] @ states)[:, 0].chunk(2, -1)
         from_summary, query = torch.split(nn.functional.linear(summary, r), blocks, -1)
-        h, c = _lstm(gates + from_summary, cell)
+        h, c = lstm_step(gates + from_summary, cell)
         keys = torch.cat([keys, nn.functional.linear(h, u)[:, None]], 1)
         states = torch.cat([states, torch.cat([h, c], -1)[:, None]], 1)
     inside = (torch.arange(time, device=x.device) < lengths[:, None])[:, :, None]
@@ -83,9 +75,9 @@ class LstmnLayer(nn.Module):
 
     def __init__(self, cell: str, size: int, hidden: int) -> None:
         super().__init__()
-        self.w, self.r = _weights(2, 5 * hidden, size, gates=5), _weights(2, 5 * hidden, hidden, gates=5)
+        self.w, self.r = glorot(2, 5 * hidden, size, gates=5), glorot(2, 5 * hidden, hidden, gates=5)
         self.b = nn.Parameter(torch.zeros(2, 5 * hidden))
-        self.u, self.v = _weights(2, hidden, hidden, gates=1), _v(2, size=hidden)
+        self.u, self.v = glorot(2, hidden, hidden, gates=1), _v(2, size=hidden)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         first, second = (
@@ -109,9 +101,9 @@ class LstmnCell(Cell):
     def __init__(self, size: int, hidden: int, tape: int) -> None:
         super().__init__()
         self.tape = tape
-        self.w, self.r = _weights(5 * hidden, size, gates=5), _weights(5 * hidden, hidden, gates=5)
+        self.w, self.r = glorot(5 * hidden, size, gates=5), glorot(5 * hidden, hidden, gates=5)
         self.bias = nn.Parameter(torch.zeros(5 * hidden))
-        self.u, self.v = _weights(hidden, hidden, gates=1), _v(size=hidden)
+        self.u, self.v = glorot(hidden, hidden, gates=1), _v(size=hidden)
 
     def start(self, given: State) -> State:
         h, c = given["hidden"], given["cell"]
@@ -148,5 +140,5 @@ class LstmnCell(Cell):
         )
         summary, cell = read.reshape(*query.shape[:2], -1).chunk(2, -1)
         from_summary, next_query = torch.split(nn.functional.linear(summary, self.r), blocks, -1)
-        h, c = _lstm(gates + from_summary, cell)
+        h, c = lstm_step(gates + from_summary, cell)
         return h, {**self._written(state, h, c), "query": next_query}

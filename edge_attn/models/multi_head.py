@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edge_attn.errors import ConfigError
 from edge_attn.models import tape, torch_ops
 from edge_attn.models.attention import Attention, Memory, State
+from edge_attn.models.normalise import attend
 from edge_attn.ops import multi_head as op
 
 
@@ -65,6 +66,19 @@ class MultiHead(Attention):
             self.query(query), memory["keys"], memory["values"], memory["mask"], self.heads, self.scale, 0
         )
         return self.output(context), weights.mean(1)
+
+    def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
+        if self.normaliser == "softmax":
+            return self.whole(query, memory)
+        query, keys, values = map(self._rows, (self.query(query), memory["keys"], memory["values"]))
+        mask = memory["mask"][:, None, :].expand(-1, self.heads, -1).flatten(0, 1)
+        context, weights = attend(self.scale * (query @ keys.transpose(1, 2)), values, mask, self.normaliser)
+        context, weights = (x.reshape(-1, self.heads, *x.shape[1:]) for x in (context, weights))
+        return self.output(context.transpose(1, 2).flatten(2)), weights.mean(1)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """(batch, n, heads * size) -> (batch * heads, n, size)."""
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2).flatten(0, 1)
 
     def fold(self, memory: Memory, weight: Tensor) -> Memory | None:
         """None: W_o stands between the values and the context."""

@@ -25,7 +25,7 @@ GATES = {"gru": 3, "lstm": 4}
 State = dict[str, Tensor]
 
 
-def _weights(*shape: int, gates: int) -> nn.Parameter:
+def glorot(*shape: int, gates: int) -> nn.Parameter:
     """(..., gates * hidden, size), each gate's block with Glorot and Bengio's uniform bound (2010)."""
     bound = math.sqrt(6.0 / (shape[-2] // gates + shape[-1]))
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
@@ -44,14 +44,22 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         gates = GATES[cell]
         self.cell = cell
-        self.w = _weights(2, gates * hidden, size, gates=gates)
-        self.r = _weights(2, gates * hidden, hidden, gates=gates)
+        self.w = glorot(2, gates * hidden, size, gates=gates)
+        self.r = glorot(2, gates * hidden, hidden, gates=gates)
         self.b = nn.Parameter(torch.zeros(2, 2 * gates * hidden))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         op = {"gru": torch_ops.gru, "lstm": torch_ops.lstm}[self.cell]
         output, *finals = op(x, lengths, self.w, self.r, self.b)
         return output, tuple(finals)
+
+
+def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """The next hidden and cell state, from the sums that the gates are made of, (..., 4 hidden)."""
+    hidden = cell.shape[-1]
+    i, o, f = torch.sigmoid(gates[..., : 3 * hidden]).chunk(3, -1)
+    cell = f * cell + i * torch.tanh(gates[..., 3 * hidden :])
+    return o * torch.tanh(cell), cell
 
 
 class Cell(nn.Module):
@@ -85,7 +93,7 @@ class Cell(nn.Module):
 class GruCell(Cell):
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
-        self.w, self.r = _weights(3 * hidden, size, gates=3), _weights(3 * hidden, hidden, gates=3)
+        self.w, self.r = glorot(3 * hidden, size, gates=3), glorot(3 * hidden, hidden, gates=3)
         self.bias_w, self.bias_r = nn.Parameter(torch.zeros(3 * hidden)), nn.Parameter(torch.zeros(3 * hidden))
 
     def projection(self) -> tuple[Tensor, Tensor]:
@@ -106,17 +114,12 @@ class LstmCell(Cell):
 
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
-        self.w, self.r = _weights(4 * hidden, size, gates=4), _weights(4 * hidden, hidden, gates=4)
+        self.w, self.r = glorot(4 * hidden, size, gates=4), glorot(4 * hidden, hidden, gates=4)
         self.bias = nn.Parameter(torch.zeros(4 * hidden))
 
     def projection(self) -> tuple[Tensor, Tensor]:
         return self.w, self.bias
 
     def forward(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
-        h, c = state["hidden"], state["cell"]
-        hidden = h.shape[-1]
-        gates = projected + nn.functional.linear(h, self.r)
-        i, o, f = torch.sigmoid(gates[..., : 3 * hidden]).chunk(3, -1)
-        c = f * c + i * torch.tanh(gates[..., 3 * hidden :])
-        new = o * torch.tanh(c)
-        return new, {"hidden": new, "cell": c}
+        new, cell = lstm_step(projected + nn.functional.linear(state["hidden"], self.r), state["cell"])
+        return new, {"hidden": new, "cell": cell}

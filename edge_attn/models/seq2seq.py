@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.config import Seq2SeqConfig
+from edge_attn.errors import ConfigError
 from edge_attn.models.attention import Memory, State, make_attention
 from edge_attn.models.recurrent import Cell
 from edge_attn.registry import CELLS, LAYERS, resolve
@@ -94,6 +95,12 @@ class Seq2Seq(nn.Module):
         self.cells = nn.ModuleList(cell(size, hidden, *options) for size in sizes)
         self.bridge = nn.ModuleDict()
         if config.bridge == "linear":
+            missing = set(cell.ends) - set(self.encoder.ends)
+            if missing:
+                raise ConfigError(
+                    f"cell = {config.cell!r} starts from the encoder's {min(missing)} state, which "
+                    f"encoder_cell = {config.encoder_cell!r} does not have; use another, or bridge = 'none'"
+                )
             for layer in range(config.decoder_layers):
                 self.bridge.update({f"{name}_{layer}": nn.Linear(value, hidden) for name in cell.ends})
         combined = hidden + value + (config.embedding if config.attend == "before" else 0)

@@ -47,7 +47,11 @@ OP = Op(
   candidates = Where (largest, places, length_int)
   first = ReduceMin <keepdims = 1> (candidates, last_axis)
   chosen = Equal (places, first)
-  weights = CastLike (chosen, energy)
+  one = Constant <value_float = 1.0> ()
+  unit = CastLike (one, energy)
+  zero = Constant <value_float = 0.0> ()
+  nothing = CastLike (zero, energy)
+  weights = Where (chosen, unit, nothing)
   context = MatMul (weights, values)
 """,
     attributes={},

@@ -30,7 +30,11 @@ OP = Op(
   product = MatMul (values, w_turned)
   sum = Add (product, b)
   hidden = Tanh (sum)
-  energy = MatMul (hidden, u)
+  column_axes = Constant <value_ints = [1]> ()
+  column = Unsqueeze (u, column_axes)
+  energy_column = MatMul (hidden, column)
+  last = Constant <value_ints = [-1]> ()
+  energy = Squeeze (energy_column, last)
   keep = Identity (mask)
 {KEPT_SOFTMAX}
   row_axes = Constant <value_ints = [1]> ()

@@ -100,7 +100,7 @@ def test_every_row_of_the_table_is_tested_here_or_in_a_file_of_its_own() -> None
     files = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     elsewhere = {row.partition(":")[0].rpartition(".")[2] for row in ATTENTIONS.values()} - {"attention"}
     assert elsewhere <= files
-    assert set(VALUE) == {name for name, row in ATTENTIONS.items() if ".attention:" in row}
+    assert {name for name, row in ATTENTIONS.items() if ".attention:" in row} <= VALUE.keys() <= ATTENTIONS.keys()
 
 
 @pytest.mark.parametrize("name", SOFT)

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from edge_attn import golden
 from edge_attn.config import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.models.attention import Additive, Attention, Memory, State, make_attention
 from edge_attn.models.coverage import Coverage
 from edge_attn.models.graphs import graphs
 from edge_attn.models.normalise import NORMALISERS, attend
+from edge_attn.models.reference import Reference
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import masked_softmax
 from edge_attn.registry import ATTENTIONS, resolve
@@ -196,3 +198,22 @@ def test_a_model_with_coverage_and_input_feeding_exports_both_as_state(name: str
     assert following["next_state.attention.coverage"] == ("batch", "beam", "src")
     for graph, module in made.items():
         graph_model(graph, module, module.spec)
+
+
+@pytest.mark.parametrize("name", ["additive", "location"])
+def test_what_golden_data_says_of_coverage_depends_neither_on_padding_nor_on_neighbours(name: str) -> None:
+    """Its state has a column for each source token: of a short sentence in a batch only its own count."""
+    torch.manual_seed(0)
+    model = Seq2Seq(config(name, input_feeding=True), 12, 12)
+    torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
+    sources, targets = [[4, 5, 6, 7, 8, 9, 3], [10, 3], [5, 5, 6, 3]], [[4, 5], [6, 7, 8], []]
+    together = golden.observe(Reference(model), sources, targets)
+    alone = golden.observe(Reference(model), sources, targets, batch=1)
+    for one, other, source, target in zip(together, alone, sources, targets, strict=True):
+        assert one.encoder["state.attention.coverage"].shape == (len(source), 1)
+        assert one.states["next_state.attention.coverage"].shape == (len(target) + 1, golden.PROJECTIONS)
+        assert (one.states["next_state.attention.coverage"] != 0).any()
+        for ours, theirs in ((one.encoder, other.encoder), (one.states, other.states)):
+            assert ours.keys() == theirs.keys()
+            for key, value in ours.items():
+                np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-6)

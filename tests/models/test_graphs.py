@@ -19,6 +19,8 @@ AROUND = (
     {"focus": "local-p", "window": 2, "normaliser": "sparsemax"},
     {"focus": "hard"},
     {"normaliser": "sparsemax"},
+    {"attention": "multi-head", "normaliser": "sparsemax"},
+    {"attention": "pooling", "normaliser": "sparsemax"},
     {"coverage": True},
     {"attention": "general", "coverage": True},
     {"encoder_cell": "lstmn"},

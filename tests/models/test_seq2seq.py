@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from edge_attn.config import Seq2SeqConfig
+from edge_attn.errors import ConfigError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.registry import ATTENTIONS
 from edge_attn.text import BOS, EOS, PAD
@@ -205,3 +206,23 @@ def test_it_learns(changes):
         losses.append(loss.item())
     assert losses[0] > 1.5
     assert losses[-1] < 0.15
+
+
+def test_a_decoder_that_the_encoder_cannot_start_is_one_sentence():
+    with pytest.raises(ConfigError, match="starts from the encoder's cell state, which encoder_cell = 'gru'"):
+        Seq2Seq(Seq2SeqConfig(cell="lstm", encoder_cell="gru", **SMALL), VOCAB, VOCAB)
+    Seq2Seq(Seq2SeqConfig(cell="lstm", encoder_cell="gru", bridge="none", **SMALL), VOCAB, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"attention": "none", "normaliser": "sparsemax"}, "needs an attention"),
+        ({"attention": "none", "focus": "hard"}, "no energy for each source position, which hard needs"),
+        ({"attention": "pooling", "coverage": True}, "no energy for each source position, which coverage needs"),
+        ({"attention": "multi-head", "focus": "local-p", "window": 2}, "which local-p needs"),
+    ],
+)
+def test_what_a_kind_cannot_do_is_one_sentence(options, said):
+    with pytest.raises(ConfigError, match=said):
+        Seq2Seq(Seq2SeqConfig(**options, **SMALL), VOCAB, VOCAB)
