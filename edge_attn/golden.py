@@ -25,7 +25,7 @@ import numpy as np
 from edge_attn.bundle import DAMAGED
 from edge_attn.config import SearchConfig, from_mapping
 from edge_attn.errors import BundleError, ConfigError, InputError
-from edge_attn.search import Hypothesis, forced, search
+from edge_attn.search import Hypothesis, forced, pad_sources, search
 from edge_attn.spec import Runtime
 from edge_attn.text import EOS, Text, Tokenizer
 
@@ -256,11 +256,8 @@ def record(
         arrays.setdefault(name, []).append(rows if rows.dtype == bool else rows.astype(np.float32))
 
     targets = [hypotheses[0].tokens for hypotheses in greedy]
-    shapes = {tensor.name: tensor.shape for tensor in reference.graphs["encoder"].outputs}
     pairs = zip(observe(reference, sources, targets), observe(precise, sources, targets), strict=True)
     for said, exact in pairs:
-        for name, value in said.encoder.items():
-            keep(f"encoder.{name}", value if "src" in shapes[name] else value[None])
         top = np.argsort(-said.log_probs, axis=1, kind="stable")[:, :TOP].astype(np.int64)
         arrays.setdefault("steps.top_ids", []).append(top.astype(np.int32))
         for name, value in summarize(said.log_probs, top).items():
@@ -281,8 +278,23 @@ def record(
         tuple(said[0] for said in _said(reference, precise, text, sources, greedy)),
         tuple(_said(reference, precise, text, sources, n_best)),
         vocabulary_digest(text.target),
-        {name: np.concatenate(rows) for name, rows in arrays.items()},
+        {**encoder_arrays(reference, sources), **{name: np.concatenate(rows) for name, rows in arrays.items()}},
     )
+
+
+def encoder_arrays(runtime: Runtime, sources: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """The encoder's outputs as golden data keeps them, by array, the sentences' rows one after another."""
+    shapes = {tensor.name: tensor.shape for tensor in runtime.graphs["encoder"].outputs}
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
+    for rows in batches(len(sources), BATCH, runtime.max_batch):
+        source, lengths = pad_sources([sources[i] for i in rows])
+        encoded = runtime.run("encoder", {"source": source, "source_length": lengths})
+        for name, shape in shapes.items():
+            for value, length in zip(runtime.numpy(encoded[name]), lengths, strict=True):
+                own = _own(value, shape[1:], length)
+                arrays[name].append(own if "src" in shape else own[None])
+    joined = {f"encoder.{name}": np.concatenate(rows) for name, rows in arrays.items()}
+    return {name: rows if rows.dtype == bool else rows.astype(np.float32) for name, rows in joined.items()}
 
 
 def _said(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_attn.models.folded import deployed
+from edge_attn.models.folded import Folded, deployed
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.spec import GraphSpec, TensorSpec
 
@@ -26,13 +26,12 @@ class Graph(nn.Module):
 
 
 class EncoderGraph(Graph):
-    def __init__(self, model: Seq2Seq) -> None:
+    def __init__(self, model: Seq2Seq, stepped: Folded | Seq2Seq) -> None:
         super().__init__()
-        self.model = model
-        self.deployed = deployed(model)
+        self.model, self.stepped = model, stepped
         with torch.no_grad():  # an axis that grows with the sentence is its own
             (memory, state), (longer, more) = (
-                self.deployed.encode(torch.ones(2, length, dtype=torch.long), torch.tensor([length, 2]))
+                self.stepped.encode(torch.ones(2, length, dtype=torch.long), torch.tensor([length, 2]))
                 for length in (3, 5)
             )
         self._memory, self._state = list(memory), list(state)
@@ -48,16 +47,15 @@ class EncoderGraph(Graph):
         )
 
     def forward(self, source: Tensor, source_length: Tensor) -> tuple[Tensor, ...]:
-        memory, state = self.deployed.encode(source, source_length)
+        memory, state = self.stepped.encode(source, source_length)
         return (*(memory[name] for name in self._memory), *(state[name] for name in self._state))
 
 
 class StepGraph(Graph):
-    def __init__(self, model: Seq2Seq, candidates: int) -> None:
+    def __init__(self, model: Seq2Seq, stepped: Folded | Seq2Seq, candidates: int) -> None:
         super().__init__()
-        self.model = model
-        self.deployed = deployed(model)
-        encoder = EncoderGraph(model).spec
+        self.model, self.stepped = model, stepped
+        encoder = EncoderGraph(model, stepped).spec
         self._memory = [t.name.partition(".")[2] for t in encoder.outputs if t.name.startswith("memory.")]
         self._state = [t.name.partition(".")[2] for t in encoder.outputs if t.name.startswith("state.")]
         vocab = model.output.out_features
@@ -86,7 +84,7 @@ class StepGraph(Graph):
             name: torch.gather(value, 1, _same_rank(parents, value).expand(-1, -1, *value.shape[2:]))
             for name, value in zip(self._state, tensors[len(self._memory) :], strict=True)
         }
-        features, weights, following = self.deployed.step(self.model.embedding(tokens), memory, state)
+        features, weights, following = self.stepped.step(self.model.embedding(tokens), memory, state)
         logits = self.model.logits(features.flatten(0, 1)).reshape(*tokens.shape, -1)  # of two axes: one Gemm
         log_probs = torch.log_softmax(logits, -1)
         best, ids = torch.topk(log_probs, self.candidates, -1)
@@ -94,10 +92,11 @@ class StepGraph(Graph):
         return (best, ids, log_probs, *shown, *(following[name] for name in self._state))
 
 
-def graphs(model: Seq2Seq, candidates: int) -> dict[str, Graph]:
-    """Every graph of the model, in evaluation mode."""
+def graphs(model: Seq2Seq, candidates: int, folded: bool = True) -> dict[str, Graph]:
+    """Every graph of the model, in evaluation mode: as it is deployed, or not folded, as its equations stand."""
     model = model.eval()
-    return {"encoder": EncoderGraph(model), "step": StepGraph(model, candidates)}
+    stepped = deployed(model) if folded else model
+    return {"encoder": EncoderGraph(model, stepped), "step": StepGraph(model, stepped, candidates)}
 
 
 def _same_rank(parents: Tensor, value: Tensor) -> Tensor:

@@ -149,11 +149,13 @@ def test_the_candidates_are_the_best_in_their_order(model):
 
 def test_no_more_candidates_than_tokens():
     model = Seq2Seq(Seq2SeqConfig(**SMALL), VOCAB, VOCAB + 1).eval()
-    assert StepGraph(model, 500).spec.outputs[0].shape == ("batch", "beam", VOCAB + 1)
-    assert StepGraph(model, 2).spec.outputs[0].shape == ("batch", "beam", 2)
+    assert StepGraph(model, model, 500).spec.outputs[0].shape == ("batch", "beam", VOCAB + 1)
+    assert StepGraph(model, model, 2).spec.outputs[0].shape == ("batch", "beam", 2)
 
 
 def test_double_precision_is_said():
     model = Seq2Seq(Seq2SeqConfig(**SMALL), VOCAB, VOCAB).double()
-    kinds = {t.dtype for spec in (EncoderGraph(model).spec, StepGraph(model, 3).spec) for t in spec.outputs}
+    kinds = {
+        t.dtype for spec in (EncoderGraph(model, model).spec, StepGraph(model, model, 3).spec) for t in spec.outputs
+    }
     assert kinds == {"float64", "bool", "int64"}

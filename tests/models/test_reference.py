@@ -26,11 +26,14 @@ def encoder_outputs(reference: Reference) -> dict[str, np.ndarray]:
     return {name: reference.numpy(value) for name, value in found.items()}
 
 
-def test_it_says_what_the_model_says(loaded):
+@pytest.mark.parametrize("folded", [False, True])
+def test_it_says_what_the_model_says(loaded, folded):
     model, _, _ = loaded
-    found = encoder_outputs(Reference(model))
+    found = encoder_outputs(Reference(model, folded=folded))
     with torch.no_grad():
-        memory, state = deployed(model).encode(torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([4, 2]))
+        memory, state = (deployed(model) if folded else model).encode(
+            torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([4, 2])
+        )
     expected = {f"memory.{name}": value for name, value in memory.items()}
     expected.update({f"state.{name}": value for name, value in state.items()})
     assert found.keys() == expected.keys()
