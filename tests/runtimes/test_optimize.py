@@ -16,7 +16,7 @@ from edge_attn.bundle import FORMAT, Bundle, write_bundle  # noqa: E402
 from edge_attn.config import RuntimeOptions  # noqa: E402
 from edge_attn.errors import ConfigError, InputError, NotTestedError, ParityError, UsageError  # noqa: E402
 from edge_attn.ops import DOMAIN  # noqa: E402
-from edge_attn.registry import ATTENTIONS, PRECISIONS, TARGETS, resolve  # noqa: E402
+from edge_attn.registry import PRECISIONS, TARGETS, resolve  # noqa: E402
 from runtimes.optimize import optimize  # noqa: E402
 from runtimes.plugins import PLUGINS, SERVED  # noqa: E402
 from runtimes.targets import recipes  # noqa: E402
@@ -92,10 +92,6 @@ def test_a_target_is_written_into_the_bundle_and_the_rest_stays(toy, toy_bundle,
         assert not model.functions
         assert DOMAIN not in {node.domain for node in model.graph.node}
     assert [p.name for p in toy.parent.iterdir()] == [toy.name]
-
-
-def test_there_is_a_bundle_of_every_attention_and_cell():
-    assert set(KINDS) == {f"{kind}-{cell}" for kind in ATTENTIONS if kind != "concat" for cell in ("gru", "lstm")}
 
 
 APART = {"fp32": 1e-4, "fp16": 0.05, "int8": 2.0}
