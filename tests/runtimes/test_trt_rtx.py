@@ -5,7 +5,6 @@ This proves that NVIDIA's parser and compiler take them, not what they compute: 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,14 +14,10 @@ import pytest
 import torch
 
 from edge_attn.bundle import Bundle
-from edge_attn.config import Seq2SeqConfig
 from edge_attn.errors import InputError
-from edge_attn.models.graphs import graphs
-from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import DOMAIN
-from edge_attn.registry import ATTENTIONS, HOUSE
+from edge_attn.registry import HOUSE
 from edge_attn.spec import GraphSpec, TensorSpec
-from export.trace import example_inputs, store_as_fp16, trace
 from runtimes.trt_build import BuildConfig, build_engine
 from runtimes.trt_compat import open_door
 from runtimes.trt_profiles import Profile
@@ -61,32 +56,16 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-KINDS = [(attention, cell) for attention in ATTENTIONS if attention != "concat" for cell in ("gru", "lstm")]
-"""concat is additive by another name."""
-
-
-@functools.cache
-def traced(attention: str, cell: str) -> dict[str, onnx.ModelProto]:
-    """Both graphs of a tiny model, fp16 storage and all, without the export's own checks."""
-    after = cell == "lstm"
-    options = {"attend": "after", "input_feeding": True, "encoder_layers": 2, "decoder_layers": 2} if after else {}
-    sizes = {"embedding": 32, "encoder_hidden": 16, "decoder_hidden": 32, "attention_size": 16}
-    torch.manual_seed(1)
-    model = Seq2Seq(Seq2SeqConfig(attention=attention, cell=cell, **sizes, **options), 60, 70).half().float()
-    made = {}
-    for name, graph in graphs(model, 6).items():
-        axes = {"batch": 2, "src": 7, "beam": 3, "previous_beam": 4}
-        made[name] = trace(graph, graph.spec, [torch.from_numpy(value) for value in example_inputs(graph.spec, axes)])
-        store_as_fp16(made[name])
-    return made
+KINDS = sorted((HOUSE / "tests" / "data" / "kinds").glob("*.zip"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
-@pytest.mark.parametrize(("attention", "cell"), KINDS)
-def test_every_kind_of_model_builds(attention, cell, inline):
-    for model in traced(attention, cell).values():
-        assert build(inlined(model) if inline else model) > 0
+@pytest.mark.parametrize("path", KINDS, ids=lambda path: path.stem)
+def test_the_portable_graphs_of_every_kind_build(path):
+    """With our functions as they stand; tests/test_support_table.py builds what `optimize` makes of them."""
+    opened = Bundle.open(path)
+    for spec in opened.manifest.graphs.values():
+        assert build(onnx.load_model_from_string(opened.read(spec.file))) > 0
 
 
 @pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
