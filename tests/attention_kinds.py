@@ -19,6 +19,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 from support_table import builds, parses
 
@@ -28,7 +29,7 @@ from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.registry import VERBS, resolve
 from runtimes.optimize import optimize
 from runtimes.ort import OrtCpu
-from runtimes.picture import alignment_svg, write
+from runtimes.picture import write
 from runtimes.translate import Translation, Translator
 from runtimes.trt_compat import open_door
 from runtimes.verify import check
@@ -144,6 +145,36 @@ def table(folders: dict[str, Path]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+CELL, LEFT, TOP, ACROSS = 9, 24, 40, 3
+
+
+def grid(made: list[Translation]) -> str:
+    """An SVG, a small matrix each: source characters across, target characters down, darker where more weight is."""
+    wide = max(LEFT + CELL * len(t.source_tokens) for t in made) + 24
+    high = max(TOP + CELL * (len(t.tokens) + 1) for t in made) + 16
+    parts = []
+    for n, translation in enumerate(made):
+        assert translation.alignment is not None
+        x, y = n % ACROSS * wide + LEFT, n // ACROSS * high + TOP
+        parts.append(f'<text x="{x}" y="{y - 20}" font-weight="bold">{translation.text}</text>')
+        columns = [*translation.source_tokens[:-1], "¶"]
+        parts += [f'<text x="{x + CELL * i}" y="{y - 4}">{escape(c.strip())}</text>' for i, c in enumerate(columns)]
+        for j, row in enumerate(translation.alignment):
+            label = [*translation.tokens, "¶"][j]
+            parts.append(f'<text x="{x - 12}" y="{y + CELL * (j + 1) - 1}">{label}</text>')
+            parts += [
+                f'<rect x="{x + CELL * i}" y="{y + CELL * j}" width="{CELL}" height="{CELL}" fill-opacity="{w:.2f}"/>'
+                for i, w in enumerate(row)
+                if w >= 0.02
+            ]
+        box = f'width="{CELL * len(columns)}" height="{CELL * len(translation.alignment)}"'
+        parts.append(f'<rect x="{x}" y="{y}" {box} style="fill:none" stroke="#999"/>')
+    size = f'width="{ACROSS * wide}" height="{-(-len(made) // ACROSS) * high}"'
+    style = "<style>text{font:9px monospace;fill:#222}rect{fill:#1f5fa8}</style>"
+    ground = '<rect width="100%" height="100%" style="fill:white"/>'
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', style, ground, *parts, "</svg>", ""])
+
+
 def aligned(folders: dict[str, Path]) -> list[Translation]:
     """What each kind makes of one date, called by the kind's name; those without alignments are left out."""
     made = []
@@ -166,7 +197,7 @@ def main() -> None:
             make(name, folders[name], options.data)
     made = {name: folder for name, folder in folders.items() if (folder / FOUND).exists()}
     print(table(made))
-    write(options.out / "alignments.svg", alignment_svg(aligned(made)))
+    write(options.out / "alignments.svg", grid(aligned(made)))
 
 
 if __name__ == "__main__":

@@ -45,9 +45,28 @@ def test_every_other_block_runs(tmp_path: Path):
         assert done.returncode == 0, f"this block of README.md gives {done.returncode}:\n{code}\n{done.stderr[-4000:]}"
 
 
+@pytest.mark.parametrize(
+    ("file", "code"), re.findall(r"^<!-- (\S+\.py) -->\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+)
+def test_code_that_it_quotes_stands_in_its_file(file: str, code: str):
+    lines = (HOUSE / file).read_text(encoding="utf-8").splitlines()
+    assert [line for line in code.splitlines() if line not in lines] == []
+
+
 def test_every_verb_has_an_example():
     shown = set(re.findall(r"edge-attn (\w+)", "".join(code for language, code in BLOCKS if language == "bash")))
-    assert {"train", "export", "translate", "verify", "evaluate", "inspect", "demo", "optimize"} <= shown
+    assert {
+        "train",
+        "export",
+        "translate",
+        "verify",
+        "evaluate",
+        "inspect",
+        "demo",
+        "optimize",
+        "score",
+        "align",
+    } <= shown
     assert shown <= set(VERBS)
 
 
