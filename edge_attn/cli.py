@@ -128,7 +128,7 @@ def export(checkpoint: Path, out: Path, candidates: int, sentences: Path | None,
 @search_options
 @click.option("--n-best", type=int, default=SearchConfig.n_best, show_default=True, help="Translations a line.")
 @click.option("--alternatives", type=int, default=0, help="So many first tokens after the prefix, each completed.")
-@click.option("--prefix", type=PATH, help="What the translation of each line begins with, a line each.")
+@click.option("--prefix", type=PATH, help="What the translation of each line begins with, whole words, a line each.")
 @click.option("--format", type=click.Choice(["text", "jsonl", "moses"]), default="text", show_default=True)
 @click.option("--alignments", type=PATH, help="Pharaoh alignments (i-j) of the tokens, a line each.")
 @click.option("--replace-unknown", is_flag=True, help="For an unknown word, put the source word that it attends to.")
@@ -238,7 +238,8 @@ def _pair_options(command: Any) -> Any:
 def score(**given: Any) -> None:
     """Log-probability of each target in TSV (also .gz) by BUNDLE (or a checkpoint), per token, with perplexity.
 
-    What they come to stands on standard error.
+    What they come to stands on standard error. A target is split into tokens anew: not always into those of which
+    `translate` made it.
     """
     click.echo(_verb("score")(**given), err=True)
 
@@ -248,7 +249,10 @@ def score(**given: Any) -> None:
 @click.option("--format", type=click.Choice(["pharaoh", "jsonl"]), default="pharaoh", show_default=True)
 @_runtime_options
 def align(**given: Any) -> None:
-    """Source token that each target token in TSV (also .gz) attends to, by BUNDLE (or a checkpoint), as Pharaoh i-j."""
+    """Source token that each target token in TSV (also .gz) attends to, by BUNDLE (or a checkpoint), as Pharaoh i-j.
+
+    A target is split into tokens anew: not always into those of which `translate` made it.
+    """
     _verb("align")(**given)
 
 

@@ -146,6 +146,8 @@ class Seq2SeqConfig:
             raise ConfigError(
                 f"focus = {self.focus!r} has no window, found window = {self.window}; it belongs to local-m and local-p"
             )
+        if self.hard_training != "straight-through" and self.focus != "hard":
+            raise ConfigError(f"hard_training = {self.hard_training!r} needs focus = 'hard', found {self.focus!r}")
         if self.coverage and self.focus != "global":
             raise ConfigError(f"coverage needs focus = 'global', found {self.focus!r}")
         if self.normaliser != "softmax" and self.focus == "hard":

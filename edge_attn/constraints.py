@@ -8,30 +8,29 @@ import numpy as np
 
 from edge_attn.config import SearchConfig
 from edge_attn.errors import UsageError
-from edge_attn.text import EOS
+from edge_attn.text import BOS, EOS, PAD
+
+NO_WORDS = [PAD, BOS]
+"""Never chosen where whole rows are ranked; a prefix may hold them."""
 
 
 class Constraints:
     """The options of one search that look at whole rows of log-probabilities; a row is one search of one sentence.
 
     Raises:
-        UsageError: a token that the vocabulary does not have, a prefix longer than `max_length`, or one that goes on
-            after its end symbol.
+        UsageError: a prefix that holds a token which the vocabulary does not have, is longer than `max_length`, or goes
+            on after its end symbol.
     """
 
     def __init__(self, config: SearchConfig, prefixes: Sequence[Sequence[int]], vocabulary: int) -> None:
-        for name, tokens in (("suppress", config.suppress), *(("a prefix", prefix) for prefix in prefixes)):
-            for token in tokens:
-                if not 0 <= token < vocabulary:
-                    raise UsageError(f"{name} holds the token {token}, the vocabulary {vocabulary} entries")
+        for prefix in prefixes:
+            _check_tokens("a prefix", prefix, vocabulary)
         longest = max(map(len, prefixes), default=0)
         room = config.max_length - (config.alternatives > 0)
         if longest > room:
             raise UsageError(f"a prefix has {longest} tokens, and max_length leaves room for {room}")
         if any(EOS in prefix[:-1] for prefix in prefixes):
             raise UsageError(f"a prefix goes on after its end symbol ({EOS})")
-        if EOS in config.suppress:
-            raise UsageError(f"suppress holds the end symbol ({EOS}): no sentence would end; use min_length")
         self._config = config
         self._suppressed = list(config.suppress)
         self.penalised = config.repetition_penalty != 1.0
@@ -62,6 +61,8 @@ class Constraints:
             worse = np.take_along_axis(log_probs, history, 2) * self._config.repetition_penalty
             np.put_along_axis(worth, history, worse, 2)
         allowed = worth.copy()
+        if self._always or self._config.sample or length <= self._config.min_length:
+            allowed[:, :, NO_WORDS] = -np.inf
         if self._suppressed:
             allowed[:, :, self._suppressed] = -np.inf
         if length <= self._config.min_length:
@@ -80,11 +81,25 @@ class Constraints:
         """Where a prefix has just ended, leaves search number n the n-th likeliest token alone."""
         rows = np.flatnonzero(self._lengths == length - 1)
         if len(rows):
+            allowed[rows[:, None], :, NO_WORDS] = -np.inf
             best = np.argsort(-allowed[rows, 0], axis=1, kind="stable")
             numbers = np.minimum(self._numbers[rows], best.shape[1] - 1)
             tokens = best[np.arange(len(rows)), numbers]
             worth = np.where((numbers == self._numbers[rows])[:, None], allowed[rows, :, tokens], -np.inf)
             _only(allowed, rows, tokens, worth)
+
+
+def check_suppressed(tokens: Sequence[int], vocabulary: int) -> None:
+    """Refuses tokens that cannot be suppressed."""
+    _check_tokens("suppress", tokens, vocabulary)
+    if EOS in tokens:
+        raise UsageError(f"suppress holds the end symbol ({EOS}): no sentence would end; use min_length")
+
+
+def _check_tokens(name: str, tokens: Sequence[int], vocabulary: int) -> None:
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise UsageError(f"{name} holds the token {token}, the vocabulary {vocabulary} entries")
 
 
 def _only(allowed: np.ndarray, rows: np.ndarray, tokens: np.ndarray, worth: np.ndarray) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from edge_attn.errors import UsageError
 
 LENGTH_PENALTIES = ("none", "avg", "wu")
+WIDEST = 1024
+"""Hypotheses of one sentence that live at a time, at most: each has its row of the vocabulary in memory."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,9 @@ class SearchConfig:
     n_best: int = 1
     """Hypotheses returned: at most `beam`, or any number of independent samples."""
     length_penalty: float = 1.0
-    """alpha: the power of what the log-probability is divided by."""
+    """alpha: the power of what the log-probability is divided by; the kind none takes none."""
     max_length: int = 200
-    """Tokens after which a sentence is ended."""
+    """Tokens, at most, the end symbol counted."""
     length_penalty_kind: str = "avg"
     """What a hypothesis of n tokens, the end symbol counted, is divided by: none, 1; avg, n ** alpha; wu, the length
     penalty of Wu et al. 2016 (https://arxiv.org/abs/1609.08144), equation 14, ((5 + n) / 6) ** alpha."""
@@ -35,7 +37,7 @@ class SearchConfig:
     """No sequence of so many tokens comes twice (Paulus et al. 2018, https://arxiv.org/abs/1705.04304, section 2.5); 0
     turns it off."""
     min_length: int = 0
-    """Tokens before which a sentence does not end."""
+    """Tokens, at least, the end symbol not counted."""
     suppress: tuple[int, ...] = ()
     """Tokens that never come, unless a prefix holds them."""
     groups: int = 1
@@ -56,7 +58,8 @@ class SearchConfig:
     """Only the fewest tokens whose probabilities sum to p are drawn from: the nucleus of Holtzman et al. 2020
     (https://arxiv.org/abs/1904.09751), equation 2."""
     seed: int = 0
-    """What is drawn follows from the seed, the sentence and the number of the sample alone."""
+    """What is drawn follows from the seed, the sentence and the number of the sample; on another runtime rounding may,
+    rarely, turn a draw."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -85,7 +88,13 @@ class SearchConfig:
             raise UsageError(
                 f"length_penalty_kind must be one of {', '.join(LENGTH_PENALTIES)}, found {self.length_penalty_kind!r}"
             )
+        if self.length_penalty_kind == "none" and self.length_penalty != SearchConfig.length_penalty:
+            raise UsageError(
+                f"length_penalty_kind none divides by 1: it takes no length_penalty, found {self.length_penalty:g}"
+            )
         if self.sample:
+            if self.groups > 1 or self.diversity:
+                raise UsageError("sampling has no groups: leave out groups and diversity")
             if self.beam != 1:
                 raise UsageError(f"sampling draws one token at a time: it needs a beam of 1, found beam {self.beam}")
             if self.n_best < 1:
@@ -106,6 +115,11 @@ class SearchConfig:
             )
         if self.alternatives and (self.sample or self.groups > 1 or self.n_best > 1):
             raise UsageError("alternatives are searched for one by one: without sample, groups or n_best")
+        if self.width > WIDEST:
+            raise UsageError(
+                f"at most {WIDEST} hypotheses of a sentence live at a time, found {self.width}; take a smaller beam "
+                f"or fewer samples or alternatives"
+            )
 
     @property
     def searches(self) -> int:

@@ -12,17 +12,18 @@ from edge_attn.config import SearchConfig
 class Sampler:
     """Draws for `searches` samples of each source.
 
-    A sample's stream follows from the seed, the source's tokens and the sample's number: not from the batch, the place
-    in it or the runtime. The same source twice gives the same samples twice.
+    A sample's stream follows from the seed, the source's tokens and the sample's number: not from the batch or the
+    place in it. The same source twice gives the same samples twice. Another runtime rounds probabilities otherwise,
+    which may, rarely, turn a draw.
     """
 
     def __init__(self, config: SearchConfig, sources: Sequence[Sequence[int]]) -> None:
         self.config = config
         streams = [[config.seed, number, *source] for source in sources for number in range(config.searches)]
-        self._drawn = np.stack([np.random.default_rng(stream).random(config.max_length) for stream in streams])
+        self._streams = [np.random.default_rng(stream) for stream in streams]
 
-    def draw(self, log_probs: np.ndarray, length: int) -> np.ndarray:
-        """The token number `length` of each sample: the first whose cumulated probability passes the number drawn.
+    def draw(self, log_probs: np.ndarray) -> np.ndarray:
+        """The next token of each sample: the first whose cumulated probability passes the next number of its stream.
 
         The tokens stay in the vocabulary's order, so that two of nearly the same probability do not trade places
         between two runtimes.
@@ -32,7 +33,8 @@ class Sampler:
         """
         kept = likely(log_probs[:, 0].astype(np.float64), self.config)
         sums = np.cumsum(kept, 1)
-        target = self._drawn[:, length - 1, None] * sums[:, -1:]
+        drawn = np.array([stream.random() for stream in self._streams])
+        target = drawn[:, None] * sums[:, -1:]
         chosen: np.ndarray = np.minimum((sums <= target).sum(1), kept.shape[1] - 1)
         return chosen[:, None, None]
 

@@ -7,18 +7,18 @@ the runtime's values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from edge_attn.config import SearchConfig
-from edge_attn.constraints import Constraints
+from edge_attn.constraints import Constraints, check_suppressed
 from edge_attn.errors import UsageError
 from edge_attn.sampling import Sampler
 from edge_attn.scoring import coverage_penalty, diverse_order, length_penalty
-from edge_attn.spec import Runtime, Value
+from edge_attn.spec import GraphSpec, Runtime, Value
 from edge_attn.text import BOS, EOS, PAD
 
 
@@ -59,15 +59,39 @@ class Decoding:
         self._memory = {name: self.encoded[name] for name in step.names("memory.")}
         self._states = step.names("state.")
         self._state = {name: self.encoded[name] for name in self._states}
-        self.aligned = any(tensor.name == "alignment" for tensor in step.outputs)
-        sizes = {tensor.name: tensor.shape[-1] for tensor in step.outputs if tensor.shape}
-        self.candidates, self.vocabulary = int(sizes["candidates"]), int(sizes["log_probs"])
+        self.aligned = _aligned(step)
+        self.candidates, self.vocabulary = _sizes(step)
+        self._rows = np.arange(self.batch)
 
     def step(self, tokens: np.ndarray, parents: np.ndarray) -> dict[str, Value]:
         """tokens and parents (batch, beam) int64 -> the step's outputs; its states are kept for the next step."""
+        if len(self._rows) < self.batch:
+            tokens, parents = tokens[self._rows], parents[self._rows]
         outputs = self.runtime.run("step", {"tokens": tokens, "parents": parents, **self._memory, **self._state})
         self._state = {name: outputs["next_" + name] for name in self._states}
         return outputs
+
+    def read(self, outputs: Mapping[str, Value], name: str) -> np.ndarray:
+        """An output of the latest step (batch, ...), zero for sentences that were dropped."""
+        value = self.runtime.numpy(outputs[name])
+        if len(self._rows) == self.batch:
+            return value
+        whole = np.zeros((self.batch, *value.shape[1:]), value.dtype)
+        whole[self._rows] = value
+        return whole
+
+    def drop(self, alive: np.ndarray) -> None:
+        """Only sentences that are `alive` (batch) are computed from here on: where the runtime can take rows out of its
+        values, and where they are at most half, which pays for the copy."""
+        left = np.flatnonzero(alive[self._rows])
+        if 2 * len(left) > len(self._rows):
+            return
+        memory, state = (
+            {name: self.runtime.rows(value, left) for name, value in values.items()}
+            for values in (self._memory, self._state)
+        )
+        if all(value is not None for value in (*memory.values(), *state.values())):
+            self._memory, self._state, self._rows = memory, state, self._rows[left]
 
 
 def search(
@@ -92,8 +116,10 @@ def search(
         UsageError: the graph gives too few candidates for this beam, or no alignments where an option needs them; an
             option or a prefix that does not fit the vocabulary or `max_length`.
     """
+    check(runtime, config)
+    if prefixes is not None and len(prefixes) != len(sources):
+        raise UsageError(f"each of the {len(sources)} sentences needs a prefix, found {len(prefixes)} prefixes")
     decoding = Decoding(runtime, sources)
-    _check(decoding, config, prefixes)
     batch, searches, size = decoding.batch, config.searches, config.beam // config.groups
     rows, keep = batch * searches, min(config.beam + 1, decoding.candidates)
     constraints = Constraints(config, prefixes or [()] * batch, decoding.vocabulary)
@@ -108,16 +134,16 @@ def search(
         width = live.shape[1]
         outputs = decoding.step(tokens.reshape(batch, -1), parents.reshape(batch, -1))
         if trace.alignments is not None:
-            trace.alignments.append(runtime.numpy(outputs["alignment"]).reshape(rows, width, -1))
+            trace.alignments.append(decoding.read(outputs, "alignment").reshape(rows, width, -1))
         if sampler or constraints.at(length):
-            log_probs = runtime.numpy(outputs["log_probs"]).reshape(rows, width, -1)
+            log_probs = decoding.read(outputs, "log_probs").reshape(rows, width, -1)
             worth = constraints.apply(log_probs, history, length)
-            ids = sampler.draw(worth, length) if sampler else _best_ids(worth, keep)
+            ids = sampler.draw(worth) if sampler else _best_ids(worth, keep)
             gains = np.take_along_axis(worth, ids, 2)
             says = np.take_along_axis(log_probs, ids, 2) if constraints.penalised else gains
         else:
-            ids = runtime.numpy(outputs["candidate_ids"])[:, :, :keep]
-            gains = says = runtime.numpy(outputs["candidates"])[:, :, :keep].reshape(rows, width, -1)
+            ids = decoding.read(outputs, "candidate_ids")[:, :, :keep]
+            gains = says = decoding.read(outputs, "candidates")[:, :, :keep].reshape(rows, width, -1)
         totals, ids = (live[:, :, None] + gains).reshape(rows, -1), ids.reshape(rows, -1)
         if config.groups > 1:
             ranked = diverse_order(totals, ids, config)
@@ -137,8 +163,10 @@ def search(
             going = ends.argsort(axis=1, kind="stable")[:, :size] + first * ends.shape[1]
             live, own, tokens, origins = (array.take(going) for array in (totals, own, ids, origins))
             live[[row for row, _ in ending if len(ended[row]) >= size]] = -np.inf
-            if not np.isfinite(live).any():
+            alive = np.isfinite(live).reshape(batch, -1).any(1)
+            if not alive.any():
                 break
+            decoding.drop(alive)
         else:
             live, own, tokens, origins = totals[:, :size], own[:, :size], ids[:, :size].copy(), origins[:, :size].copy()
         trace.tokens.append(tokens.tolist())
@@ -156,18 +184,33 @@ def search(
     ]
 
 
-def _check(decoding: Decoding, config: SearchConfig, prefixes: Sequence[Sequence[int]] | None) -> None:
-    """Refuses what this bundle cannot serve."""
-    if prefixes is not None and len(prefixes) != decoding.batch:
-        raise UsageError(f"each of the {decoding.batch} sentences needs a prefix, found {len(prefixes)} prefixes")
-    beam, candidates = config.beam, decoding.candidates
-    if not config.sample and candidates < beam + 1 and candidates < decoding.vocabulary:
+def check(runtime: Runtime, config: SearchConfig) -> None:
+    """Refuses what this model cannot serve, before there is a sentence; `search` asks it too.
+
+    Raises:
+        UsageError: the graph gives too few candidates for this beam, or no alignments where an option needs them; a
+            token to suppress that the vocabulary does not have, or that is the end symbol.
+    """
+    step = runtime.graphs["step"]
+    beam, (candidates, vocabulary) = config.beam, _sizes(step)
+    if not config.sample and candidates < beam + 1 and candidates < vocabulary:
         raise UsageError(
             f"a beam of {beam} needs {beam + 1} candidates a step, this bundle gives {candidates}; "
             f"use --beam {candidates - 1} or less, or export again with --candidates {beam + 1}"
         )
-    if config.coverage_penalty and not decoding.aligned:
+    if config.coverage_penalty and not _aligned(step):
         raise UsageError("the coverage penalty needs alignments, and this model has no attention that gives them")
+    check_suppressed(config.suppress, vocabulary)
+
+
+def _aligned(step: GraphSpec) -> bool:
+    return any(tensor.name == "alignment" for tensor in step.outputs)
+
+
+def _sizes(step: GraphSpec) -> tuple[int, int]:
+    """Candidates that a step gives, and entries of the vocabulary."""
+    sizes = {tensor.name: tensor.shape[-1] for tensor in step.outputs if tensor.shape}
+    return int(sizes["candidates"]), int(sizes["log_probs"])
 
 
 def _best_ids(worth: np.ndarray, keep: int) -> np.ndarray:

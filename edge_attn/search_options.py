@@ -11,20 +11,22 @@ import click
 from edge_attn.options import LENGTH_PENALTIES, SearchConfig
 
 HELP = {
-    "length_penalty": "alpha: score = log-probability / length ** alpha",
-    "length_penalty_kind": "Divide by 1 (none), by length ** alpha (avg), or by ((5 + length) / 6) ** alpha (wu).",
+    "length_penalty": "alpha: the power that --length-penalty-kind tells of.",
+    "length_penalty_kind": "The score is the log-probability, divided by 1 (none), by length ** alpha (avg), or by "
+    "((5 + length) / 6) ** alpha (wu).",
     "coverage_penalty": "beta of Wu et al. 2016: a lower score for source words that were not attended to.",
     "repetition_penalty": "Log-probabilities of tokens that came before count so many times.",
     "no_repeat_ngram": "No sequence of so many tokens comes twice; 0: any may.",
-    "min_length": "Tokens, at least.",
-    "max_length": "Tokens, at most.",
-    "groups": "Parts of the beam that keep away from each other's tokens, by --diversity.",
+    "min_length": "Tokens, at least, the end symbol not counted.",
+    "max_length": "Tokens, at most, the end symbol counted.",
+    "groups": "Parts of the beam that keep away from each other's tokens, by --diversity; "
+    "what two of them find comes once, so fewer than --n-best may come.",
     "diversity": "What a token costs for each hypothesis of an earlier group that has it.",
     "sample": "Draw tokens in place of searching for them.",
     "temperature": "With --sample: below 1 the likely tokens come more often, above 1 less.",
     "top_k": "With --sample: only from so many likely tokens; 0: from all.",
     "top_p": "With --sample: only from the likely tokens that make up so much probability.",
-    "seed": "With --sample: the same seed draws the same tokens.",
+    "seed": "With --sample: the same seed draws the same tokens, for equal lines too.",
 }
 
 

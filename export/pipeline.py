@@ -72,6 +72,7 @@ def export(
             "onnx": onnx.__version__,
             "python": platform.python_version(),
             "graphs": made,
+            "folded": True,
         },
         files={name: FileEntry("", 0) for name in files},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Evaluation:
     seconds: float
     cut: int
     """Sources longer than the model reads, of which only the beginning was translated."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the search, those beside the beam that are not the defaults."""
 
     def content(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,6 +71,7 @@ class Evaluation:
             f"BLEU {total.bleu:.2f} (95 % interval {total.low:.2f} to {total.high:.2f})  chrF {total.chrf:.2f}  "
             f"exact match {100 * total.exact:.2f} %  in {self.seconds:.1f} s",
         ]
+        lines += ["options " + ", ".join(f"{k} {v}" for k, v in self.options.items())] if self.options else []
         lines += [f"signature {signature}" for signature in self.signatures]
         lines += [f"{self.cut} of the sources are longer than the model reads, and were cut"] if self.cut else []
         if self.bins:
@@ -106,7 +109,7 @@ def evaluate(
     pairs = list(first.items())[:limit]
     bleu, chrf = _metrics()
     translator = Translator.open(model, runtime, options)
-    config = translator.suppressing(config or SearchConfig(), suppress)
+    config = translator.checked(config or SearchConfig(), suppress)
     started = time.monotonic()
     translations = _translate(translator, pairs, config)
     found = dict(zip(pairs, (translation.text for translation in translations), strict=True))
@@ -123,7 +126,11 @@ def evaluate(
     signatures = (f"BLEU: {bleu.get_signature()}", f"chrF: {chrf.get_signature()}")
     cut = sum(translation.cut for translation in translations)
     provider = translator.runtime.provider
-    return Evaluation(str(model), provider, config.beam, total, tuple(bins), signatures, seconds, cut)
+    default = asdict(SearchConfig())
+    chosen = {name: value for name, value in vars(config).items() if name != "beam" and value != default[name]}
+    if config.suppress:
+        chosen["suppress"] = translator.text.target.pieces(config.suppress)
+    return Evaluation(str(model), provider, config.beam, total, tuple(bins), signatures, seconds, cut, chosen)
 
 
 def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[Translation]:

@@ -51,6 +51,10 @@ class OrtCpu:
         result: np.ndarray = value
         return result
 
+    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+        taken: np.ndarray = value[index]
+        return taken
+
     def close(self) -> None:
         """Nothing to do: the sessions go with their last reader."""
 

@@ -95,6 +95,10 @@ class OrtCuda:
         result: np.ndarray = value.numpy()
         return result
 
+    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+        """Whole: to take rows out would bring the value to the host."""
+        return None
+
     def close(self) -> None:
         """Frees the weights and the arenas on the device."""
         self._sessions.clear()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from edge_attn.spec import Runtime
 from edge_attn.text import EOS, SPECIAL, UNK
 from runtimes.base import DEFAULT
 from runtimes.translate import BATCH_TOKENS, Translator, by_length, pharaoh
-from runtimes.translate_file import WINDOW, open_output, writing
+from runtimes.translate_file import WINDOW, open_output, plain, standard_output, writing
 
 Pair = tuple[str, str]
 
@@ -145,17 +144,12 @@ def _show(line: Line | None) -> str:
 
 def _content(found: Score) -> dict[str, Any]:
     return {
-        "log_prob": _plain(found.log_prob),
-        "perplexity": _plain(found.perplexity),
+        "log_prob": plain(found.log_prob),
+        "perplexity": plain(found.perplexity),
         "tokens": found.tokens,
-        "log_probs": [_plain(value) for value in found.log_probs],
+        "log_probs": [plain(value) for value in found.log_probs],
         "unknown": found.unknown,
     }
-
-
-def _plain(value: float) -> float | str:
-    """JSON has no number for `-inf` and `nan`."""
-    return value if math.isfinite(value) else str(value)
 
 
 @dataclass(frozen=True)
@@ -229,7 +223,7 @@ def _windows(pairs: Iterator[Pair | None]) -> Iterator[list[Pair | None]]:
 def writer(output: Path | None) -> Iterator[Callable[[str], None]]:
     """A function that writes text into the file `output`, which appears when it is whole, or to standard output."""
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_output(output)) if output else sys.stdout
+        file = stack.enter_context(open_output(output)) if output else standard_output()
 
         def write(text: str) -> None:
             with writing(output):
@@ -255,7 +249,8 @@ def score_pairs(
     targets: list[list[int]] = []
     cut: list[bool] = []
     for i, pair in enumerate(pairs):
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+        fits = isinstance(pair, (tuple, list)) and len(pair) == 2
+        if not fits or not all(isinstance(side, str) for side in pair):
             raise InputError(f"pair {i} must be (source, target), two strings, found {pair!r}")
         source, was_cut = golden.encode(text, pair[0], translator.max_source)
         sources.append(source)

@@ -16,7 +16,7 @@ from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.registry import RUNTIMES, SERVICES, resolve
-from edge_attn.search import Hypothesis, search
+from edge_attn.search import Hypothesis, check, search
 from edge_attn.spec import Runtime
 from edge_attn.text import UNK, Text
 from runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
@@ -35,7 +35,8 @@ class Translation:
 
     text: str
     score: float
-    """What the search ranked it by: the log-probability over the length penalty, with the options' other penalties."""
+    """What the search ranked it by: the log-probability over the length penalty, with the options' other penalties;
+    NaN, and an empty text, where the options leave no token that can follow."""
     log_prob: float
     tokens: tuple[str, ...]
     source_tokens: tuple[str, ...]
@@ -114,13 +115,13 @@ class Translator:
             UsageError: an option that makes no sense.
             InputError: a sentence that is no string, or a prefix that the model cannot say.
         """
-        table = check_replacement(self.runtime, replace_unknown, phrase_table)
-        given = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
-        some: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        config = self.suppressing(dataclasses.replace(config or SearchConfig(), **some), suppress)
         for name, texts in (("sentences", sentences), ("prefixes", prefixes), ("suppressed pieces", suppress)):
             if isinstance(texts, str):
                 raise UsageError(f"translate takes a list of {name}, found one string; put it in a list")
+        table = check_replacement(self.runtime, replace_unknown, phrase_table)
+        given = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
+        some: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = self.checked(dataclasses.replace(config or SearchConfig(), **some), suppress)
         sentences = list(sentences)
         begun = None if prefixes is None else self._prefixes(list(prefixes), len(sentences), config)
         found: dict[int, Translation] = {}
@@ -134,20 +135,22 @@ class Translator:
                 )
         return [found[i] for i in range(len(sentences))]
 
-    def suppressing(self, config: SearchConfig, pieces: Iterable[str]) -> SearchConfig:
-        """`config`, which then suppresses these entries of the target vocabulary too.
+    def checked(self, config: SearchConfig, suppress: Iterable[str] = ()) -> SearchConfig:
+        """`config`, which this model can serve, and which then suppresses these entries of the target vocabulary too.
 
         Raises:
-            UsageError: it has no such entry.
+            UsageError: it has no such entry, or cannot serve an option.
         """
-        wanted = list(pieces)
-        if not wanted:
-            return config
-        known = {piece: i for i, piece in enumerate(self.text.target.pieces(range(len(self.text.target))))}
-        for piece in wanted:
-            if piece not in known:
-                raise UsageError(f"{piece!r} cannot be suppressed: it is no entry of the target vocabulary")
-        return dataclasses.replace(config, suppress=(*config.suppress, *(known[piece] for piece in wanted)))
+        wanted = list(suppress)
+        if wanted:
+            known = {piece: i for i, piece in enumerate(self.text.target.pieces(range(len(self.text.target))))}
+            for piece in wanted:
+                if piece not in known:
+                    hint = "; a piece that begins a word begins with ▁" if self.text.kind == "sentencepiece" else ""
+                    raise UsageError(f"{piece!r} cannot be suppressed: it is no entry of the target vocabulary{hint}")
+            config = dataclasses.replace(config, suppress=(*config.suppress, *(known[piece] for piece in wanted)))
+        check(self.runtime, config)
+        return config
 
     def prefix(self, text: str, config: SearchConfig) -> list[int]:
         """The tokens of a prefix.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import select
 import sys
@@ -15,8 +16,8 @@ from typing import BinaryIO, TextIO
 from tqdm import tqdm
 
 from edge_attn.config import RuntimeOptions, SearchConfig
-from edge_attn.errors import InputError
-from runtimes.base import DEFAULT
+from edge_attn.errors import InputError, UsageError
+from runtimes.base import DEFAULT, check_attention
 from runtimes.translate import Translation, Translator
 from runtimes.unknown import check_replacement, read_phrase_table
 
@@ -50,11 +51,15 @@ def translate_file(
     Raises:
         InputError: a line that is not text, or a prefix that the model cannot say, named by its number; the lines
             before it are answered. A phrase table that cannot be read.
-        UsageError: unknown words are to be replaced, and the model has no attention; a piece to suppress that the
-            vocabulary does not have.
+        UsageError: unknown words are to be replaced or alignments written, and the model has no attention; an option
+            that the model cannot serve; one file for translations and alignments.
     """
+    if output and alignments and output.resolve() == alignments.resolve() and not _direct(output):
+        raise UsageError(f"{output} cannot hold both the translations and the alignments; give another file for one")
     translator = Translator.open(bundle, runtime, options)
-    config = translator.suppressing(config or SearchConfig(), suppress)
+    config = translator.checked(config or SearchConfig(), suppress)
+    if alignments:
+        check_attention(translator.runtime, "an alignment")
     phrases = check_replacement(
         translator.runtime, replace_unknown, None if phrase_table is None else read_phrase_table(phrase_table)
     )
@@ -62,7 +67,7 @@ def translate_file(
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_open_input(input))
         begun = stack.enter_context(_prefixes(prefix, translator, config)) if prefix else None
-        target = stack.enter_context(open_output(output)) if output else sys.stdout
+        target = stack.enter_context(open_output(output)) if output else standard_output()
         aligned = stack.enter_context(open_output(alignments)) if alignments else None
         want = aligned is not None or format == "jsonl"
         bar = stack.enter_context(tqdm(unit=" lines", disable=True if source.isatty() else None, file=sys.stderr))
@@ -80,6 +85,12 @@ def translate_file(
                     print(
                         f"warning: line {count + 1} has more than {translator.max_source} tokens; "
                         f"only the first were translated",
+                        file=sys.stderr,
+                    )
+                if math.isnan(translation.score):
+                    print(
+                        f"warning: line {count + 1} has no translation; the options leave nothing that can follow, or "
+                        f"the model gives no number",
                         file=sys.stderr,
                     )
                 with writing(output):
@@ -104,8 +115,8 @@ def _show(translation: Translation, line: str, index: int, n_best: int, format: 
         shown = [
             {
                 "text": h.text,
-                "score": h.score,
-                "log_prob": h.log_prob,
+                "score": plain(h.score),
+                "log_prob": plain(h.log_prob),
                 "tokens": h.tokens,
                 "alignment": h.pharaoh(),
                 "finished": h.finished,
@@ -118,6 +129,11 @@ def _show(translation: Translation, line: str, index: int, n_best: int, format: 
         return "".join(f"{index} ||| {h.text} ||| LogProb= {h.log_prob:.6f} ||| {h.score:.6f}\n" for h in hypotheses)
     texts = [h.text for h in hypotheses]
     return "".join(f"{text}\n" for text in texts + [""] * (n_best - len(texts)))
+
+
+def plain(value: float) -> float | str:
+    """JSON has no number for `-inf` and `nan`."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _windows(source: BinaryIO) -> Iterator[list[str | InputError]]:
@@ -151,7 +167,7 @@ def _prefixes(path: Path, translator: Translator, config: SearchConfig) -> Itera
     """The tokens of each line of `path`, read as they are asked for. One that is no prefix ends them."""
 
     def each(file: BinaryIO) -> Iterator[list[int] | InputError]:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
             line = _decode(raw.removesuffix(b"\n"), number)
             try:
                 if isinstance(line, InputError):
@@ -209,11 +225,17 @@ def _open_input(path: Path | None) -> Iterator[BinaryIO]:
         yield file
 
 
+def standard_output() -> TextIO:
+    if sys.stdout is None:
+        raise InputError("standard output is closed; give a file with --output")
+    return sys.stdout
+
+
 @contextlib.contextmanager
 def open_output(path: Path) -> Iterator[TextIO]:
     """A file that appears under its name when it is whole; a pipe or a device is written as it goes."""
     with writing(path):
-        direct = path.exists() and not path.is_file()
+        direct = _direct(path)
         final = path if direct else path.resolve()  # a link stays one
         temporary = path if direct else final.with_name(f".{path.name}.{os.getpid()}.partial")
         file = temporary.open("w", encoding="utf-8", newline="\n")
@@ -228,6 +250,11 @@ def open_output(path: Path) -> Iterator[TextIO]:
             file.close()
         if not direct:
             temporary.unlink(missing_ok=True)
+
+
+def _direct(path: Path) -> bool:
+    """A pipe or a device."""
+    return path.exists() and not path.is_file()
 
 
 @contextlib.contextmanager

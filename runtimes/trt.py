@@ -144,6 +144,10 @@ class Trt:
         self._refuse_closed()
         return self._memory.read(value)
 
+    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+        """Whole: launches are captured for the batch that they began with."""
+        return None
+
     def close(self) -> None:
         """Frees all that it holds on the device; twice is no fault. A runtime that nobody holds does it too."""
         self._held()

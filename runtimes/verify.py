@@ -43,8 +43,8 @@ def verify(
     else:
         lines = golden.read_sentences(sentences) if sentences is not None else golden.load(opened.read).sentences
         record = resolve("service", SERVICES, "record reference")
-        encoder = opened.manifest.graphs["encoder"]
-        said = record(reference, lines, opened.manifest.max_source, _size(running, "candidates"), encoder)
+        folded = bool(opened.manifest.provenance.get("folded"))  # bundles of before were not, and do not say so
+        said = record(reference, lines, opened.manifest.max_source, _size(running, "candidates"), folded)
     return check(opened, running, said, levels, overrides or {}, str(reference) if reference else "golden data")
 
 

@@ -12,7 +12,7 @@ from table_decoder import SOURCE, random_tables
 
 from edge_attn.config import SearchConfig
 from edge_attn.scoring import UNSEEN
-from edge_attn.text import BOS, EOS
+from edge_attn.text import BOS, EOS, PAD
 
 Sentence = tuple[tuple[int, ...], bool]
 """Tokens, and whether the end symbol came."""
@@ -26,9 +26,12 @@ def possible(sentence: Sentence, config: SearchConfig, prefix: Sequence[int]) ->
     repeated = [
         i + config.no_repeat_ngram - 1 for i, gram in enumerate(grams) if config.no_repeat_ngram and gram in grams[:i]
     ]
+    always = config.suppress or config.no_repeat_ngram or config.repetition_penalty > 1.0
+    whole = len(tokens) if always else max(config.min_length, len(prefix) + 1 if config.alternatives else 0)
     return (
         tokens[: len(prefix)] == tuple(prefix)
         and not any(tokens[i] in config.suppress for i in free)
+        and not any(tokens[i] in (PAD, BOS) for i in free if i < whole)  # where whole rows are ranked
         and not any(i in free for i in repeated)
         and not (finished and len(tokens) < config.min_length)
     )
@@ -72,12 +75,13 @@ def problems(draw):
     vocabulary, longest = draw(st.sampled_from([(4, 4), (5, 3)]))
     words = [token for token in range(vocabulary) if token != EOS]
     beam = whole_space(vocabulary, longest)
+    kind = draw(st.sampled_from(["none", "avg", "wu"]))
     config = SearchConfig(
         beam,
         beam,
-        length_penalty=draw(st.sampled_from([0.0, 0.6, 1.0, 2.0])),
+        length_penalty=1.0 if kind == "none" else draw(st.sampled_from([0.0, 0.6, 1.0, 2.0])),
         max_length=longest,
-        length_penalty_kind=draw(st.sampled_from(["none", "avg", "wu"])),
+        length_penalty_kind=kind,
         coverage_penalty=draw(st.sampled_from([0.0, 0.4])),
         repetition_penalty=draw(st.sampled_from([1.0, 1.7])),
         no_repeat_ngram=draw(st.integers(0, 3)),

@@ -70,6 +70,7 @@ def test_a_whole_number_is_a_fraction_too(read):
         ("[model]\nfocus = 'hard'\nwindow = 3\n", "focus = 'hard' has no window"),
         ("[model]\nfocus = 'hard'\nnormaliser = 'sparsemax'\n", "has no normaliser but 'softmax'"),
         ("[model]\nfocus = 'hard'\nhard_training = 'gumbel'\n", "hard_training must be one of straight-through, reinf"),
+        ("[model]\nhard_training = 'reinforce'\n", "'reinforce' needs focus = 'hard', found 'global'"),
         ("[model]\nfocus = 'hard'\ncoverage = true\n", "coverage needs focus = 'global', found 'hard'"),
         ("[model]\nheads = 0\n", "heads must be at least 1, found 0"),
         ("[model]\npositions = 0\n", "positions must be at least 1, found 0"),

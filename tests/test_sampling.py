@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from table_decoder import SOURCE, A, B, TableDecoder, log_prob, random_tables, t
 from edge_attn.config import SearchConfig
 from edge_attn.sampling import Sampler, likely
 from edge_attn.search import Hypothesis, search
-from edge_attn.text import BOS, EOS
+from edge_attn.text import BOS, EOS, PAD
 
 C = 6
 COIN = table({BOS: {A: 0.5, B: 0.3, C: 0.15, EOS: 0.05}, A: {EOS: 1.0}, B: {EOS: 1.0}, C: {EOS: 1.0}}, vocabulary=7)
@@ -66,7 +67,7 @@ def test_equals_stay_together():
 )
 def test_tokens_come_as_often_as_they_are_likely(options, expected):
     count = 4000
-    found = Counter([*h.tokens, EOS][0] for h in draw(COIN, n_best=count, seed=3, **options))
+    found = Counter([*h.tokens, EOS][0] for seed in range(4) for h in draw(COIN, n_best=1000, seed=seed, **options))
     assert set(found) <= set(expected)
     for token, probability in expected.items():
         apart = 4 * math.sqrt(probability * (1 - probability) / count)
@@ -76,7 +77,7 @@ def test_tokens_come_as_often_as_they_are_likely(options, expected):
 def test_a_repetition_penalty_changes_what_is_drawn_from():
     """.5 ** 2 against .5: the other comes in two of three."""
     tables = table({BOS: {A: 1.0}, A: {A: 0.5, EOS: 0.5}})
-    found = draw(tables, n_best=3000, max_length=2, repetition_penalty=2.0)
+    found = [h for seed in range(3) for h in draw(tables, n_best=1000, max_length=2, repetition_penalty=2.0, seed=seed)]
     assert sum(h.finished for h in found) / 3000 == pytest.approx(2 / 3, abs=0.035)
 
 
@@ -130,6 +131,24 @@ def test_noise_of_another_runtime_does_not_change_what_is_drawn():
     assert same >= 49
 
 
+def test_padding_and_the_beginning_are_never_drawn():
+    tables = table({BOS: {PAD: 0.5, BOS: 0.4, A: 0.1}, A: {PAD: 0.9, EOS: 0.1}})
+    assert {h.tokens for h in draw(tables, n_best=50)} == {(A,)}
+    [forced] = search(TableDecoder(tables), [SOURCE], drawing(max_length=2), prefixes=[[BOS, A]])[0]
+    assert forced.tokens == (BOS, A)
+
+
+def test_numbers_are_drawn_as_they_are_needed():
+    """A limit that is never reached costs nothing, and the stream is the one that is drawn at once."""
+    [found] = draw(table({BOS: {A: 0.5, B: 0.5}, A: {EOS: 1.0}, B: {EOS: 1.0}}), seed=5, max_length=10**12)
+    assert found.finished
+    sampler = Sampler(drawing(seed=5), [SOURCE])
+    numbers = np.random.default_rng([5, 0, *SOURCE]).random(20)
+    even = np.log(np.full((1, 1, 1000), 0.001))
+    drawn = [int(sampler.draw(even)[0, 0, 0]) for _ in range(20)]
+    assert np.abs(drawn - 1000 * numbers).max() <= 1.0
+
+
 def test_a_prefix_is_not_drawn_and_what_follows_is():
     decoder = TableDecoder(random_tables(11, 1, 9))
     [found] = search(decoder, [SOURCE], drawing(n_best=9, max_length=8), prefixes=[[4, 4, 7]])
@@ -140,10 +159,9 @@ def test_a_prefix_is_not_drawn_and_what_follows_is():
 def test_the_last_token_is_drawn_too():
     """The largest number that a stream can draw still lies below the whole mass."""
     sampler = Sampler(drawing(), [SOURCE])
-    sampler._drawn[:] = 1 - 2**-53
-    assert sampler.draw(np.log([[[0.25, 0.75, 1e-300]]]), 1).tolist() == [[[1]]]
-    sampler._drawn[:] = 0.0
-    assert sampler.draw(np.array([[[-np.inf, -np.inf, 0.0]]]), 1).tolist() == [[[2]]]
+    sampler._streams = [SimpleNamespace(random=iter([1 - 2**-53, 0.0]).__next__)]
+    assert sampler.draw(np.log([[[0.25, 0.75, 1e-300]]])).tolist() == [[[1]]]
+    assert sampler.draw(np.array([[[-np.inf, -np.inf, 0.0]]])).tolist() == [[[2]]]
 
 
 def test_a_model_that_says_nothing_is_answered_with_no_number():

@@ -16,8 +16,8 @@ from table_decoder import SOURCE, A, B, TableDecoder, log_prob, random_tables, t
 from edge_attn.config import SearchConfig
 from edge_attn.errors import UsageError
 from edge_attn.scoring import UNSEEN
-from edge_attn.search import Hypothesis, search
-from edge_attn.text import BOS, EOS
+from edge_attn.search import Hypothesis, check, search
+from edge_attn.text import BOS, EOS, PAD, UNK
 
 C = 6
 
@@ -175,10 +175,38 @@ def test_what_is_suppressed_never_comes_but_in_a_prefix():
     assert said(find(tables, config, [A])) == [(A,)]
 
 
+STRANGE = table({BOS: {PAD: 0.5, BOS: 0.3, A: 0.15, EOS: 0.05}, A: {PAD: 0.9, EOS: 0.1}, PAD: {EOS: 1.0}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"min_length": 1}, {"suppress": (B,)}, {"no_repeat_ngram": 2}, {"repetition_penalty": 1.1}, {"alternatives": 3}],
+)
+def test_padding_and_the_beginning_are_no_words_where_whole_rows_are_ranked(options):
+    first = {h.tokens[:1] for h in find(STRANGE, SearchConfig(5, 1 if "alternatives" in options else 5, **options))}
+    assert first <= {(), (A,)}
+    assert (PAD,) in said(find(STRANGE, SearchConfig(5, 5)))  # as the graph gives it
+    assert said(find(STRANGE, SearchConfig(5, **options), [PAD])) == [(PAD,)]  # as the prefix asks for
+
+
+def test_padding_is_no_word_beside_a_sentence_whose_prefix_is_longer():
+    decoder = TableDecoder(np.repeat(STRANGE, 2, 0))
+    both = search(decoder, [[0, 0, 0], [1, 0, 0]], SearchConfig(2), prefixes=[[], [A, A, A]])
+    assert both[0] == search(decoder, [[0, 0, 0]], SearchConfig(2))[0]
+
+
 def test_options_that_leave_nothing_to_say_are_answered_with_no_number():
     tables = table({BOS: {A: 1.0}, A: {EOS: 1.0}})
     [found] = find(tables, SearchConfig(2, suppress=(A,)))
     assert (found.tokens, found.finished, math.isnan(found.score)) == ((), False, True)
+
+
+@pytest.mark.parametrize("options", [{"beam": 4}, {"suppress": (6,)}, {"suppress": (EOS,)}, {"coverage_penalty": 0.1}])
+def test_what_no_sentence_can_be_searched_with_is_known_before_the_first(options):
+    decoder = TableDecoder(random_tables(1, 1, 6), candidates=4, aligned=False)
+    with pytest.raises(UsageError):
+        check(decoder, SearchConfig(**{"beam": 2, **options}))
+    check(decoder, SearchConfig(2, suppress=(A,)))
 
 
 # ---- prefixes and alternatives
@@ -248,7 +276,7 @@ def test_each_alternative_is_the_best_that_enumeration_finds_after_its_token(pro
     prefix = prefix[: config.max_length - 1]
     some = SearchConfig(**{**vars(config), "n_best": 1, "alternatives": count})
     found = find(tables, some, prefix, attend=attend)
-    at, every = len(prefix), ranking(tables[0], config, prefix, attend if config.coverage_penalty else None)
+    at, every = len(prefix), ranking(tables[0], some, prefix, attend if config.coverage_penalty else None)
     firsts = [(s[0] + (EOS,) * s[1])[at] for _, s in every]
     best = {token: score for token, (score, _) in reversed(list(zip(firsts, every, strict=True)))}
     if not best:
@@ -326,7 +354,7 @@ def test_groups_find_what_the_papers_algorithm_finds(seed, shape, diversity):
 def test_equals_come_in_the_vocabularys_order_from_whole_rows_too(seed):
     rows = np.log(np.random.default_rng(seed).dirichlet(np.ones(40), 40))[None]
     rows[:, :, [11, 23, 37]] = -0.5
-    rows[:, :, 1] = -np.inf
+    rows[:, :, [PAD, UNK, BOS]] = -np.inf
     plain, constrained = (find(rows, SearchConfig(9, 9, max_length=5, suppress=tokens)) for tokens in ((), (1,)))
     assert plain == constrained
 

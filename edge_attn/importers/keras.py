@@ -61,7 +61,10 @@ def _config(archive: zipfile.ZipFile) -> Any:
         content = file.read(CONFIG_LIMIT + 1)
     if len(content) > CONFIG_LIMIT:
         raise ValueError(f"its {CONFIG} has more than {CONFIG_LIMIT} bytes")
-    return json.loads(content)
+    model = json.loads(content)
+    if not isinstance(model, dict) or not isinstance(model.get("config"), dict):
+        raise ValueError(f"its {CONFIG} describes no model")
+    return model
 
 
 def _layers(model: Any, inside: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -128,6 +131,8 @@ def _child(group: Any, name: str, kind: type) -> Any:
 
 def _make(kind: str, config: Any, weights: list[Tensor]) -> KerasLayer:
     made: KerasLayer
+    if not isinstance(config["use_scale"], bool):
+        raise ValueError(f"use_scale must be true or false, found {config['use_scale']!r}")
     if kind == "Attention":
         made = KerasAttention(config["use_scale"], config["score_mode"], keras_empty_rows=True)
     else:

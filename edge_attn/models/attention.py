@@ -66,6 +66,23 @@ class Attention(nn.Module):
         return {**memory, "keys": keys, "values": nn.functional.linear(memory["values"], weight)}
 
 
+class Around(Attention):
+    """What goes around an attention that has energies, `score`: its memory is that one's."""
+
+    def __init__(self, score: Attention) -> None:
+        super().__init__()
+        self.score = score
+
+    def prepare(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
+        return self.score.prepare(values, mask, summary)
+
+    def energy(self, query: Tensor, memory: Memory) -> Tensor:
+        return self.score.energy(query, memory)
+
+    def fold(self, memory: Memory, weight: Tensor) -> Memory | None:
+        return self.score.fold(memory, weight)
+
+
 class Additive(Attention):
     """e = v^T tanh(W s + U h + b) (Bahdanau et al. 2015, A.1.2); Luong's concat is the same with [W U] one matrix."""
 

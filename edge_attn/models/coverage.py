@@ -5,6 +5,7 @@
     e_ij = score(s_i, h_j) + w_c C_ij               for every other, w_c a number
 
 Tu et al. 2016 (https://arxiv.org/abs/1601.04811) call it the linguistic coverage, with a fertility of one.
+The loss that See et al. add for it (equations 12 and 13) is not part of training here.
 
 Shapes:
     coverage (batch, tgt, src), a state: zero at first, then raised by each step's weights
@@ -15,23 +16,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edge_attn.models.attention import Additive, Attention, Memory, State
+from edge_attn.models.attention import Additive, Around, Attention, Memory, State
 from edge_attn.models.normalise import attend
 
 
-class Coverage(Attention):
+class Coverage(Around):
     """`score` with the feature; w_c starts at zero, where it is `score` itself."""
 
     options = ("normaliser",)
 
     def __init__(self, score: Attention, normaliser: str = "softmax") -> None:
-        super().__init__()
-        self.score = score
+        super().__init__(score)
         self.normaliser = normaliser
         self.w = nn.Parameter(torch.zeros_like(score.v) if isinstance(score, Additive) else torch.zeros(()))
-
-    def prepare(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
-        return self.score.prepare(values, mask, summary)
 
     def start(self, memory: Memory) -> State:
         return {"coverage": memory["values"].new_zeros(memory["mask"].shape)[:, None, :]}
@@ -49,6 +46,3 @@ class Coverage(Attention):
         """The first step."""
         context, weights, _ = self.step(query, memory, self.start(memory))
         return context, weights
-
-    def fold(self, memory: Memory, weight: Tensor) -> Memory | None:
-        return self.score.fold(memory, weight)

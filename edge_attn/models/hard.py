@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_attn.config import one_of
 from edge_attn.models import torch_ops
-from edge_attn.models.attention import Attention, Memory, State
+from edge_attn.models.attention import Around, Attention, Memory, State
 from edge_attn.models.normalise import per_query
 from edge_attn.ops import hard as hard_op
 
@@ -35,7 +35,7 @@ def _hard(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]
 hard_attention = torch_ops.register(hard_op.OP, _hard)
 
 
-class Hard(Attention):
+class Hard(Around):
     """
     Raises:
         ConfigError: a training that is not there.
@@ -44,15 +44,9 @@ class Hard(Attention):
     options = ("hard_training",)
 
     def __init__(self, score: Attention, hard_training: str = "straight-through") -> None:
-        super().__init__()
+        super().__init__(score)
         one_of("hard_training", hard_training, TRAININGS)
-        self.score, self.rewarded = score, hard_training == "reinforce"
-
-    def prepare(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
-        return self.score.prepare(values, mask, summary)
-
-    def energy(self, query: Tensor, memory: Memory) -> Tensor:
-        return self.score.energy(query, memory)
+        self.rewarded = hard_training == "reinforce"
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         context, weights, _ = self.step(query, memory, {})

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.config import one_of
-from edge_attn.errors import ConfigError
+from edge_attn.errors import ConfigError, InputError
 from edge_attn.models.attention import Attention, Memory
 from edge_attn.models.normalise import softmax_attention
 
@@ -49,15 +49,21 @@ class KerasLayer(nn.Module):
         causal: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Context and weights; Keras' `return_attention_scores` is always on."""
+        for name, mask in (("query_mask", query_mask), ("value_mask", value_mask)):
+            if mask is not None and (mask.dtype != torch.bool or mask.ndim != 2):
+                raise InputError(
+                    f"{name} must be bool of shape (batch, length), True = a real token, "
+                    f"found {mask.dtype} of shape {tuple(mask.shape)}"
+                )
         energy = self.energy(query, value if key is None else key)
         if value_mask is None:
-            mask = torch.ones(value.shape[0], 1, value.shape[1], dtype=torch.bool, device=value.device)
+            keep = torch.ones(value.shape[0], 1, value.shape[1], dtype=torch.bool, device=value.device)
         else:
-            mask = value_mask[:, None, :]
+            keep = value_mask[:, None, :]
         if causal:
             source = torch.arange(value.shape[1], device=value.device)
-            mask = mask & (source <= torch.arange(query.shape[1], device=value.device)[:, None])
-        context, weights = softmax_attention(energy, value, mask, self.penalty)
+            keep = keep & (source <= torch.arange(query.shape[1], device=value.device)[:, None])
+        context, weights = softmax_attention(energy, value, keep, self.penalty)
         if query_mask is not None:
             context = context.masked_fill(~query_mask[:, :, None], 0.0)
         return context, weights

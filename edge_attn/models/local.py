@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edge_attn.config import at_least, one_of
 from edge_attn.models import torch_ops
-from edge_attn.models.attention import Attention, Memory, State
+from edge_attn.models.attention import Around, Attention, Memory, State
 from edge_attn.models.normalise import NORMALISERS, per_query, sparsemax
 from edge_attn.ops import local as local_op
 
@@ -42,7 +42,7 @@ ATTENDS = {
 """By the normaliser."""
 
 
-class Local(Attention):
+class Local(Around):
     """The window; a child says where it stands.
 
     Raises:
@@ -53,16 +53,10 @@ class Local(Attention):
     options: tuple[str, ...] = ("window", "normaliser")
 
     def __init__(self, score: Attention, window: int, normaliser: str = "softmax") -> None:
-        super().__init__()
+        super().__init__(score)
         at_least("window", window, 1)
         one_of("normaliser", normaliser, NORMALISERS)
-        self.score, self.window, self.normaliser = score, window, normaliser
-
-    def prepare(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
-        return self.score.prepare(values, mask, summary)
-
-    def energy(self, query: Tensor, memory: Memory) -> Tensor:
-        return self.score.energy(query, memory)
+        self.window, self.normaliser = window, normaliser
 
     def around(self, position: Tensor, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context and weights of windows around `position` (batch, tgt, 1)."""
@@ -102,7 +96,7 @@ class Predictive(Local):
 
     def position(self, query: Tensor, memory: Memory) -> Tensor:
         """p_t (batch, tgt, 1), between 0 and S."""
-        length = memory["mask"].sum(-1)[:, None, None]
+        length = per_query(memory["mask"]).sum(-1, keepdim=True)
         return length * torch.sigmoid(torch.tanh(self.inner(query)) @ self.v)[:, :, None]
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:

@@ -59,12 +59,22 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
             raise UsageError(f"threads must be at least 1, found {threads}")
         torch.set_num_threads(threads)
     config = read_config(config_path)
+    _check_model(config, config_path)
     with _processes() as (rank, world):
         train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
         text = _prepare(config, out, train_pairs, valid_pairs, rank)
         run = Run(config, text, out, rank, world)
         limit = config.data.max_tokens
         run.go(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
+
+
+def _check_model(config: Config, path: Path) -> None:
+    """What only the modules know of the options that they are made with, before anything is written."""
+    try:
+        with torch.device("meta"):
+            Seq2Seq(config.model, 5, 5)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: model: {error}") from error
 
 
 @contextlib.contextmanager
@@ -137,9 +147,10 @@ def learning_rate(options: TrainingConfig, update: int) -> float:
 
 
 def reinforce(log_probs: Tensor, choices: Tensor, baseline: float) -> Tensor:
-    """What teaches a hard attention to choose (Xu et al. 2015, https://arxiv.org/abs/1502.03044, equation 12).
+    """What teaches a hard attention to choose (after Xu et al. 2015, https://arxiv.org/abs/1502.03044, equation 12).
 
-    - sum_t (log p(y_t) - b) log pi(choice_t): the reward of a choice is what its own token gained by it.
+    - sum_t (log p(y_t) - b) log pi(choice_t): the reward of a choice is what its own token gained by it. The paper's
+    entropy term is not there, nor its steps with expected weights in place of a sample.
 
     Shapes:
         log_probs (tokens), of the right tokens, choices (tokens), log-probabilities of what was chosen

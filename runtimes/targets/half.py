@@ -91,7 +91,7 @@ class _Writer:
 
 
 def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
-    return onnx.helper.make_node("Cast", [source], [target], name=f"Cast_{target}", to=kind)
+    return onnx.helper.make_node("Cast", [source], [target], name=f"Cast_{source}_{target}", to=kind)
 
 
 def _may(node: onnx.NodeProto, kinds: dict[str, int], version: int) -> bool:

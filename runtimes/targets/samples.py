@@ -86,6 +86,9 @@ class _Largest:
     def numpy(self, value: Value) -> np.ndarray:
         return self._inner.numpy(value)
 
+    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+        return self._inner.rows(value, index)
+
     def close(self) -> None:
         self._inner.close()
 

@@ -107,20 +107,20 @@ def step_floor(bundle: Path, batch: int) -> tuple[float, float]:
 
 
 def step_weights(bundle: Path) -> int:
-    """Weights that the step's matrix products read."""
+    """Weights that the step's products read; a product of weights alone is made once, when the graph is loaded."""
     import onnx
 
     from edge_attn.bundle import Bundle
 
     graph = onnx.load_from_string(Bundle.open(bundle).read("graphs/step.onnx")).graph
-    made_by = {output: node for node in graph.node for output in node.output}
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
     total = 0
     for node in graph.node:
-        for name in node.input if node.op_type in ("MatMul", "Gemm") else ():
-            while name in made_by and made_by[name].op_type in ("Cast", "Transpose"):
-                name = made_by[name].input[0]
-            total += sizes.get(name, 0)
+        weights = [sizes.get(name, 0) for name in node.input]
+        if node.op_type in ("Cast", "Transpose") and weights[0]:
+            sizes[node.output[0]] = weights[0]
+        elif node.op_type in ("MatMul", "Gemm") and not weights[0]:
+            total += weights[1]
     return total
 
 

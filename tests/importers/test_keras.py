@@ -190,7 +190,7 @@ def a_number_where_a_group_belongs(file: Any) -> None:
 REFUSED: dict[str, tuple[object, Callable[[Any], None], str]] = {
     "not JSON": (b"{", one_number, "Expecting"),
     "deep JSON": (b"[" * 100_000, one_number, "recursion"),
-    "no model": ([], one_number, "list"),
+    "no model": ([], one_number, "describes no model"),
     "no layers": ({"config": {"layers": 3}}, one_number, "not iterable"),
     "somebody's own Attention": (described(module="mine"), one_number, "has none that"),
     "no module": ({"config": {"layers": [{"class_name": "Attention"}]}}, one_number, "layer: module"),

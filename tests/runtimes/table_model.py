@@ -71,6 +71,9 @@ class TableModel:
     def numpy(self, value: np.ndarray) -> np.ndarray:
         return value
 
+    def rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return value[index]
+
     def close(self) -> None: ...
 
 

@@ -179,6 +179,17 @@ def test_sources_that_were_cut_are_counted(toy_bundle, tmp_path, pairs):
     assert "1 of the sources are longer than the model reads" in str(found)
 
 
+def test_options_that_are_not_the_defaults_are_told(edge_attn_cli, toy_bundle, corpus):
+    options = ["--limit", 10, "--beam", 2, "--min-length", 3, "--suppress", "le"]
+    said = edge_attn_cli("evaluate", toy_bundle, corpus, *options).stdout
+    assert "\noptions min_length 3, suppress ['le']\n" in said
+    [told] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options, "--json").stdout)
+    assert (told["beam"], told["options"]) == (2, {"min_length": 3, "suppress": ["le"]})
+    [plain] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, "--limit", 10, "--json").stdout)
+    assert plain["options"] == {}
+    assert "options" not in edge_attn_cli("evaluate", toy_bundle, corpus, "--limit", 10).stdout
+
+
 def test_options_of_the_search_change_what_is_scored(edge_attn_cli, toy_bundle, corpus):
     options = ["--beam", 1, "--limit", 10, "--json"]
     [plain] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options).stdout)

@@ -157,7 +157,7 @@ def test_an_empty_side_is_its_end_symbol(model, empty):
     assert math.isfinite(no_source.log_prob)
 
 
-@pytest.mark.parametrize("bad", ["un chat", ("a cat",), ("a", "b", "c"), ("a cat", b"un chat")])
+@pytest.mark.parametrize("bad", ["un chat", ("a cat",), ("a", "b", "c"), ("a cat", b"un chat"), 5, None])
 def test_a_pair_must_be_two_strings(model, bad):
     with pytest.raises(InputError, match=r"pair 1 must be \(source, target\), two strings"):
         model.score([("a cat", "un chat"), bad])
@@ -315,6 +315,17 @@ def test_a_file_that_is_none_is_named(edge_attn_cli, run, toy_bundle, tmp_path):
 )
 def test_an_option_that_makes_no_sense_is_refused(run, options, said):
     assert run(b"a cat\tun chat\n", *options, code=2, said=said).stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["score", "align"])
+def test_no_standard_output_at_all_is_one_sentence(run_edge_attn, toy_bundle, toy_pairs, verb):
+    done = run_edge_attn(verb, toy_bundle, toy_pairs, before="sys.stdout = None")
+    assert (done.returncode, done.stderr) == (4, b"edge-attn: standard output is closed; give a file with --output\n")
+
+
+@pytest.mark.parametrize("verb", ["score", "align"])
+def test_the_help_says_that_a_text_is_split_anew(edge_attn_cli, verb):
+    assert "split into tokens anew" in " ".join(edge_attn_cli(verb, "--help").stdout.split())
 
 
 def test_an_output_that_cannot_be_written_is_named(run, run_edge_attn, toy_bundle, toy_pairs, tmp_path):

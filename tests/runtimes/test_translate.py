@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +152,24 @@ def test_what_max_length_cuts_off_is_not_finished(model):
 def test_an_option_that_makes_no_sense_is_refused(model, options):
     with pytest.raises(UsageError):
         model.translate([SENTENCE], **options)
+
+
+@pytest.mark.parametrize("name", ["suppress", "prefixes"])
+def test_a_string_where_a_list_is_wanted_is_told_before_it_is_read(model, name):
+    with pytest.raises(UsageError, match=r"translate takes a list of .*, found one string; put it in a list"):
+        model.translate(["a cat"], **{name: "chat"})
+
+
+@pytest.mark.parametrize("options", [{"beam": 40}, {"config": SearchConfig(suppress=(EOS,))}, {"suppress": ["</s>"]}])
+def test_what_the_bundle_cannot_serve_is_refused_without_a_sentence(model, options):
+    with pytest.raises(UsageError):
+        model.translate([], **options)
+
+
+def test_a_piece_that_begins_a_word_is_written_with_its_mark():
+    model = edge_attn.load(Path(edge_attn.__file__).parent / "pretrained" / "en-fr.zip")
+    with pytest.raises(UsageError, match=r"'chats' cannot be suppressed: .*; a piece that begins a word begins with ▁"):
+        model.translate([], suppress=["chats"])
 
 
 def test_a_bundle_is_loaded_by_any_kind_of_path_and_from_a_folder(toy_bundle, tmp_path):

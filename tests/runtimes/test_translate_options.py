@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from runtimes import translate_file
+from runtimes.translate_file import LONGEST_LINE
 
 
 @pytest.fixture
@@ -46,6 +48,7 @@ def test_a_prefix_file_has_a_line_for_each_line(translate, prefixes, monkeypatch
         (b"le\nun\nder Hund\n", "prefixes: line 3: the target vocabulary does not know 'der'"),
         (b"le\nun\n" + b"le " * 11, "prefixes: line 3: 11 tokens, and max_length leaves room for 10"),
         (b"le\nun\n\xff\n", "prefixes: line 3: not UTF-8 at byte 1"),
+        (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3 has more than {LONGEST_LINE} bytes"),
     ],
 )
 def test_a_prefix_that_is_none_is_named_and_the_lines_before_it_are_answered(
@@ -61,6 +64,12 @@ def test_a_prefix_that_is_none_is_named_and_the_lines_before_it_are_answered(
 
 def test_a_prefix_file_that_cannot_be_read_is_named(translate, tmp_path):
     translate(b"a cat\n", "--prefix", tmp_path / "absent", code=4, said="absent cannot be read: No such file")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero here")  # noqa: PTH110
+def test_a_prefix_without_end_is_refused(translate):
+    said = f"/dev/zero: line 1 has more than {LONGEST_LINE} bytes"
+    translate(b"a cat\n", "--prefix", "/dev/zero", code=4, said=said)
 
 
 def test_alternatives_have_a_line_each(translate, prefixes):
@@ -122,8 +131,42 @@ def test_groups_give_other_sentences(translate):
         (["--groups", 2], "groups above 1 and a diversity above 0 need each other"),
         (["--suppress", "Hund"], "'Hund' cannot be suppressed: it is no entry of the target vocabulary"),
         (["--alternatives", 2, "--n-best", 2], "alternatives are searched for one by one"),
+        (["--sample", "--groups", 2], "sampling has no groups: leave out groups and diversity"),
+        (["--sample", "--n-best", 8000], "at most 1024 hypotheses of a sentence live at a time, found 8000"),
+        (["--alternatives", 300], "at most 1024 hypotheses of a sentence live at a time, found 1200"),
+        (["--length-penalty-kind", "none", "--length-penalty", 2], "none divides by 1: it takes no length_penalty"),
         (["--min-length", 9, "--max-length", 8], "min_length must be at most max_length (8), found 9"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(translate, options, said):
     assert translate(b"a cat\n", *options, code=2, said=said).stdout == ""
+
+
+@pytest.mark.parametrize("options", [["--beam", 40], ["--suppress", "</s>"]])
+def test_what_the_bundle_cannot_serve_is_refused_without_a_line(translate, tmp_path, options):
+    translate(b"", "--output", tmp_path / "out", *options, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sample_has_any_limit(translate):
+    assert translate(b"a cat\n", "--sample", "--max-length", 10**12).stdout == "un chat\n"
+
+
+@pytest.mark.parametrize("options", [["--sample", "--temperature", 3], ["--min-length", 100, "--no-repeat-ngram", 2]])
+def test_padding_and_the_beginning_are_no_words(translate, options):
+    found = translate(b"a cat\n", "--n-best", 5, *options, *(["--seed", 2] if "--sample" in options else ["--beam", 5]))
+    assert "<pad>" not in found.stdout
+    assert "<s>" not in found.stdout
+    assert "chat" in found.stdout
+
+
+def test_the_help_says_what_counts(edge_attn_cli):
+    said = " ".join(edge_attn_cli("translate", "--help").stdout.split())
+    for words in (
+        "Tokens, at most, the end symbol counted.",
+        "what two of them find comes once, so fewer than --n-best may come.",
+        "begins with, whole words, a line each.",
+        "for equal lines too.",
+        "alpha: the power that --length-penalty-kind tells of.",
+    ):
+        assert words in said

@@ -271,6 +271,9 @@ class Faulty:
     def numpy(self, value: Value) -> np.ndarray:
         return value
 
+    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+        return None
+
 
 OUTPUTS = (
     ("encoder", "memory.keys"),
@@ -584,3 +587,26 @@ def test_without_torch_verify_runs_and_a_reference_is_not_tested(run_edge_attn, 
     done = run_edge_attn("verify", toy_bundle, "--reference", toy_checkpoint, absent=absent)
     assert done.returncode == 3
     assert b"torch is not installed; run: pip install 'edge-attn[export]'" in done.stderr
+
+
+def test_a_folded_memory_of_the_plain_ones_shape_is_told_apart(tmp_path):
+    """Luong's layout with a decoder as wide as the encoder's output: what is folded, and what is not, look the same."""
+    from edge_attn.config import Config, DataConfig, TextConfig, TrainingConfig
+    from edge_attn.training import checkpoint
+    from export.pipeline import export
+
+    pairs = [(" ".join(f"w{i} w{i + 1} w{i + 2}".split()), f"v{i} v{i + 1}") for i in range(80)]
+    model = Seq2SeqConfig(embedding=8, encoder_hidden=4, decoder_hidden=8, attention_size=4, attend="after")
+    config = Config(
+        DataConfig("none.tsv", holdout=1, max_tokens=12), TextConfig("words", 99, 99), model, TrainingConfig()
+    )
+    text = Text.train("words", pairs, 99, 99)
+    torch.manual_seed(1)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    checkpoint.save_config(folder, config, text)
+    checkpoint.save_model(folder, checkpoint.make_model(config, text), "fp32")
+    checkpoint.save_samples(folder, [source for source, _ in pairs])
+    export(folder, tmp_path / "bundle.zip")
+    report = verify(tmp_path / "bundle.zip", reference=folder)
+    assert report.verdict == "holds", str(report)

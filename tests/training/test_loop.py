@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attn.config import TrainingConfig, read_config
-from edge_attn.errors import CheckpointError, InputError, UsageError
+from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.pairs import read_pairs
 from edge_attn.text import BOS, EOS, Text
@@ -691,3 +691,13 @@ def test_too_few_batches_for_the_processes(tiny, out):
     run, pairs = a_run(tiny(), out, world=99)
     with pytest.raises(InputError, match="too few for 99 processes"):
         run.go(dataclasses.replace(pairs, source=pairs.source[:9], target=pairs.target[:9]), pairs)
+
+
+def test_an_option_that_the_kind_cannot_take_writes_nothing(tmp_path):
+    """So that the corrected configuration may be trained into the same checkpoint."""
+    (tmp_path / "data.tsv").write_text("".join(f"a{i} b{i}\tc{i}\n" for i in range(20)))
+    config = tmp_path / "run.toml"
+    config.write_text("[data]\ntrain = 'data.tsv'\nholdout = 2\n[model]\nattention = 'multi-head'\nheads = 5\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: model: heads must divide attention_size"):
+        train(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -120,3 +122,18 @@ def test_tensorrt_still_refuses_a_recurrence_with_lengths_in_fp16(toy_bundle):
     profiles = BuildConfig().buckets.profiles(spec, 20)
     with pytest.raises(InputError, match=r"GRU .* must have .* same types but has Half and Float"):
         build_engine(open_door(rtx=True), made, spec, profiles, BuildConfig(), lambda share, what: None)
+
+
+KINDS = sorted((Path(__file__).parents[2] / "data" / "kinds").glob("*.zip"))
+
+
+@pytest.mark.parametrize("path", KINDS, ids=lambda path: path.stem)
+def test_whatever_stays_fp32_every_node_has_a_name_of_its_own(path):
+    """ONNX Runtime refuses two of one name; an island's cast back must not take that of a cast that was there."""
+    bundle = Bundle.open(path)
+    for graph, spec in bundle.manifest.graphs.items():
+        inlined = inline(load(bundle.read(spec.file), graph))
+        may = lowerable(inlined)
+        for left_out in (set(), set(may[::2]), set(may[1::2])):
+            names = [node.name for node in half(inlined, set(may) - left_out).graph.node if node.name]
+            assert len(names) == len(set(names))
