@@ -30,7 +30,7 @@ def _sibling(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-for name in ("table_decoder", "enumeration"):  # in the order in which they import each other
+for name in ("table_decoder", "enumeration", "bundle_files"):  # in the order in which they import each other
     _sibling(name)
 
 

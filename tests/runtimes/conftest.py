@@ -1,4 +1,5 @@
-"""A Jetson for the tests of the runtime `trt`: a small TensorRT and CUDA (fake_trt.py, fake_cuda.py) in host memory."""
+"""A Jetson for the tests of the runtime `trt`: a small TensorRT and CUDA (fake_trt.py, fake_cuda.py) in host memory;
+and the toy bundle, copied or opened."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from edge_attn.bundle import Bundle, Target
 from edge_attn.config import RuntimeOptions
 from edge_attn.spec import GraphSpec
 from runtimes import trt, trt_build
+from runtimes.base import open_runtime
 from runtimes.cuda import Cuda
 from runtimes.trt import Trt
 from runtimes.trt_compat import Capability, Door
@@ -103,3 +106,25 @@ def runtime(jetson, bundle) -> Iterator[Trt]:
 @pytest.fixture(scope="session")
 def sources(toy_bundle) -> tuple[tuple[int, ...], ...]:
     return golden.load(Bundle.open(toy_bundle).read).sources
+
+
+@pytest.fixture
+def copied(toy_bundle, tmp_path) -> Path:
+    """The toy bundle, to be written to."""
+    return Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
+
+
+@pytest.fixture(scope="session")
+def opened(toy_bundle) -> Bundle:
+    return Bundle.open(toy_bundle)
+
+
+@pytest.fixture(scope="session")
+def toy(opened) -> Any:
+    """What runs it on the CPU."""
+    return open_runtime(opened, "ort-cpu", RuntimeOptions(threads=1))
+
+
+@pytest.fixture(scope="session")
+def said(opened) -> golden.Golden:
+    return golden.load(opened.read)

@@ -4,125 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_build import FakeBuild, say
 
 from edge_attn.bundle import Bundle, Target
 from edge_attn.config import read_toml
 from edge_attn.errors import ConfigError, InputError, NotTestedError
-from edge_attn.spec import GraphSpec
 from runtimes import trt_build
 from runtimes.cuda import Gpu
 from runtimes.engine_cache import EngineCache
 from runtimes.plugins import Plugin
 from runtimes.trt_build import BuildConfig, build_engine, check_memory, engine_for
-from runtimes.trt_compat import Capability, Door
+from runtimes.trt_compat import Door
 from runtimes.trt_monitor import Progress
 from runtimes.trt_profiles import Buckets
 
 DEFAULT = BuildConfig()
-DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
-
-
-class FakeBuild:
-    """The module `tensorrt` as far as a build needs it; `build` is what the builder does, given the monitor."""
-
-    def __init__(self, spec: GraphSpec, build: Callable[[FakeBuild], bytes | None]) -> None:
-        self.spec, self.build = spec, build
-        self.log: Any = None
-        self.flags = -1
-        self.limits: dict[str, int] = {}
-        self.profiles: list[dict[str, Any]] = []
-        self.timings: list[bytes] = []
-        self.cleared: list[str] = []
-        self.takes_timing = self.takes_profiles = self.starts = True
-        self.options = SimpleNamespace(
-            set_memory_pool_limit=self.limits.__setitem__,
-            add_optimization_profile=self.add_profile,
-            create_timing_cache=lambda data: None if data == b"unreadable" else data,
-            set_timing_cache=self.set_timing,
-            clear_flag=self.cleared.append,
-            get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
-            progress_monitor=None,
-        )
-        tensors = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
-        made = {
-            name: SimpleNamespace(
-                name=name,
-                is_shape_tensor=False,
-                dtype=SimpleNamespace(name=DTYPES[tensor.dtype]),
-                shape=[-1] * len(tensor.shape),
-            )
-            for name, tensor in tensors.items()
-        }
-        layer = SimpleNamespace(
-            type="", num_outputs=0, num_inputs=len(spec.inputs), get_input=lambda i: made[spec.inputs[i].name]
-        )
-        self.network = SimpleNamespace(
-            num_layers=1,
-            get_layer=lambda i: layer,
-            num_inputs=len(spec.inputs),
-            get_input=lambda i: made[spec.inputs[i].name],
-            num_outputs=len(spec.outputs),
-            get_output=lambda i: made[spec.outputs[i].name],
-        )
-        self.module = SimpleNamespace(
-            ILogger=type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0}),
-            IProgressMonitor=type("IProgressMonitor", (), {}),
-            Builder=self.builder,
-            OnnxParser=lambda network, log: SimpleNamespace(
-                supports_operator=lambda op: False, parse=lambda model: True
-            ),
-            NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
-            BuilderFlag=SimpleNamespace(TF32="TF32"),
-            MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
-            LayerType=SimpleNamespace(TRIP_LIMIT="trip", LOOP_OUTPUT="loop", ATTENTION_INPUT="attention"),
-        )
-
-    def builder(self, log: Any) -> SimpleNamespace:
-        self.log = log
-        if not self.starts:
-            say(self, "CUDA initialization failure with error: 35")
-            raise TypeError("pybind11::init(): factory function returned nullptr")
-
-        def create_network(flags: int) -> SimpleNamespace:
-            self.flags = flags
-            return self.network
-
-        def create_optimization_profile() -> Any:
-            profile: dict[str, Any] = {}
-            return ProfileOf(profile)
-
-        return SimpleNamespace(
-            create_network=create_network,
-            create_builder_config=lambda: self.options,
-            create_optimization_profile=create_optimization_profile,
-            build_serialized_network=lambda network, options: self.build(self),
-        )
-
-    def add_profile(self, profile: Any) -> int:
-        self.profiles.append(profile)
-        return len(self.profiles) - 1 if self.takes_profiles else -1
-
-    def set_timing(self, data: bytes, ignore_mismatch: bool) -> bool:
-        assert ignore_mismatch is False
-        self.timings.append(data)
-        return self.takes_timing
-
-    def door(self, version: tuple[int, ...] = (10, 3, 0), rtx: bool = False) -> Door:
-        return Door(self.module, Capability(version, rtx), f"tensorrt {'.'.join(map(str, version))}")
-
-
-class ProfileOf:
-    def __init__(self, shapes: dict[str, Any]) -> None:
-        self.shapes = shapes
-
-    def set_shape(self, name: str, least: Any, best: Any, most: Any) -> None:
-        self.shapes[name] = (least, best, most)
 
 
 @pytest.fixture
@@ -140,11 +40,6 @@ def run(
     profiles = config.buckets.profiles(fake.spec, bundle.manifest.max_source)
     model = bundle.read(fake.spec.file)
     return build_engine(more.pop("door", None) or fake.door(), model, fake.spec, profiles, config, report, **more)
-
-
-def say(fake: FakeBuild, *messages: str) -> None:
-    for message in messages:
-        fake.log.log(1, message)
 
 
 def test_an_engine_is_built_strongly_typed_with_every_profile(bundle):

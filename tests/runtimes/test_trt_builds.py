@@ -30,6 +30,12 @@ OLD = os.environ.get("EDGE_ATTN_TRT_RTX_14", "")
 VERSIONS = {"1.7": "", "1.4": OLD}
 """Where each version's wheels lie; nothing: the installed one."""
 NO_OLD = "needs the wheels of TensorRT-RTX 1.4: see EDGE_ATTN_TRT_RTX_14 in .ci/run"
+OLD_REFUSES = {
+    f"{kind} {precision} step"
+    for kind in ("coverage-lstm", "keras-additive-gru", "keras-concat-lstm", "keras-dot-gru")
+    for precision in ("fp32", "fp16")
+}
+"""What calls SoftmaxAttention: without a GPU 1.4 gives up on it, as on everything in int8; 1.7 builds all of it."""
 EMBEDDED = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
 KINDS = sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))
 
@@ -77,11 +83,9 @@ def test_every_kind_builds_in_what_the_old_version_takes(tmp_path):
             optimize(copies[-1], "trt", precision, threads=1, say=lambda line: None)
     results = build("1.4", *copies)
     assert len(results) == 4 * len(KINDS) + 2
-    for name, result in results.items():
-        if " int8 " in name:
-            assert KNOWN["int8"]["1.4"] in result, name
-        else:
-            assert isinstance(result, int), (name, result)
+    refused = {name: result for name, result in results.items() if not isinstance(result, int)}
+    assert refused.keys() == {f"{KINDS[0].stem} int8 {graph}" for graph in ("encoder", "step")} | OLD_REFUSES, refused
+    assert all("catchCudaError" in result for result in refused.values())
 
 
 # ---- what does not: version, and the words it is refused with; a version that is not named builds it

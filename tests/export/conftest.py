@@ -1,0 +1,20 @@
+"""A bundle that was exported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.pipeline import export
+
+
+@pytest.fixture(scope="session")
+def bundle(toy_checkpoint, tmp_path_factory) -> Path:
+    """The toy, exported here with few candidates and a user's own sentences; read it only."""
+    folder = tmp_path_factory.mktemp("exported")
+    lines = folder / "lines"
+    lines.write_text("the cat sees a dog\n\nevery small child follows this old king\nbread\n", encoding="utf-8")
+    export(toy_checkpoint, folder / "bundle", candidates=4, sentences=lines)
+    assert {path.name for path in folder.iterdir()} == {"bundle", "lines"}
+    return folder / "bundle"

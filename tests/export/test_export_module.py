@@ -1,0 +1,207 @@
+"""A user's own module is exported as our models are, or leaves nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from plain_onnxruntime import holds_in_plain_onnxruntime
+from torch import Tensor, nn
+
+import edge_attn
+from edge_attn.errors import ExportError, InputError
+from edge_attn.models.attention import Additive, General
+from edge_attn.models.recurrent import RecurrentLayer
+from edge_attn.ops import DOMAIN
+from export import lower
+
+torch.set_num_threads(1)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Reader(nn.Module):
+    """An embedding, two bidirectional layers, attention of one query over them."""
+
+    def __init__(self, cell: str, attention: type[nn.Module]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 6)
+        self.layers = nn.ModuleList([RecurrentLayer(cell, 6, 4), RecurrentLayer(cell, 8, 4)])
+        self.attention = attention(8, 8, 5)
+
+    def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        values = self.embedding(tokens)
+        for layer in self.layers:
+            values, (last, *_) = layer(values, length)
+        mask = torch.arange(tokens.shape[1])[None, :] < length[:, None]
+        context, weights = self.attention(last[:, None], self.attention.prepare(values, mask, last))
+        return context[:, 0], weights[:, 0]
+
+
+class Alone(nn.Module):
+    """Additive attention by itself, with what it takes as tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Additive(6, 8, 5)
+
+    def forward(self, query: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.attention(query, self.attention.prepare(values, mask, values[:, 0]))
+
+
+TOKENS = {"tokens": ("int64", ["batch", "src"], [0, 49]), "length": ("int64", ["batch"], [0, "src"])}
+READ = {"context": ("float32", ["batch", 8]), "weights": ("float32", ["batch", "src"])}
+X = {"x": ("float32", ["batch", "src", 6]), "length": ("int64", ["batch"], [0, "src"])}
+OWN = {
+    "additive attention": (
+        Alone,
+        {
+            "query": ("float32", ["batch", "tgt", 6]),
+            "values": ("float32", ["batch", "src", 8]),
+            "mask": ("bool", ["batch", "src"]),
+        },
+        {"context": ("float32", ["batch", "tgt", 8]), "weights": ("float32", ["batch", "tgt", "src"])},
+        ["AdditiveAttention"],
+    ),
+    "a bidirectional LSTM": (
+        lambda: RecurrentLayer("lstm", 6, 4),
+        X,
+        {
+            "output": ("float32", ["batch", "src", 8]),
+            "last": ("float32", ["batch", 8]),
+            "last_cell": ("float32", ["batch", 8]),
+        },
+        ["Lstm"],
+    ),
+    "a stacked reader": (lambda: Reader("gru", Additive), TOKENS, READ, ["AdditiveAttention", "Gru"]),
+    "another stacked reader": (lambda: Reader("lstm", General), TOKENS, READ, ["DotAttention", "Lstm"]),
+    "nothing of ours": (lambda: nn.Linear(6, 2), {"x": X["x"]}, {"y": ("float32", ["batch", "src", 2])}, []),
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_a_users_own_module(tmp_path, own):
+    make, inputs, outputs, functions = OWN[own]
+    torch.manual_seed(6)
+    module = make()
+    path = tmp_path / "own.onnx"
+    spec = edge_attn.export_module(module, str(path), inputs, outputs)
+    assert left(tmp_path) == ["own.onnx"]
+    assert [tensor.name for tensor in spec.outputs] == list(outputs)
+    model = onnx.load_model(path)
+    assert (model.ir_version, len(model.graph.value_info)) == (10, 0)
+    assert [function.name for function in model.functions] == functions
+    flat = module
+    if isinstance(module, RecurrentLayer):
+
+        class Flat(nn.Module):
+            def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+                output, last = module(*inputs)
+                return (output, *last)
+
+        flat = Flat()
+    holds_in_plain_onnxruntime(path.read_bytes(), flat, spec, tmp_path)
+
+
+class Unused(nn.Module):
+    def forward(self, x: Tensor, length: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Foreign(nn.Module):
+    """Calls an op of our domain that this version does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.edge_attn_tests.strange(x)
+
+
+class FailsAtOne(nn.Module):
+    """Divides by zero where there is one position only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.shape[1] - 1)
+
+
+Y = {"y": ("float32", ["batch", "src", 6])}
+ONE = {"x": X["x"]}
+
+
+def broken(value: float) -> nn.Module:
+    module = nn.Linear(6, 6)
+    with torch.no_grad():
+        module.bias[2] = value
+    return module
+
+
+WRONG = {
+    "an unused input": (Unused, X, Y, "does not use its input length"),
+    "a NaN": (lambda: broken(float("nan")), ONE, Y, "bias holds 1 weights that are NaN or infinite"),
+    "an infinity": (lambda: broken(float("inf")), ONE, Y, "bias holds 1 weights that are NaN or infinite"),
+    "a branch on data": (
+        lambda: nn.Sequential(nn.Tanh(), nn.Sequential(Branching())),
+        ONE,
+        Y,
+        r"torch cannot export Sequential, in 1\.0 \(Branching\): ",
+    ),
+    "NaN at length one": (FailsAtOne, ONE, Y, r"at batch 1, src 1: y holds NaN or infinity"),
+    "another size": (nn.Tanh, ONE, {"y": ("float32", ["batch", "src", 7])}, "an axis has size 6"),
+    "another axis": (nn.Tanh, ONE, {"y": ("float32", ["src", "batch", 6])}, "described was y float32"),
+    "an unknown dtype": (nn.Tanh, {"x": ("float31", ["batch", 6])}, Y, "x: expected a dtype, a shape"),
+    "no shape": (nn.Tanh, {"x": ("float32",)}, Y, "x: expected a dtype, a shape"),
+    "too much": (nn.Tanh, {"x": ("int64", ["batch"], [0, 1], 3)}, Y, "x: expected a dtype, a shape"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_module_that_does_not_export_leaves_nothing(tmp_path, wrong):
+    make, inputs, outputs, sentence = WRONG[wrong]
+    with pytest.raises(ExportError, match=sentence) as failed:
+        edge_attn.export_module(make(), tmp_path / "own.onnx", inputs, outputs)
+    assert failed.value.exit_code == 4
+    assert not left(tmp_path)
+
+
+def test_an_op_that_is_neither_onnx_nor_ours(tmp_path, monkeypatch):
+    """A library's own op, translated to a node of its own domain, as torch.onnx's table allows."""
+    import onnxscript
+
+    library = torch.library.Library("edge_attn_tests", "DEF")
+    library.define("strange(Tensor x) -> Tensor")
+    library.impl("strange", lambda x: x + 1, "CompositeExplicitAutograd")
+    torch.library.register_fake("edge_attn_tests::strange", torch.empty_like, lib=library)
+    for domain in ("com.strangers", DOMAIN):
+        theirs = onnxscript.values.Opset(domain, 1)
+        table = {torch.ops.edge_attn_tests.strange.default: lambda x, theirs=theirs: theirs.Strange(x)}
+        monkeypatch.setattr(lower, "translations", lambda table=table: table)
+        with pytest.raises(ExportError, match="Strange"):
+            edge_attn.export_module(Foreign(), tmp_path / "own.onnx", ONE, Y)
+        assert not left(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"own.onnx cannot be written: No space left on device"):
+        edge_attn.export_module(nn.Tanh(), tmp_path / "own.onnx", ONE, Y)
+    assert not left(tmp_path)
+
+
+def test_our_ops_are_differentiable_where_they_are_exported():
+    """The same module trains: nothing about it was frozen by the export."""
+    module = Alone()
+    context, _ = module(torch.ones(1, 2, 6), torch.rand(1, 3, 8), torch.ones(1, 3, dtype=torch.bool))
+    context.sum().backward()
+    assert module.attention.v.grad is not None

@@ -1,0 +1,175 @@
+"""An export that fails leaves nothing, and one that succeeds says one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import edge_attn
+from edge_attn.bundle import Bundle
+from edge_attn.config import Config, DataConfig, Seq2SeqConfig, TextConfig, TrainingConfig
+from edge_attn.errors import CheckpointError, ExportError, InputError
+from edge_attn.models.graphs import graphs
+from edge_attn.text import Text
+from edge_attn.training import checkpoint
+from export import checks, pipeline
+from export.pipeline import export, graph_model
+
+torch.set_num_threads(1)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A checkpoint that is quick to export."""
+    folder = tmp_path_factory.mktemp("tiny")
+    words = "the a cat dog sees likes small red and"
+    text = Text.train("words", [(words, words)], 50, 50)
+    sizes = {"embedding": 8, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 4}
+    data = DataConfig("train.tsv", "valid.tsv", max_tokens=9)
+    config = Config(data, TextConfig("words"), Seq2SeqConfig(attention="none", **sizes), TrainingConfig())
+    torch.manual_seed(1)
+    checkpoint.save_config(folder, config, text)
+    checkpoint.save_model(folder, checkpoint.make_model(config, text), "fp32")
+    checkpoint.save_samples(folder, ["the cat sees a dog and likes the red cat", "a small cat"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def traced(tiny) -> dict[str, tuple[onnx.ModelProto, float]]:
+    model, _, _ = checkpoint.load(tiny)
+    return {name: graph_model(name, graph, graph.spec) for name, graph in graphs(model, 16).items()}
+
+
+@pytest.fixture
+def quick(monkeypatch, traced) -> None:
+    """Exports of `tiny` trace nothing: what fails comes after that."""
+    monkeypatch.setattr(pipeline, "graph_model", lambda name, *_, **__: traced[name])
+
+
+def test_what_exists_is_kept(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "load", None)  # refused before any work is done
+    (tmp_path / "bundle.zip").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"bundle.zip exists; .* --force"):
+        export(tiny, tmp_path / "bundle.zip")
+    with pytest.raises(InputError, match="is not a bundle, so --force does not replace it"):
+        export(tiny, tmp_path / "bundle.zip", force=True)
+    assert (tmp_path / "bundle.zip").read_bytes() == b"mine"
+
+
+def test_force_replaces_a_bundle(tiny, bundle, tmp_path, quick):
+    shutil.copytree(bundle, tmp_path / "bundle")
+    export(tiny, tmp_path / "bundle", force=True)
+    assert Bundle.open(tmp_path / "bundle").manifest.provenance["parameters"] < 3000
+    assert left(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("candidates", [1, 0, -3])
+def test_too_few_candidates(tiny, tmp_path, candidates):
+    with pytest.raises(InputError, match="candidates must be at least 2"):
+        export(tiny, tmp_path / "bundle", candidates=candidates)
+
+
+def test_a_weight_that_is_no_number(toy_checkpoint, tmp_path):
+    shutil.copytree(toy_checkpoint, tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "model.safetensors"
+    weights = load_file(path)
+    weights["combine.weight"][0, 0] = float("nan")
+    path.unlink()
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=r"combine.weight is not .* NaN or infinity"):
+        export(tmp_path / "checkpoint", tmp_path / "bundle")
+    assert left(tmp_path) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("what", ["structure", "agreement"])
+def test_a_check_that_fails_fails_the_export(tiny, tmp_path, monkeypatch, what):
+    def fail(*_: object) -> None:
+        raise ExportError("no")
+
+    monkeypatch.setattr(checks, what, fail)
+    with pytest.raises(ExportError) as failed:
+        export(tiny, tmp_path / "bundle")
+    assert failed.value.exit_code == 4
+    assert not left(tmp_path)
+
+
+def test_a_bundle_that_does_not_hold_is_not_written(tiny, tmp_path, monkeypatch, quick):
+    recorded = pipeline.record_model
+
+    def another(model, *rest):
+        said = recorded(model, *rest)
+        arrays = {**said.arrays, "steps.projections": said.arrays["steps.projections"] + 0.01}
+        return dataclasses.replace(said, arrays=arrays)
+
+    monkeypatch.setattr(pipeline, "record_model", another)
+    with pytest.raises(edge_attn.errors.ParityError, match=r"FAIL L2 projection") as failed:
+        export(tiny, tmp_path / "bundle")
+    assert failed.value.exit_code == 1
+    assert not left(tmp_path)
+
+
+def test_sentences_that_cannot_be_read(tiny, tmp_path, quick):
+    with pytest.raises(InputError, match="nowhere cannot be read"):
+        export(tiny, tmp_path / "bundle", sentences=tmp_path / "nowhere")
+    assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_a_full_disk(tiny, tmp_path, monkeypatch, quick, name):
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *rest: object, **options: object):
+        if "w" in mode and tmp_path in self.parents and "text" not in self.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match=f"{name} cannot be written: No space left on device"):
+        export(tiny, tmp_path / name)
+    assert not left(tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_there_is_no_bundle_and_the_next_export_succeeds(tiny, tmp_path, quick):
+    """Killed as it is about to put the whole bundle in its place: what is left is not at --out, and harms nobody."""
+    code = (
+        "import pathlib, sys, time\n"
+        "def stop(self, other):\n    print('now', flush=True); time.sleep(60)\n"
+        "pathlib.Path.rename = stop\n"
+        "from export.pipeline import export\n"
+        "export(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+    )
+    out = tmp_path / "bundle"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", code, tiny, out], stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout.readline() == b"now\n"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+    assert not out.exists()
+    assert left(tmp_path) == [".bundle.partial"]
+    export(tiny, out)
+    assert left(tmp_path) == ["bundle"]
+    assert Bundle.open(out).manifest.verification
+
+
+@pytest.mark.slow
+def test_the_command_says_one_line_and_nothing_else(tiny, tmp_path, run_edge_attn):
+    done = run_edge_attn("export", tiny, "--out", tmp_path / "bundle.zip")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == 1
+    assert b"2 graphs, L1 holds, L2 holds, L3 holds, L5 holds on CPUExecutionProvider" in done.stdout

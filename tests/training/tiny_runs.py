@@ -1,0 +1,47 @@
+"""Runs of a fraction of a second: their data, and what they left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from edge_attn.config import read_config
+from edge_attn.pairs import read_pairs
+from edge_attn.text import Text
+from edge_attn.training.data import Pairs
+from edge_attn.training.loop import Run
+
+FILES = {"config.json", "model.safetensors", "training.safetensors", "text"}
+
+
+def reversals(count: int, seed: int) -> list[tuple[str, str]]:
+    """Sentences of letters, and the same backwards."""
+    random = np.random.default_rng(seed)
+    sources = [" ".join("abcdef"[i] for i in random.integers(0, 6, random.integers(1, 6))) for _ in range(count)]
+    return [(source, source[::-1]) for source in sources]
+
+
+def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> None:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in pairs))
+
+
+def digest(out: Path) -> str:
+    return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+
+
+def a_run(config_path: Path, out: Path, world: int = 1) -> tuple[Run, Pairs]:
+    config = read_config(config_path)
+    pairs = read_pairs(config_path.parent / "train.tsv")
+    text = Text.train("words", pairs, 20, 20)
+    out.mkdir(exist_ok=True)
+    return Run(config, text, out, 0, world), Pairs.encode(text, pairs, 100)
+
+
+def progress(out: Path) -> dict[str, int]:
+    from safetensors import safe_open
+
+    with safe_open(out / "training.safetensors", "pt") as file:
+        return json.loads(file.metadata()["progress"])
