@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 
 class Attention(nn.Module):
-    """A soft, global attention: a child says its energy, and the op that does the whole of it with softmax."""
+    """A soft, global attention: a child says its energy and, where it has one, the op that does the whole of it."""
 
     normaliser = "softmax"
     """From energies to weights: a name in NORMALISERS."""
@@ -46,8 +46,8 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def whole(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Energy, softmax, context, as one op."""
-        raise NotImplementedError
+        """Energy, softmax and context: of a kind that has an op of its own for them, that op."""
+        return attend(self.energy(query, memory), memory["values"], memory["mask"], "softmax")
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         if self.normaliser == "softmax":

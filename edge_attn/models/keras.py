@@ -115,11 +115,6 @@ class KerasScore(Attention):
     def energy(self, query: Tensor, memory: Memory) -> Tensor:
         return self.layer.energy(query, memory.get("keys", memory["values"]))
 
-    def whole(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        values = memory["values"]
-        context, weights = self.layer(query, values, memory.get("keys", values), value_mask=memory["mask"])
-        return context, weights
-
 
 class KerasDot(KerasScore):
     def __init__(self, query_size: int, value_size: int, attention_size: int) -> None:

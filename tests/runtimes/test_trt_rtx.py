@@ -56,7 +56,9 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-KINDS = sorted((HOUSE / "tests" / "data" / "kinds").glob("*.zip"))
+SAME_OPS = {"dot-lstm", "general-gru", "general-lstm", "none-lstm", "scaled-gru", "scaled-lstm"}
+"""Of the kinds, those whose graphs call no op that the others do not call."""
+KINDS = sorted(path for path in (HOUSE / "tests" / "data" / "kinds").glob("*.zip") if path.stem not in SAME_OPS)
 
 
 @pytest.mark.slow
