@@ -49,7 +49,7 @@ def load_keras(path: str | os.PathLike[str], layer: str | None = None) -> KerasL
                 return _make(kind, config, _variables(weights, place, config["name"]))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:  # the third: an unknown zip flag
         raise InputError(f"{path} is not a .keras file, or is damaged: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ConfigError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error

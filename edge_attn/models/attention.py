@@ -42,8 +42,8 @@ class Attention(nn.Module):
         return {}
 
     def energy(self, query: Tensor, memory: Memory) -> Tensor:
-        """e (batch, tgt, src)."""
-        raise NotImplementedError
+        """e (batch, tgt, src), of kinds that have one."""
+        raise NotImplementedError  # none, pooling, multi-head: they never ask, and make_attention refuses what would
 
     def whole(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Energy, softmax and context: of a kind that has an op of its own for them, that op."""

@@ -14,6 +14,7 @@ Shapes:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ PENALTY = 1e9
 """Keras takes it from the energies of masked keys, so a query whose keys are all masked attends to all of them."""
 
 
-class KerasLayer(nn.Module):
+class KerasLayer(nn.Module, ABC):
     """What both layers do with their energies."""
 
     def __init__(self, keras_empty_rows: bool) -> None:
@@ -35,9 +36,9 @@ class KerasLayer(nn.Module):
         self.penalty = PENALTY if keras_empty_rows else 0.0
         """Where 0, a query whose keys are all masked gives weights and context 0, as everywhere in this package."""
 
+    @abstractmethod
     def energy(self, query: Tensor, key: Tensor) -> Tensor:
         """e (batch, tgt, src)."""
-        raise NotImplementedError
 
     def forward(
         self,

@@ -15,6 +15,7 @@ LSTM (Hochreiter and Schmidhuber 1997, with a forget gate):
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return o * torch.tanh(cell), cell
 
 
-class Cell(nn.Module):
+class Cell(nn.Module, ABC):
     """One step of a recurrent layer; states are (batch, beam, ...).
 
     What of the input enters is linear in it, so `projected` = W x + b is made by whoever knows x, or a part of it.
@@ -81,13 +82,13 @@ class Cell(nn.Module):
         """Its last output (batch, beam, hidden), with which an attention before the cell asks."""
         return state["hidden"]
 
+    @abstractmethod
     def projection(self) -> tuple[Tensor, Tensor]:
         """W (rows, size) and b (rows)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
         """projected (batch, beam, rows) -> output (batch, beam, hidden), the next state."""
-        raise NotImplementedError
 
 
 class GruCell(Cell):

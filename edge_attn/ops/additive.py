@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attn.ops import MASKED_SOFTMAX, Op, masked_softmax
+from edge_attn.ops import MASKED_SOFTMAX, Op, energy_from, masked_softmax
 
 
 def oracle(
@@ -37,12 +37,7 @@ OP = Op(
   key_columns = Unsqueeze (keys, key_axes)
   sum = Add (query_rows, key_columns)
   hidden = Tanh (sum)
-  column_axes = Constant <value_ints = [1]> ()
-  column = Unsqueeze (v, column_axes)
-  energy_column = MatMul (hidden, column)
-  last = Constant <value_ints = [-1]> ()
-  energy = Squeeze (energy_column, last)
-{MASKED_SOFTMAX}""",
+{energy_from("v")}{MASKED_SOFTMAX}""",
     attributes={},
     paper="https://arxiv.org/abs/1409.0473",
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attn.ops import KEPT_SOFTMAX, Op, masked_softmax
+from edge_attn.ops import KEPT_SOFTMAX, Op, energy_from, masked_softmax
 
 
 def oracle(values: np.ndarray, mask: np.ndarray, w: np.ndarray, b: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -30,12 +30,7 @@ OP = Op(
   product = MatMul (values, w_turned)
   sum = Add (product, b)
   hidden = Tanh (sum)
-  column_axes = Constant <value_ints = [1]> ()
-  column = Unsqueeze (u, column_axes)
-  energy_column = MatMul (hidden, column)
-  last = Constant <value_ints = [-1]> ()
-  energy = Squeeze (energy_column, last)
-  keep = Identity (mask)
+{energy_from("u")}  keep = Identity (mask)
 {KEPT_SOFTMAX}
   row_axes = Constant <value_ints = [1]> ()
   weight_rows = Unsqueeze (weights, row_axes)

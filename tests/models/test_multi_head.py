@@ -262,18 +262,6 @@ def test_an_exported_step_says_what_the_causal_whole_says(tmp_path: Path) -> Non
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", MODULES)
-def test_tensorrt_builds_it_with_its_function_and_without(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
-    from onnx.inliner import inline_local_functions
-
-    from runtimes.trt_build import BuildConfig, build_engine
-    from runtimes.trt_compat import open_door
-    from runtimes.trt_profiles import Profile
-
+def test_tensorrt_builds_it_with_its_function_and_without(name: str, tmp_path: Path, tensorrt_builds: Any) -> None:
     spec = exported(name, tmp_path / "module.onnx")
-    model = onnx.load(tmp_path / "module.onnx")
-    axes = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
-    profiles = [Profile(dict.fromkeys(axes, (1, 4, 32)))]
-    for graph in (model, inline_local_functions(model)):
-        source = graph.SerializeToString()
-        assert build_engine(open_door(rtx=True), source, spec, profiles, BuildConfig(), lambda *said: None)
+    tensorrt_builds(onnx.load(tmp_path / "module.onnx"), spec)

@@ -128,3 +128,15 @@ def toy(opened) -> Any:
 @pytest.fixture(scope="session")
 def said(opened) -> golden.Golden:
     return golden.load(opened.read)
+
+
+@pytest.fixture
+def translate(edge_attn_cli, toy_bundle, tmp_path):
+    """Translates bytes; gives what is said on both streams, and its exit code is `code`."""
+
+    def run(lines: bytes, *options: object, **expected: object):
+        path = tmp_path / "input"
+        path.write_bytes(lines)
+        return edge_attn_cli("translate", toy_bundle, "--input", path, *options, **expected)
+
+    return run

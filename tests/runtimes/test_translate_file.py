@@ -13,25 +13,12 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import pytest
 
 from runtimes import translate_file
 
 LONGEST = translate_file.LONGEST_LINE
-
-
-@pytest.fixture
-def translate(edge_attn_cli, toy_bundle, tmp_path):
-    """Translates bytes; gives what is said on both streams, and its exit code is `code`."""
-
-    def run(lines: bytes, *options: object, **expected: object):
-        path = tmp_path / "input"
-        path.write_bytes(lines)
-        return edge_attn_cli("translate", toy_bundle, "--input", path, *options, **expected)
-
-    return run
 
 
 def test_lines_are_answered_in_order_from_standard_input(run_edge_attn, toy_bundle):
@@ -219,23 +206,6 @@ def test_no_standard_input_at_all_is_one_sentence(run_edge_attn, toy_bundle):
 def test_no_standard_output_at_all_is_one_sentence(run_edge_attn, toy_bundle):
     done = run_edge_attn("translate", toy_bundle, input=b"a cat\n", before="sys.stdout = None")
     assert (done.returncode, done.stderr) == (4, b"edge-attn: standard output is closed; give a file with --output\n")
-
-
-def test_translations_and_alignments_need_a_file_each(translate, tmp_path):
-    (tmp_path / "there").write_text("before")
-    (tmp_path / "link").symlink_to("there")
-    for one, other in (("out", "out"), ("out", "../" + tmp_path.name + "/out"), ("link", "there")):
-        files = ["--output", tmp_path / one, "--alignments", tmp_path / other]
-        translate(b"a cat\n", *files, code=2, said="cannot hold both the translations and the alignments")
-    assert (tmp_path / "there").read_text() == "before"
-    translate(b"a cat\n", "--output", os.devnull, "--alignments", os.devnull)
-
-
-def test_a_model_without_attention_writes_no_alignments(edge_attn_cli, tmp_path):
-    bundle = Path(__file__).parents[1] / "data" / "kinds" / "none-gru.zip"
-    said = "an alignment needs attention weights, and this model has no attention"
-    edge_attn_cli("translate", bundle, "--alignments", tmp_path / "al", "--input", os.devnull, code=2, said=said)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_line_of_which_nothing_can_follow_is_named(translate):

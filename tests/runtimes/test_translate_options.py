@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from runtimes import translate_file
 from runtimes.translate_file import LONGEST_LINE
-
-
-@pytest.fixture
-def translate(edge_attn_cli, toy_bundle, tmp_path):
-    """Translates bytes; gives what is said on both streams, and its exit code is `code`."""
-
-    def run(lines: bytes, *options: object, **expected: object):
-        path = tmp_path / "input"
-        path.write_bytes(lines)
-        return edge_attn_cli("translate", toy_bundle, "--input", path, *options, **expected)
-
-    return run
 
 
 @pytest.fixture
@@ -170,3 +159,20 @@ def test_the_help_says_what_counts(edge_attn_cli):
         "alpha: the power that --length-penalty-kind tells of.",
     ):
         assert words in said
+
+
+def test_translations_and_alignments_need_a_file_each(translate, tmp_path):
+    (tmp_path / "there").write_text("before")
+    (tmp_path / "link").symlink_to("there")
+    for one, other in (("out", "out"), ("out", "../" + tmp_path.name + "/out"), ("link", "there")):
+        files = ["--output", tmp_path / one, "--alignments", tmp_path / other]
+        translate(b"a cat\n", *files, code=2, said="cannot hold both the translations and the alignments")
+    assert (tmp_path / "there").read_text() == "before"
+    translate(b"a cat\n", "--output", os.devnull, "--alignments", os.devnull)
+
+
+def test_a_model_without_attention_writes_no_alignments(edge_attn_cli, tmp_path):
+    bundle = Path(__file__).parents[1] / "data" / "kinds" / "none-gru.zip"
+    said = "an alignment needs attention weights, and this model has no attention"
+    edge_attn_cli("translate", bundle, "--alignments", tmp_path / "al", "--input", os.devnull, code=2, said=said)
+    assert list(tmp_path.iterdir()) == []
