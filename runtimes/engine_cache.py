@@ -69,6 +69,14 @@ class EngineKey:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """An engine that TensorRT did not take, and its reason."""
+
+    engine: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One engine of the cache, as its record says."""
 
@@ -100,22 +108,28 @@ class EngineCache:
         return self._read(key)[0]
 
     def build_once(
-        self, key: EngineKey, make: Callable[[], bytes], say: Callable[[str], None], expected: int = 0
+        self,
+        key: EngineKey,
+        make: Callable[[], bytes],
+        say: Callable[[str], None],
+        expected: int = 0,
+        refused: Refused | None = None,
     ) -> bytes:
         """The engine; made here if it is not there, while every other process that wants it waits for this one.
 
-        `say` is told why an engine is built and that one waits; `expected` bytes must be free on the disk first.
+        `say` is told why an engine is built and that one waits; `expected` bytes must be free on the disk first. An
+        engine that was `refused` counts as none.
 
         Raises:
             InputError: the folder cannot be written, or the disk is full; nothing half-written is left.
         """
-        engine, _ = self._read(key)
+        engine, _ = self._read(key, refused)
         if engine is not None:
             return engine
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked(key.digest, lambda: say(f"{key.what}: waiting for another process that builds it")):
-                engine, reason = self._read(key)
+                engine, reason = self._read(key, refused)
                 if engine is not None:
                     return engine
                 say(f"{key.what}: building the engine ({reason or self._difference(key)})")
@@ -151,7 +165,7 @@ class EngineCache:
     def _paths(self, digest: str) -> tuple[Path, Path]:
         return self.folder / f"{digest}.engine", self.folder / f"{digest}.json"
 
-    def _read(self, key: EngineKey) -> tuple[bytes | None, str]:
+    def _read(self, key: EngineKey, refused: Refused | None = None) -> tuple[bytes | None, str]:
         """The engine, or None and what is wrong with the entry; the reason is empty if there is none."""
         engine_path, record_path = self._paths(key.digest)
         try:
@@ -175,6 +189,8 @@ class EngineCache:
             return None, f"the cached engine has {len(engine)} bytes, expected {size}"
         if hashlib.sha256(engine).hexdigest() != sha256:
             return None, "the cached engine was changed: its sha256 is not the record's"
+        if refused is not None and engine == refused.engine:
+            return None, refused.reason
         with contextlib.suppress(OSError):  # a cache that may only be read is still a cache
             os.utime(record_path)
         return engine, ""

@@ -28,9 +28,9 @@ from edge_attn.errors import BundleError, InputError, UsageError
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text import PAD
 from runtimes.cuda import mebibytes, open_cuda
-from runtimes.engine_cache import EngineCache, cache_folder
+from runtimes.engine_cache import EngineCache, Refused, cache_folder
 from runtimes.plugins import plugins_for
-from runtimes.trt_build import MEGA, BuildConfig, engine_for
+from runtimes.trt_build import MEGA, BuildConfig, Plan, engine_for
 from runtimes.trt_compat import open_door
 from runtimes.trt_launch import Bound, Launches
 from runtimes.trt_memory import Buffer, Memory, OnDevice, Pinned
@@ -70,9 +70,11 @@ class Trt:
         config = build_config(target)
         cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MEGA)
         plugins = plugins_for("trt", target.settings.get("plugins", ()))
-        plans = {
-            graph: engine_for(door, bundle, target, graph, cache, gpu, config, _say, plugins) for graph in target.graphs
-        }
+
+        def plan(graph: str, refused: Refused | None = None) -> Plan:
+            return engine_for(door, bundle, target, graph, cache, gpu, config, _say, plugins, refused)
+
+        plans = {graph: plan(graph) for graph in target.graphs}
         self.precision = target.precision
         self.graphs: Mapping[str, GraphSpec] = target.graphs
         self._engine = f"{door.name} on {gpu.name}"
@@ -85,7 +87,7 @@ class Trt:
             self._buffers, self._staging = _allocate(self._memory, self.graphs, buckets)
             self._launches = Launches(door, cuda, self._memory, self.graphs)
             held.callback(self._launches.close)
-            self._launches.load(plans, len(buckets.all()))
+            self._launches.load(plans, len(buckets.all()), plan)
             held.callback(self._memory.settle)
             self._held = weakref.finalize(self, held.pop_all().close)
 

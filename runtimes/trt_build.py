@@ -14,7 +14,7 @@ from edge_attn.config import at_least
 from edge_attn.errors import ConfigError, InputError, NotTestedError
 from edge_attn.spec import GraphSpec
 from runtimes.cuda import Gpu
-from runtimes.engine_cache import EngineCache, EngineKey, write_whole
+from runtimes.engine_cache import EngineCache, EngineKey, Refused, write_whole
 from runtimes.onnx_nodes import Nodes, read_nodes
 from runtimes.plugins import Plugin
 from runtimes.trt_compat import (
@@ -68,6 +68,15 @@ class BuildConfig:
         return f"workspace {self.workspace_mb} MB, level {self.optimization_level}" + (", TF32" if self.tf32 else "")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """An engine, serialized."""
+
+    engine: bytes
+    built: bool
+    """Just now; False: it was in the cache."""
+
+
 def engine_for(
     door: Door,
     bundle: Bundle,
@@ -78,8 +87,9 @@ def engine_for(
     config: BuildConfig,
     say: Say,
     plugins: Mapping[str, Plugin] | None = None,
-) -> bytes:
-    """The engine of one graph for this GPU: from the cache, or built, while others that want it wait.
+    refused: Refused | None = None,
+) -> Plan:
+    """The engine of one graph for this GPU: from the cache if it was not `refused`, or built, while others wait.
 
     `plugins` are those that serve an op of this target; their kernels are compiled only where the engine is built.
     `say` is told why it is.
@@ -104,8 +114,11 @@ def engine_for(
         settings=config.settings(),
     )
     timing = cache.folder / f"{_file_name(key)}.timing"
+    built = False
 
     def make() -> bytes:
+        nonlocal built
+        built = True
         if not gpu.integrated:  # else it is the system's memory, which build_engine asks for
             check_memory(len(model), gpu.free, f"{spec.file} on {gpu.name}")
         for plugin in served.values():
@@ -113,7 +126,7 @@ def engine_for(
         with bar(key.what) as report:
             return build_engine(door, model, spec, profiles, config, report, tuple(served), timing)
 
-    return cache.build_once(key, make, say, expected=4 * len(model) + 16 * MEGA)
+    return Plan(cache.build_once(key, make, say, 4 * len(model) + 16 * MEGA, refused), built)
 
 
 def _file_name(key: EngineKey) -> str:

@@ -7,19 +7,22 @@ so a context is set up once and never touched again. All of them work in one scr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.spec import GraphSpec
 from runtimes.cuda import Cuda, mebibytes
-from runtimes.trt_build import FORGETS
+from runtimes.engine_cache import Refused
+from runtimes.trt_build import FORGETS, Plan
 from runtimes.trt_compat import Door, ICudaEngine, IExecutionContext, Runtime
 from runtimes.trt_memory import Memory
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 """TensorRT's name of each dtype."""
 ALIGNMENT = 256
+KEPT = 64
+"""Launches that are kept, which is every one of the default buckets at one width of beam; each holds a context."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ class Launches:
     _scratch: tuple[int, int] = (0, 0)
     """Address and size."""
 
-    def load(self, plans: Mapping[str, bytes], profiles: int) -> None:
+    def load(self, plans: Mapping[str, Plan], profiles: int, again: Callable[[str, Refused], Plan]) -> None:
         """Takes the engines, and allocates what the largest needs to compute; `profiles` is how many each has.
+
+        One of the cache that TensorRT refuses, and not for lack of memory, is built `again`.
 
         Raises:
             NotTestedError: one does not load here, or is not the manifest's; or there is too little memory.
@@ -78,11 +83,14 @@ class Launches:
             raise self._refused("does not start") from error
         self._runtimes.append(runtime)
         for name, plan in plans.items():
-            engine: ICudaEngine = runtime.deserialize_cuda_engine(plan)
+            engine: ICudaEngine = runtime.deserialize_cuda_engine(plan.engine)
             if engine is None:
-                raise self._refused(
-                    f"does not load the engine of {name} (edge-attn cache clear lets it be built again)"
-                )
+                refusal = self._refused(f"does not load the engine of {name}")
+                if plan.built or FORGETS.search(str(refusal)):
+                    raise refusal
+                engine = runtime.deserialize_cuda_engine(again(name, Refused(plan.engine, str(refusal))).engine)
+            if engine is None:
+                raise self._refused(f"does not load the new engine of {name}")
             self._check(name, engine, profiles)
             self._engines[name] = engine
         size = max(ALIGNMENT, *(engine.device_memory_size_v2 for engine in self._engines.values()))
@@ -96,6 +104,7 @@ class Launches:
         """Starts it on the stream."""
         launch = self._launches.get(bound)
         if launch is None:
+            self._make_room()
             launch = self._launches[bound] = Launch(bound, self._set_up(bound))
         if launch.warm and not launch.captured and bound.graph not in self.enqueued:
             try:
@@ -114,8 +123,17 @@ class Launches:
             for made in (self._runtimes, self._engines, self._launches):
                 held.callback(made.clear)
             for launch in self._launches.values():
-                if launch.captured:
-                    held.callback(self.cuda.destroy_graph, launch.captured)
+                held.callback(self._drop, launch)
+
+    def _make_room(self) -> None:
+        """Lets go of the launches that were made first, once nothing of them runs any more."""
+        while len(self._launches) >= KEPT:
+            self.memory.settle()
+            self._drop(self._launches.pop(next(iter(self._launches))))
+
+    def _drop(self, launch: Launch) -> None:
+        if launch.captured:
+            self.cuda.destroy_graph(launch.captured)
 
     def _enqueue(self, launch: Launch) -> bool:
         """False where TensorRT does not start it."""

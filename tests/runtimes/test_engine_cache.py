@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from edge_attn.errors import InputError
-from runtimes.engine_cache import EngineCache, EngineKey, cache_folder, clear_cache, list_cache
+from runtimes.engine_cache import EngineCache, EngineKey, Refused, cache_folder, clear_cache, list_cache
 
 KEY = EngineKey(
     what="toy.zip: step for trt-fp16",
@@ -156,6 +156,18 @@ def test_a_damaged_entry_is_rebuilt_with_the_reason(tmp_path, damage, reason):
     (said,) = build(cache)
     assert reason in said
     assert build(cache) == []
+
+
+def test_an_engine_that_was_refused_is_rebuilt_once(tmp_path):
+    """Whoever comes later with the same refusal finds the new one."""
+    cache = EngineCache(tmp_path)
+    build(cache)
+    said: list[str] = []
+    refused = Refused(ENGINE, "TensorRT does not load it")
+    assert cache.build_once(KEY, lambda: b"new", said.append, refused=refused) == b"new"
+    assert said == ["toy.zip: step for trt-fp16: building the engine (TensorRT does not load it)"]
+    assert cache.build_once(KEY, lambda: b"never", said.append, refused=refused) == b"new"
+    assert cache.get(KEY) == b"new"
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path):

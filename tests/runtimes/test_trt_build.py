@@ -249,11 +249,13 @@ GPU = Gpu("Orin", (8, 7), 8, True, 8 << 30, 4 << 30)
 
 
 def fetch(bundle: Bundle, folder: Path, door: Door, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
+    """The engine, and what was said; something is said where, and only where, it is built."""
     target = Target("trt", "fp32", bundle.manifest.graphs)
     said: list[str] = []
     config = more.pop("config", BuildConfig())
-    engine = engine_for(door, bundle, target, "encoder", EngineCache(folder), gpu, config, said.append, **more)
-    return engine, said
+    plan = engine_for(door, bundle, target, "encoder", EngineCache(folder), gpu, config, said.append, **more)
+    assert plan.built == bool(said)
+    return plan.engine, said
 
 
 def test_an_engine_is_built_on_first_use_and_then_found(bundle, tmp_path):

@@ -232,7 +232,7 @@ bundle, cache = Bundle.open({bundle!r}), EngineCache(Path({folder!r}))
 gpu = Gpu("Orin", (8, 7), 8, True, 1 << 33, 1 << 33)
 ready = Target("trt", "fp32", bundle.manifest.graphs)
 say = lambda line: print(line, flush=True)
-print(len(engine_for(open_door(rtx=True), bundle, ready, "encoder", cache, gpu, BuildConfig(), say)))
+print(len(engine_for(open_door(rtx=True), bundle, ready, "encoder", cache, gpu, BuildConfig(), say).engine))
 """
 
 

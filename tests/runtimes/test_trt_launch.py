@@ -14,6 +14,7 @@ from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.search import Decoding, search
+from runtimes import trt_launch
 from runtimes.ort import OrtCpu
 from runtimes.trt import Trt
 
@@ -58,10 +59,53 @@ def test_where_nothing_can_be_captured_everything_is_enqueued(jetson, runtime, b
 
 def test_an_engine_that_does_not_load(jetson, bundle):
     jetson.change = lambda plan: b"JUNK" + plan
-    with pytest.raises(
-        NotTestedError, match=r"10.3.0 does not load the engine of encoder .*cache clear.*: Magic tag does"
-    ):
+    with pytest.raises(NotTestedError, match=r"10.3.0 does not load the engine of encoder: Magic tag does"):
         jetson.open(bundle)
+    assert len(jetson.built) == 2  # what was built just now is not built again
+
+
+def test_an_engine_of_the_cache_that_does_not_load_is_built_again_with_the_reason(jetson, bundle, capsys):
+    jetson.change = lambda plan: b"JUNK" + plan
+    with pytest.raises(NotTestedError):
+        jetson.open(bundle)
+    capsys.readouterr()
+    jetson.change = bytes
+    jetson.open(bundle).close()
+    said = capsys.readouterr().err.splitlines()
+    for line, graph in zip(said, ("encoder", "step"), strict=True):
+        assert (
+            f"{graph} for trt-fp32: building the engine (tensorrt 10.3.0 does not load the engine of {graph}:" in line
+        )
+        assert "Magic tag does not match" in line
+    assert len(jetson.built) == 4
+    jetson.open(bundle).close()
+    assert len(jetson.built) == 4
+
+
+def test_an_engine_that_finds_no_memory_to_load_is_kept(monkeypatch, jetson, bundle):
+    jetson.open(bundle).close()
+
+    def forgets(runtime: Any, plan: bytes) -> None:
+        runtime._log.log(fake_trt.ILogger.ERROR, "Requested amount of GPU memory could not be allocated: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_trt.Runtime, "deserialize_cuda_engine", forgets)
+        with pytest.raises(NotTestedError, match=r"does not load the engine of encoder.*close what else uses it"):
+            jetson.open(bundle)
+    jetson.open(bundle).close()
+    assert len(jetson.built) == 2
+
+
+def test_launches_are_not_kept_for_ever(monkeypatch, jetson, runtime, bundle, sources):
+    """Many shapes in turn: the tokens stay those of the CPU, and no more contexts and graphs live than are kept."""
+    monkeypatch.setattr(trt_launch, "KEPT", 3)
+    cpu = OrtCpu(bundle, RuntimeOptions(threads=1))
+    for beam in (1, 2, 3, 4, 5, 1):
+        config = SearchConfig(beam=beam, n_best=1)
+        found, expected = (search(r, sources[:2], config) for r in (runtime, cpu))
+        assert [h[0].tokens for h in found] == [h[0].tokens for h in expected]
+        assert len(runtime._launches._launches) <= 3
+    assert jetson.cuda.calls["cudaGraphExecDestroy"] > 3
 
 
 def test_tensorrt_that_does_not_start(monkeypatch, jetson, bundle):
