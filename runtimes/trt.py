@@ -24,14 +24,14 @@ import numpy as np
 
 from edge_attn.bundle import Bundle, Target
 from edge_attn.config import RuntimeOptions, from_mapping
-from edge_attn.errors import BundleError, InputError, UsageError
+from edge_attn.errors import BundleError, InputError, NotTestedError, UsageError
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text import PAD
 from runtimes.cuda import mebibytes, open_cuda
 from runtimes.engine_cache import EngineCache, Refused, cache_folder
 from runtimes.plugins import plugins_for
 from runtimes.trt_build import MEGA, BuildConfig, Plan, engine_for
-from runtimes.trt_compat import open_door
+from runtimes.trt_compat import Door, numbers, open_door
 from runtimes.trt_launch import Bound, Launches
 from runtimes.trt_memory import Buffer, Memory, OnDevice, Pinned
 from runtimes.trt_profiles import Buckets, Shape
@@ -67,6 +67,7 @@ class Trt:
         door, cuda = open_door(self.rtx), open_cuda()
         gpu = cuda.gpu()
         target = bundle.target("trt", options.precision)
+        _refuse_older(door, bundle, target)
         config = build_config(target)
         cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MEGA)
         plugins = plugins_for("trt", target.settings.get("plugins", ()))
@@ -191,6 +192,20 @@ class TrtRtx(Trt):
 def build_config(target: Target) -> BuildConfig:
     """How a target's engines are built: as `optimize` was told, and noted with the graphs."""
     return from_mapping(BuildConfig, target.settings.get("build", {}), f"targets: {target.name}: build")
+
+
+def _refuse_older(door: Door, bundle: Bundle, target: Target) -> None:
+    """
+    Raises:
+        NotTestedError: the target's graphs were made for newer versions of TensorRT only.
+    """
+    oldest = str(target.settings.get("min_version", ""))
+    if door.capability.level < numbers(oldest):
+        found = ".".join(map(str, door.capability.level[:2]))
+        raise NotTestedError(
+            f"{bundle.path} holds {target.name} for TensorRT {oldest} or newer, found {door.name}; run: edge-attn "
+            f"optimize {bundle.path} --target trt --precision {target.precision} --min-version {found} --force"
+        )
 
 
 def _say(sentence: str) -> None:

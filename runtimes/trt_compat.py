@@ -141,15 +141,20 @@ def open_door(rtx: bool = False) -> Door:
 def _door(module: Any, rtx: bool) -> Door:
     product = "tensorrt-rtx" if rtx else "tensorrt"
     text = str(getattr(module, "__version__", ""))
-    found = re.match(r"\d+(\.\d+)*", text)
-    if found is None:
+    version = numbers(text)
+    if not version:
         raise NotTestedError(f"the module {module.__name__} has no version, so it is not {product}; {INSTALL[rtx]}")
-    version = tuple(int(part) for part in found.group().split("."))
     if not rtx and version < OLDEST:
         raise NotTestedError(
             f"{product} {text} is too old, expected {'.'.join(map(str, OLDEST))} or newer: JetPack 6 brings 10.3"
         )
     return Door(module, Capability(version, rtx), f"{product} {text}")
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """What a version begins with: (10, 3, 0) of `10.3.0rc1`; empty if it is none."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found.group().split(".")) if found else ()
 
 
 def _log(trt: TensorrtModule) -> Any:

@@ -190,6 +190,19 @@ def test_a_target_with_a_plugin_on_a_tensorrt_that_takes_none(jetson, bundle):
         jetson.open(changed)
 
 
+def test_graphs_for_newer_versions_are_refused_with_the_command_that_makes_older_ones(jetson, bundle):
+    settings = {**bundle.manifest.targets["trt-fp32"].settings, "min_version": "10.13.2"}
+    target = dataclasses.replace(bundle.manifest.targets["trt-fp32"], settings=settings)
+    changed = Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets={target.name: target}), bundle.files())
+    with pytest.raises(
+        NotTestedError, match=r"10\.13\.2 or newer, found tensorrt 10\.3\.0; run: .*--min-version 10\.3 --force"
+    ):
+        jetson.open(changed)
+    assert jetson.built == []
+    jetson.version = (10, 13, 2, 6)
+    jetson.open(changed).close()
+
+
 def test_an_axis_that_has_no_bucket(jetson, bundle):
     graphs = dict(bundle.manifest.graphs)
     first, *others = graphs["encoder"].inputs
