@@ -1,13 +1,15 @@
 """Inlining: every function of ours becomes the standard ops of its body, unless a plugin of the target serves it.
 
 What is left is what the oldest parsers read: constants are initializers, CastLike is a Cast, every node has a name,
-and no call ends in inputs that are not given.
+and no call ends in inputs that are not given. A product of weights alone is made here, once: ONNX Runtime makes none of
+fp16 when it loads a graph, and TensorRT-RTX none at all, so each step would make it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set
 
+import numpy as np
 import onnx
 import onnx.inliner
 
@@ -30,6 +32,7 @@ def inline(model: onnx.ModelProto, plugins: Set[str] = frozenset()) -> onnx.Mode
             node.input.pop()
     _constants_to_initializers(made)
     _without_cast_like(made)
+    _products_to_initializers(made)
     prune(made)
     for node in nodes(made.graph):
         if not node.name:
@@ -54,6 +57,21 @@ def _constants_to_initializers(model: onnx.ModelProto) -> None:
             left.append(node)
         else:
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(left)
+
+
+def _products_to_initializers(model: onnx.ModelProto) -> None:
+    constants = Constants(model)
+    left = []
+    for node in model.graph.node:
+        is_product = node.op_type == "MatMul" and not node.domain
+        a, b = map(constants.get, node.input) if is_product else (None, None)
+        if a is None or b is None:
+            left.append(node)
+        else:
+            product = np.matmul(a, b, dtype=np.float64).astype(a.dtype)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(product, node.output[0]))
     del model.graph.node[:]
     model.graph.node.extend(left)
 

@@ -11,8 +11,11 @@ import onnxruntime as ort  # noqa: E402
 
 from edge_attn.bundle import Bundle  # noqa: E402
 from edge_attn.errors import BundleError  # noqa: E402
+from edge_attn.registry import HOUSE  # noqa: E402
 from runtimes.targets.graph import Constants, constant, load, module_path, nodes, prune  # noqa: E402
 from runtimes.targets.inline import inline, without_bodies  # noqa: E402
+
+READY = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
 
 
 def step(toy_bundle) -> onnx.ModelProto:
@@ -126,3 +129,35 @@ def test_the_module_of_a_node_is_read_where_the_exporter_wrote_it(toy_bundle):
     odd = onnx.helper.make_node("Exp", ["a"], ["b"])
     odd.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', ")
     assert module_path(odd) == ""
+
+
+def test_a_product_of_weights_is_made_once():
+    """Whatever loads the graph would have to, and not all of them do."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (int64[n] ids) => (float[n, 2] y)
+          <int64[3, 2] table = {1, 2, 3, 4, 5, 6}, float[2, 2] weights = {1, 0.5, -1, 2}>
+        {
+          wide = Cast <to: int = 1> (table)
+          turned = Transpose (weights)
+          products = MatMul (wide, turned)
+          y = Gather <axis: int = 0> (products, ids)
+        }
+        """
+    )
+    made = inline(model)
+    onnx.checker.check_model(made, full_check=True)
+    assert [node.op_type for node in made.graph.node] == ["Gather"]
+    (table,) = made.graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(table), [[2, 3], [5, 5], [8, 7]])
+    np.testing.assert_array_equal(run(made, ids=np.array([2, 0]))[0], [[8, 7], [2, 3]])
+
+
+@pytest.mark.parametrize("name", ["encoder", "step"])
+def test_the_embedded_graphs_multiply_no_weights_alone(name):
+    model = inline(load(Bundle.open(READY).read(f"graphs/{name}.onnx"), name))
+    constants = Constants(model)
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert products
+    assert not [node.name for node in products if all(constants.get(i) is not None for i in node.input)]
