@@ -32,6 +32,7 @@ from runtimes.engine_cache import EngineCache, Refused, cache_folder
 from runtimes.plugins import plugins_for
 from runtimes.trt_build import MEGA, BuildConfig, Plan, engine_for
 from runtimes.trt_compat import Door, numbers, open_door
+from runtimes.trt_contexts import Contexts, kernels_in
 from runtimes.trt_launch import Bound, Launches
 from runtimes.trt_memory import Buffer, Memory, OnDevice, Pinned
 from runtimes.trt_profiles import Buckets, Shape
@@ -39,6 +40,8 @@ from runtimes.trt_profiles import Buckets, Shape
 DEFAULT = RuntimeOptions()
 NEXT = "next_"
 """What stands before the name of a state where a step gives the next one."""
+READ = ("candidates", "candidate_ids")
+"""What a search reads after each step: it is copied to the host by the launch itself."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Trt:
         with contextlib.ExitStack() as held:
             self._memory = Memory(cuda, held)
             self._buffers, self._staging = _allocate(self._memory, self.graphs, buckets)
-            self._launches = Launches(door, cuda, self._memory, self.graphs)
+            contexts = Contexts(door, kernels_in(cache.folder, door, gpu))
+            self._launches = Launches(door, cuda, self._memory, self.graphs, contexts)
             held.callback(self._launches.close)
             self._launches.load(plans, len(buckets.all()), plan)
             held.callback(self._memory.settle)
@@ -126,14 +130,19 @@ class Trt:
         pairs = zip(spec.inputs, values, fit.padded, strict=False)
         buffers = [self._place(tensor, value, shape, uploads) for tensor, value, shape in pairs]
         outputs = {}
+        downloads: list[tuple[int, int, int]] = []
         for tensor, shape, padded_shape in zip(spec.outputs, fit.asked, fit.padded[len(values) :], strict=True):
             buffer = self._home(tensor, buffers)
             buffer.age += 1
             buffers.append(buffer)
-            outputs[tensor.name] = OnDevice(buffer, buffer.age, tensor.dtype, shape, padded_shape)
+            returned = self._staging.get(tensor.name)
+            outputs[tensor.name] = OnDevice(buffer, buffer.age, tensor.dtype, shape, padded_shape, returned)
+            if returned is not None:
+                size = math.prod(padded_shape) * np.dtype(tensor.dtype).itemsize
+                downloads.append((returned.address, buffer.address, size))
         addresses = tuple(buffer.address for buffer in buffers)
         self._memory.started()
-        self._launches.run(Bound(graph, fit.profile, fit.padded, addresses, tuple(uploads)))
+        self._launches.run(Bound(graph, fit.profile, fit.padded, addresses, tuple(uploads), tuple(downloads)))
         return outputs
 
     def numpy(self, value: Value) -> np.ndarray:
@@ -263,7 +272,8 @@ def _pad(padded: np.ndarray, value: np.ndarray, tensor: TensorSpec) -> None:
 def _allocate(
     memory: Memory, graphs: Mapping[str, GraphSpec], buckets: Buckets
 ) -> tuple[dict[str, tuple[Buffer, ...]], dict[str, Pinned]]:
-    """Each tensor's buffers, at the size of the largest bucket, and the pinned memory of what the host gives each time.
+    """Each tensor's buffers, at the size of the largest bucket, and the pinned memory of what the host gives and reads
+    each time.
 
     A next state has two, since the state that it is made of lies in one of them.
     """
@@ -275,7 +285,7 @@ def _allocate(
         name: tuple(memory.buffer(name, size) for _ in range(2 if name.startswith(NEXT) else 1))
         for name, size in sizes.items()
     }
-    return buffers, {name: memory.pinned(name, sizes[name]) for name in fed}
+    return buffers, {name: memory.pinned(name, sizes[name]) for name in (*fed, *READ) if name in sizes}
 
 
 def _largest(tensor: TensorSpec, buckets: Buckets) -> int:

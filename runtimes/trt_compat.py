@@ -27,6 +27,7 @@ ILoopOutputLayer: TypeAlias = Any
 INetworkDefinition: TypeAlias = Any
 IOptimizationProfile: TypeAlias = Any
 IPluginRegistry: TypeAlias = Any
+IRuntimeCache: TypeAlias = Any
 IRuntimeConfig: TypeAlias = Any
 ITensor: TypeAlias = Any
 ITimingCache: TypeAlias = Any

@@ -16,6 +16,7 @@ from runtimes.cuda import Cuda, mebibytes
 from runtimes.engine_cache import Refused
 from runtimes.trt_build import FORGETS, Plan
 from runtimes.trt_compat import Door, ICudaEngine, IExecutionContext, Runtime
+from runtimes.trt_contexts import Contexts
 from runtimes.trt_memory import Memory
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
@@ -37,6 +38,8 @@ class Bound:
     """On the device, in the same order."""
     uploads: tuple[tuple[int, int, int], ...]
     """Copies that come first: to which address, from which pinned one, how many bytes."""
+    downloads: tuple[tuple[int, int, int], ...]
+    """Copies that come last: to which pinned address, from which one, how many bytes."""
 
 
 @dataclass(eq=False)
@@ -58,6 +61,7 @@ class Launches:
     cuda: Cuda
     memory: Memory
     graphs: Mapping[str, GraphSpec]
+    contexts: Contexts
     enqueued: dict[str, str] = field(default_factory=dict)
     """The graphs that cannot be captured, and why; they are enqueued call by call."""
     _runtimes: list[Runtime] = field(default_factory=list)
@@ -120,15 +124,16 @@ class Launches:
     def close(self) -> None:
         """Lets go of graphs, contexts and engines; the stream must be settled."""
         with contextlib.ExitStack() as held:
-            for made in (self._runtimes, self._engines, self._launches):
-                held.callback(made.clear)
+            for let_go in (self._runtimes.clear, self._engines.clear, self.contexts.close, self._launches.clear):
+                held.callback(let_go)
             for launch in self._launches.values():
                 held.callback(self._drop, launch)
+            held.callback(self.contexts.keep)
 
     def _make_room(self) -> None:
         """Lets go of the launches that were made first, once nothing of them runs any more."""
         while len(self._launches) >= KEPT:
-            self.memory.settle()
+            self.cuda.synchronize(self.memory.stream)
             self._drop(self._launches.pop(next(iter(self._launches))))
 
     def _drop(self, launch: Launch) -> None:
@@ -140,7 +145,11 @@ class Launches:
         for device, pinned, size in launch.bound.uploads:
             self.cuda.to_device(device, pinned, size, self.memory.stream)
         context: IExecutionContext = launch.context
-        return bool(context.execute_async_v3(self.memory.stream))
+        if not context.execute_async_v3(self.memory.stream):
+            return False
+        for pinned, device, size in launch.bound.downloads:
+            self.cuda.to_host(pinned, device, size, self.memory.stream)
+        return True
 
     def _record(self, launch: Launch) -> int:
         """Its CUDA graph.
@@ -149,6 +158,9 @@ class Launches:
             NotTestedError: it cannot be captured, as loops and conditions cannot; it is none the worse for the trial.
         """
         stream = self.memory.stream
+        context: IExecutionContext = launch.context
+        if self.door.capability.rtx and not context.is_stream_capturable(stream):
+            raise self._refused(f"cannot capture {launch.bound.graph}")
         self.cuda.begin_capture(stream)
         try:
             started = self._enqueue(launch)
@@ -161,11 +173,9 @@ class Launches:
         return self.cuda.end_capture(stream)
 
     def _set_up(self, bound: Bound) -> IExecutionContext:
-        trt, stream = self.door.trt, self.memory.stream
+        stream = self.memory.stream
         engine: ICudaEngine = self._engines[bound.graph]
-        context: IExecutionContext = engine.create_execution_context(
-            trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
+        context: IExecutionContext | None = self.contexts.make(engine)
         if context is None:
             raise self._refused(f"makes no execution context for {bound.graph}")
         context.set_device_memory(*self._scratch)

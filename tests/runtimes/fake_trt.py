@@ -36,6 +36,11 @@ ExecutionContextAllocationStrategy = enum.Enum(
     "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
 )
 
+KernelSpecialization = enum.Enum("DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"])
+KERNELS = b"compiled"
+COMPILES = "kernels compiled"
+"""Under this name FakeCuda counts what the fake of TensorRT-RTX compiles."""
+
 
 def build(model: bytes, profiles: Sequence[dict[str, Any]], scratch: int = 4096, loops: bool = False) -> bytes:
     """An engine of the fake: the graph and, for each profile, each input's least, best and largest shape.
@@ -66,6 +71,7 @@ class FakeTrt(types.SimpleNamespace):
             TensorIOMode=TensorIOMode,
             TensorLocation=TensorLocation,
             ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
+            DynamicShapesKernelSpecializationStrategy=KernelSpecialization,
             Runtime=lambda log: Runtime(cuda, log),
         )
 
@@ -79,6 +85,38 @@ class Runtime:
             self._log.log(ILogger.ERROR, "Magic tag does not match")
             return None
         return ICudaEngine(self._cuda, self._log, header(plan), model(plan))
+
+
+class IRuntimeCache:
+    """TensorRT-RTX's kernels, of which the fake has one."""
+
+    compiled = False
+
+    def serialize(self) -> bytes:
+        return KERNELS if self.compiled else b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.compiled = blob == KERNELS
+        return self.compiled
+
+
+class IRuntimeConfig:
+    """How TensorRT-RTX makes a context."""
+
+    def __init__(self) -> None:
+        self.strategy: ExecutionContextAllocationStrategy | None = None
+        self.dynamic_shapes_kernel_specialization_strategy = KernelSpecialization.LAZY
+        self.cache: IRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
 
 
 class ICudaEngine:
@@ -106,7 +144,20 @@ class ICudaEngine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType(FROM_ORT[self.tensors[name].type])
 
-    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> IExecutionContext:
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def create_execution_context(self, how: ExecutionContextAllocationStrategy | IRuntimeConfig) -> IExecutionContext:
+        """By a strategy; or by a configuration of TensorRT-RTX, which compiles what its cache does not hold."""
+        strategy = how
+        if isinstance(how, IRuntimeConfig):
+            if how.dynamic_shapes_kernel_specialization_strategy is not KernelSpecialization.EAGER:
+                raise Fault("a kernel that stands in for another may be captured")
+            strategy = how.strategy
+            if how.cache is None or not how.cache.compiled:
+                self.cuda.calls[COMPILES] += 1
+            if how.cache is not None:
+                how.cache.compiled = True
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             raise Fault("the fake has contexts without memory of their own only")
         return IExecutionContext(self)
@@ -161,6 +212,9 @@ class IExecutionContext:
         for given, shape in self._shapes.items():
             axes.update(zip(self.engine.inputs[given].shape, shape, strict=True))
         return tuple(axes.get(axis, -1) if isinstance(axis, str) else axis for axis in self.engine.tensors[name].shape)
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not self.engine.loops or self._no("the graph has a loop")
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self.infer_shapes():

@@ -16,7 +16,7 @@ from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.search import Decoding, search
 from runtimes import trt_launch
 from runtimes.ort import OrtCpu
-from runtimes.trt import Trt
+from runtimes.trt import Trt, TrtRtx
 
 
 def test_shapes_are_those_of_a_few_launches(jetson, runtime, sources):
@@ -130,6 +130,53 @@ def test_too_little_memory_for_a_context_is_a_sentence(monkeypatch, jetson, runt
         "information) ("
     )
     assert str(caught.value).endswith("are free; close what else uses it, or choose smaller buckets)")
+
+
+def test_what_a_search_reads_comes_with_the_launch(jetson, runtime, sources):
+    """A step behind its first two is one launch and one wait; candidates and their symbols are there then."""
+    config = SearchConfig(beam=2, n_best=1)
+    for _ in range(3):
+        search(runtime, sources[:2], config)
+    jetson.cuda.calls.clear()
+    found = search(runtime, sources[:2], config)
+    steps = jetson.cuda.calls["cudaGraphLaunch"]
+    assert steps >= max(len(hypotheses[0].tokens) for hypotheses in found)
+    assert jetson.cuda.calls["cudaStreamSynchronize"] <= steps + 2  # what the encoder waits for, and its first run
+    assert jetson.cuda.calls["cudaMemcpyAsync"] <= 2  # the encoder's, which has a loop, so it is not captured
+
+
+def test_tensorrt_rtx_compiles_its_kernels_once(jetson, bundle, sources):
+    """They lie beside the engines, for the next process; what is no such file is compiled again."""
+    config = SearchConfig(beam=2, n_best=1)
+    expected = [h[0].tokens for h in search(OrtCpu(bundle, RuntimeOptions(threads=1)), sources[:2], config)]
+
+    def decode() -> int:
+        jetson.cuda.calls.clear()
+        made = TrtRtx(bundle, RuntimeOptions(cache_dir=jetson.cache))
+        assert [h[0].tokens for h in search(made, sources[:2], config)] == expected
+        made.close()
+        return jetson.cuda.calls[fake_trt.COMPILES]
+
+    assert [decode(), decode()] == [1, 0]
+    (kernels,) = jetson.cache.rglob("*.kernels")
+    kernels.write_bytes(b"of another version")
+    assert [decode(), decode()] == [1, 0]
+
+
+def test_kernels_that_cannot_be_kept_are_no_fault(jetson, bundle, sources):
+    made = TrtRtx(bundle, RuntimeOptions(cache_dir=jetson.cache))
+    made._launches.contexts.kernels = jetson.cache / "none" / "of.kernels"
+    search(made, sources[:2], SearchConfig())
+    made.close()
+
+
+def test_tensorrt_rtx_is_asked_before_a_capture(jetson, bundle, sources):
+    made = TrtRtx(bundle, RuntimeOptions(cache_dir=jetson.cache))
+    for _ in range(3):
+        search(made, sources[:2], SearchConfig(beam=1))
+    assert "as CUDA graphs: step; not capturable: encoder" in made.provider
+    assert "cannot capture encoder: the graph has a loop" in made._launches.enqueued["encoder"]
+    made.close()
 
 
 def test_an_engine_of_another_graph(jetson, bundle):

@@ -1,0 +1,67 @@
+"""Execution contexts of engines, without scratch memory of their own.
+
+TensorRT-RTX compiles an engine's kernels on the device, when a context meets a shape. Here it does so before that shape
+runs, so that a captured graph never holds a kernel that only stands in until the right one is compiled; and what was
+compiled is kept in a file beside the engines. TensorRT-RTX itself refuses a file of another version or GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtimes.cuda import Gpu
+from runtimes.engine_cache import write_whole
+from runtimes.trt_compat import Door, ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig
+
+
+def kernels_in(folder: Path, door: Door, gpu: Gpu) -> Path:
+    """The file of the kernels that were compiled for this GPU."""
+    return folder / f"{re.sub('[^A-Za-z0-9.]+', '-', f'{door.name} {gpu.name}')}.kernels"
+
+
+@dataclass(eq=False)
+class Contexts:
+    """Makes contexts."""
+
+    door: Door
+    kernels: Path
+    """Where TensorRT-RTX's compiled kernels are kept."""
+    _caches: list[IRuntimeCache] = field(default_factory=list)
+    """The one of every context, once there is a context."""
+    _kept: bytes = b""
+    """What the file held."""
+
+    def make(self, engine: ICudaEngine) -> IExecutionContext | None:
+        """None where TensorRT makes none, which its log explains."""
+        strategy = self.door.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.door.capability.rtx:
+            return engine.create_execution_context(strategy)
+        config: IRuntimeConfig = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        eager = self.door.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        if not self._caches:
+            cache: IRuntimeCache = config.create_runtime_cache()
+            self._caches.append(cache)
+            with contextlib.suppress(OSError):
+                self._kept = self.kernels.read_bytes()
+                cache.deserialize(self._kept)
+        config.set_runtime_cache(self._caches[0])
+        return engine.create_execution_context(config)
+
+    def keep(self) -> None:
+        """Writes what was compiled to its file; that it cannot is no fault: it is compiled again."""
+        if not self.door.capability.rtx:
+            return
+        for cache in self._caches:
+            compiled = bytes(cache.serialize())
+            if compiled != self._kept:
+                with contextlib.suppress(OSError):
+                    write_whole(self.kernels, compiled)
+
+    def close(self) -> None:
+        """Lets go of the kernels; no context may be left."""
+        self._caches.clear()
