@@ -29,28 +29,32 @@ class Contexts:
     door: Door
     kernels: Path
     """Where TensorRT-RTX's compiled kernels are kept."""
+    _configs: dict[str, IRuntimeConfig] = field(default_factory=dict)
+    """By the graph; they live as long as their contexts."""
     _caches: list[IRuntimeCache] = field(default_factory=list)
     """The one of every context, once there is a context."""
     _kept: bytes = b""
     """What the file held."""
 
-    def make(self, engine: ICudaEngine) -> IExecutionContext | None:
+    def make(self, graph: str, engine: ICudaEngine) -> IExecutionContext | None:
         """None where TensorRT makes none, which its log explains."""
         strategy = self.door.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.door.capability.rtx:
             return engine.create_execution_context(strategy)
-        config: IRuntimeConfig = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        eager = self.door.trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.dynamic_shapes_kernel_specialization_strategy = eager
-        if not self._caches:
-            cache: IRuntimeCache = config.create_runtime_cache()
-            self._caches.append(cache)
-            with contextlib.suppress(OSError):
-                self._kept = self.kernels.read_bytes()
-                cache.deserialize(self._kept)
-        config.set_runtime_cache(self._caches[0])
-        return engine.create_execution_context(config)
+        if graph not in self._configs:
+            config: IRuntimeConfig = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(strategy)
+            eager = self.door.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+            if not self._caches:
+                cache: IRuntimeCache = config.create_runtime_cache()
+                self._caches.append(cache)
+                with contextlib.suppress(OSError):
+                    self._kept = self.kernels.read_bytes()
+                    cache.deserialize(self._kept)
+            config.set_runtime_cache(self._caches[0])
+            self._configs[graph] = config
+        return engine.create_execution_context(self._configs[graph])
 
     def keep(self) -> None:
         """Writes what was compiled to its file; that it cannot is no fault: it is compiled again."""
@@ -63,5 +67,6 @@ class Contexts:
                     write_whole(self.kernels, compiled)
 
     def close(self) -> None:
-        """Lets go of the kernels; no context may be left."""
+        """Lets go of configurations and kernels; no context may be left."""
+        self._configs.clear()
         self._caches.clear()

@@ -175,7 +175,7 @@ class Launches:
     def _set_up(self, bound: Bound) -> IExecutionContext:
         stream = self.memory.stream
         engine: ICudaEngine = self._engines[bound.graph]
-        context: IExecutionContext | None = self.contexts.make(engine)
+        context: IExecutionContext | None = self.contexts.make(bound.graph, engine)
         if context is None:
             raise self._refused(f"makes no execution context for {bound.graph}")
         context.set_device_memory(*self._scratch)
