@@ -10,6 +10,7 @@
         BundleError           ... a bundle
         CheckpointError       ... a checkpoint
         ExportError           ... a model that does not export
+        TooLargeError         ... a request that an engine was not built for
 
 Anything else that reaches the command line is a fault of ours: exit 70, with its traceback.
 """
@@ -57,4 +58,8 @@ class CheckpointError(InputError):
 
 
 class ExportError(InputError):
+    pass
+
+
+class TooLargeError(InputError):
     pass

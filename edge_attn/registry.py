@@ -27,8 +27,8 @@ VERBS = {
     "demo": "runtimes.demo:demo",
     "optimize": "runtimes.optimize:optimize",
     "doctor": "runtimes.doctor:doctor",
-    "cache list": "runtimes.engine_cache:list_cache",
-    "cache clear": "runtimes.engine_cache:clear_cache",
+    "cache list": "runtimes.cache:list_cache",
+    "cache clear": "runtimes.cache:clear_cache",
 }
 RUNTIMES = {
     "ort-cpu": "runtimes.ort:OrtCpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,15 @@ JETPACKS: dict[tuple[int, int, int], str] = {
 """From which release of L4T on a board has which JetPack."""
 OLDEST_L4T = (36, 4, 0)
 """JetPack 6.1, the first with TensorRT 10.3."""
+OLDEST_CAPABILITY = (8, 7)
+"""Orin's; NVIDIA made no JetPack 6 for the boards before it."""
 CUDA_PACKAGES = {36: "cuda-cudart-12-6", 38: "cuda-cudart-13-0", 39: "cuda-cudart-13-2"}
 """The package of libcudart, by L4T's major number."""
+DRIVER_PACKAGES: dict[tuple[int, int] | None, str] = {
+    (8, 7): "nvidia-l4t-cuda-nvgpu",
+    (11, 0): "nvidia-l4t-cuda-openrm",
+}
+"""The package of libcuda from L4T 39 on, by compute capability; before, nvidia-l4t-cuda."""
 CHIPS = {
     "nvidia,tegra210": (5, 3),
     "nvidia,tegra186": (6, 2),
@@ -38,7 +46,9 @@ CHIPS = {
 """The compute capability of each Jetson's chip, as /proc/device-tree/compatible has it."""
 
 BINDINGS = "python3*/dist-packages/tensorrt/__init__.py"
-PACKAGES = ("libnvinfer10", "python3-libnvinfer", "nvidia-jetpack", "nvidia-l4t-core", "nvidia-l4t-dla-compiler")
+LIBNVINFER = ("libnvinfer11", "libnvinfer10")
+"""The packages of TensorRT's library, the newest first."""
+PACKAGES = (*LIBNVINFER, "python3-libnvinfer", "nvidia-jetpack", "nvidia-l4t-core", "nvidia-l4t-dla-compiler")
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,17 @@ class Board:
     @property
     def is_too_old(self) -> bool:
         return self.l4t is not None and self.l4t < OLDEST_L4T
+
+    @property
+    def only_cpu(self) -> bool:
+        """No JetPack that the board can have brings a TensorRT that is new enough."""
+        return self.capability is not None and self.capability < OLDEST_CAPABILITY
+
+    @property
+    def driver_package(self) -> str:
+        """Where libcuda comes from."""
+        split = self.l4t is not None and self.l4t >= (39, 0, 0)
+        return DRIVER_PACKAGES.get(self.capability if split else None, "nvidia-l4t-cuda")
 
     @property
     def release(self) -> str:
@@ -129,11 +150,13 @@ def memory(machine: Machine) -> Memory | None:
     sizes = {name: int(size) * 1024 for name, size in lines}
     if "MemAvailable" not in sizes:
         return None
-    limit, used = (machine.read_text(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    limit, used, stat = (machine.read_text(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current", "stat"))
     available = sizes["MemAvailable"]
-    limited = limit.isdigit() and used.isdigit() and int(limit) - int(used) < available
-    if limited:
-        available = max(int(limit) - int(used), 0)
+    limited = False
+    if limit.isdigit() and used.isdigit():
+        files = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)  # given back to whoever needs memory
+        left = int(limit) - int(used) + int(files[1] if files else 0)
+        limited, available = left < available, max(min(left, available), 0)
     return Memory(sizes.get("MemTotal", 0), available, sizes.get("SwapTotal", 0), limited)
 
 
@@ -153,10 +176,35 @@ def devices(machine: Machine) -> list[dict[str, Any]]:
     return found
 
 
+def builds_engines(machine: Machine) -> bool:
+    """There is a GPU that TensorRT could serve, or a Jetson that should have one."""
+    jetson = board(machine)
+    return bool(devices(machine)) if jetson is None else not jetson.only_cpu
+
+
+def tensorrt_wheels(machine: Machine) -> list[str]:
+    """The packages of TensorRT that pip installed; those of apt lie in /usr/lib."""
+    return [
+        name
+        for name, _, folder in machine.probe("python").get("packages", [])
+        if name.startswith("tensorrt") and not name.startswith("tensorrt-rtx") and not folder.startswith("/usr/lib/")
+    ]
+
+
+def pip(machine: Machine) -> str:
+    """pip of the environment that was examined, whichever is the activated one."""
+    return f"{shlex.quote(machine.probe('python').get('executable') or 'python3')} -m pip"
+
+
 def install_driver(machine: Machine) -> str:
-    """The command that brings NVIDIA's driver to a machine that is no Jetson."""
-    ubuntu = "ID=ubuntu" in machine.read_text("/etc/os-release").splitlines()
-    return f"sudo {'ubuntu-drivers install' if ubuntu else 'apt install nvidia-driver'} && sudo reboot"
+    """The command that brings NVIDIA's driver to a machine that is no Jetson; on an unknown system, to its page."""
+    said = re.findall(r"^ID(?:_LIKE)?=(.*)$", machine.read_text("/etc/os-release"), re.MULTILINE)
+    systems = " ".join(said).replace('"', "").split()
+    if "ubuntu" in systems:
+        return "sudo ubuntu-drivers install && sudo reboot"
+    if "debian" in systems:
+        return "sudo apt update && sudo apt install nvidia-driver && sudo reboot"
+    return "xdg-open https://www.nvidia.com/drivers"
 
 
 def version(text: str) -> tuple[int, ...]:

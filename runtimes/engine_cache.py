@@ -6,25 +6,26 @@
 
 The key is a hash of all that an engine depends on, so an engine of another GPU, version or graph is never found. An
 entry is two files renamed into place under a lock: a build that is killed leaves none. The entries used longest ago go
-when the folder outgrows its limit.
+when the folder outgrows its limit, but none that is in use here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_attn.errors import InputError
+from runtimes.locks import alone, is_held
 
 LIMIT = 4 * 1024**3
 """Bytes of engines kept."""
@@ -86,6 +87,8 @@ class Entry:
     size: int
     used: float
     """When it was last used, in seconds since 1970."""
+    building: bool
+    """Now, by a process."""
 
     def __str__(self) -> str:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
@@ -93,15 +96,30 @@ class Entry:
         return f"{self.size / 1e6:8.1f} MB  last used {used}  {self.what}  {built}  {self.digest}"
 
 
-OURS = re.compile(r"\.?[0-9a-f]{32}\.")
-"""How the names of an engine's files begin: with its key's digest."""
+@dataclass(frozen=True)
+class Cleared:
+    """What became of the entries of a cache."""
+
+    removed: list[Entry]
+    building: int
+    """How many are left because a process builds them."""
+    faults: list[OSError]
+    """Why the others are left."""
+
+
+OURS = re.compile(r"\.?([0-9a-f]{32})\.(engine|json|lock)(\.\d+\.partial)?")
+"""The names of an engine's files, by its key's digest."""
+MEASURED = re.compile(r"\.?tensorrt.*\.(timing|kernels)(\.\d+\.partial)?")
+"""The names of what TensorRT learnt while it built or started engines."""
 
 
 class EngineCache:
-    """Engines by their keys, in `folder`/engines."""
+    """Engines by their keys, in `folder`/engines. What it has given or made, it removes only when it is cleared."""
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT) -> None:
         self.folder, self.limit_bytes = folder / "engines", limit_bytes
+        self._in_use: set[str] = set()
+        self._has_outgrown = False
 
     def get(self, key: EngineKey) -> bytes | None:
         """The engine, whole and unchanged, or None."""
@@ -128,7 +146,7 @@ class EngineCache:
             return engine
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked(key.digest, lambda: say(f"{key.what}: waiting for another process that builds it")):
+            with alone(self._lock(key.digest), lambda: say(f"{key.what}: waiting for another process that builds it")):
                 engine, reason = self._read(key, refused)
                 if engine is not None:
                     return engine
@@ -141,26 +159,59 @@ class EngineCache:
                 self._write(key, engine)
         except OSError as error:
             raise _sentence(self.folder, error) from error
-        for entry in self._surplus(key.digest):
-            if self._remove(entry.digest):
-                say(f"{entry.what}: removed from the cache, which holds {self.limit_bytes / 1e6:.0f} MB")
+        self._make_room(say)
         return engine
 
     def entries(self) -> list[Entry]:
-        """What is there, the one used longest ago first; a damaged record has no name."""
-        found = [self._entry(path) for path in self._ours(".json")]
+        """What is there, the one used longest ago first; a damaged record, or none, is said in the place of a name.
+
+        Raises:
+            InputError: the folder cannot be read.
+        """
+        found = [self._entry(digest, files) for digest, files in self._files().items()]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 
-    def clear(self) -> tuple[int, int]:
-        """Removes every engine that nobody is building. Gives how many, and their bytes."""
-        removed = [entry for entry in self.entries() if self._remove(entry.digest)]
-        for path in [*self._ours(".engine"), *self._ours(".partial")]:  # of builds that were killed
-            self._remove(path.name.lstrip(".").partition(".")[0])
-        return len(removed), sum(entry.size for entry in removed)
+    def clear(self) -> Cleared:
+        """Removes every engine that nobody is building, what builds that were killed left, and what they measured.
 
-    def _ours(self, suffix: str) -> list[Path]:
-        """Files that are named as an engine's are; others in the folder are somebody else's."""
-        return [path for path in self.folder.glob(f"*{suffix}") if OURS.match(path.name)]
+        Raises:
+            InputError: the folder cannot be read.
+        """
+        removed, faults = [], []
+        for digest, files in self._files().items():
+            entry, fault = self._entry(digest, files), self._remove(digest)
+            if fault is not None:
+                faults.append(fault)
+            elif entry is not None:
+                removed.append(entry)
+        for name in filter(MEASURED.fullmatch, self._names()):
+            try:
+                (self.folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                faults.append(error)
+        left = [fault for fault in faults if not isinstance(fault, BlockingIOError)]
+        return Cleared(removed, len(faults) - len(left), left)
+
+    def _names(self) -> list[str]:
+        try:
+            return [path.name for path in self.folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} cannot be read: {error.strerror}; choose another folder with --cache-dir"
+            ) from error
+
+    def _files(self) -> dict[str, list[Path]]:
+        """Files that are named as an engine's are, by digest; others in the folder are somebody else's."""
+        found: dict[str, list[Path]] = {}
+        for name in self._names():
+            if ours := OURS.fullmatch(name):
+                found.setdefault(ours[1], []).append(self.folder / name)
+        return found
+
+    def _lock(self, digest: str) -> Path:
+        return self.folder / f"{digest}.lock"
 
     def _paths(self, digest: str) -> tuple[Path, Path]:
         return self.folder / f"{digest}.engine", self.folder / f"{digest}.json"
@@ -193,6 +244,7 @@ class EngineCache:
             return None, refused.reason
         with contextlib.suppress(OSError):  # a cache that may only be read is still a cache
             os.utime(record_path)
+        self._in_use.add(key.digest)
         return engine, ""
 
     def _difference(self, key: EngineKey) -> str:
@@ -212,18 +264,23 @@ class EngineCache:
         ]
         return "; ".join(changes) or "the cached engine's name is not its key's"
 
-    def _entry(self, path: Path) -> Entry | None:
-        try:
-            used = path.stat().st_mtime
-            engine = self._paths(path.stem)[0]
-            size = path.stat().st_size + (engine.stat().st_size if engine.exists() else 0)
-        except OSError:  # removed meanwhile
+    def _entry(self, digest: str, files: list[Path]) -> Entry | None:
+        """None if nothing is there but a lock that nobody holds."""
+        lock, record_path = self._lock(digest), self._paths(digest)[1]
+        building = lock in files and is_held(lock)
+        times, size = {}, 0
+        for path in files:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                found = path.stat()
+                times[path], size = found.st_mtime, size + found.st_size
+        if not times or (set(times) == {lock} and not building):
             return None
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return Entry(path.stem, str(record["what"]), dict(record["parts"]), size, used)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return Entry(path.stem, "a damaged record", {}, size, used)
+        used = times.get(record_path, max(times.values()))
+        if record_path in times:
+            what, parts = _record(record_path)
+        else:
+            what, parts = "being built" if building else "left by a build that was ended", {}
+        return Entry(digest, what, parts, size, used, building)
 
     def _check_space(self, expected: int) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -247,65 +304,52 @@ class EngineCache:
             with contextlib.suppress(OSError):
                 engine_path.unlink(missing_ok=True)
             raise
+        self._in_use.add(key.digest)
 
-    def _surplus(self, keep: str) -> list[Entry]:
-        """What must go for the rest to fit."""
+    def _make_room(self, say: Callable[[str], None]) -> None:
+        """Removes what was used longest ago, for the rest to fit; nothing that is in use here."""
         entries = self.entries()
-        total, surplus = sum(entry.size for entry in entries), []
+        total = sum(entry.size for entry in entries)
         for entry in entries:
-            if total > self.limit_bytes and entry.digest != keep:
-                surplus.append(entry)
+            if total > self.limit_bytes and entry.digest not in self._in_use and self._remove(entry.digest) is None:
                 total -= entry.size
-        return surplus
+                say(f"{entry.what}: removed from the cache, which holds {self.limit_bytes / 1e6:.0f} MB")
+        needed = sum(entry.size for entry in entries if entry.digest in self._in_use)
+        if needed > self.limit_bytes and not self._has_outgrown:
+            self._has_outgrown = True
+            say(
+                f"these engines need at least {-(-needed // 1024**2)} MB, cache_mb is {self.limit_bytes // 1024**2}: "
+                f"they are kept, and every other engine goes; give more to cache_mb"
+            )
 
-    def _remove(self, digest: str) -> bool:
-        """False if it is being built, or cannot be removed."""
+    def _remove(self, digest: str) -> OSError | None:
+        """Why it is still there: a BlockingIOError if it is being built."""
         engine_path, record_path = self._paths(digest)
         try:
-            with self._locked(digest, None):
+            with alone(self._lock(digest), None):
                 record_path.unlink(missing_ok=True)
                 engine_path.unlink(missing_ok=True)
                 self._sweep(digest)
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return error
+        return None
 
     def _sweep(self, digest: str) -> None:
         """Removes what a process left that was killed while it wrote."""
         for path in self.folder.glob(f".{digest}.*.partial"):
             path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _locked(self, digest: str, waits: Callable[[], None] | None) -> Iterator[None]:
-        """Alone with one entry. `waits` is called if another process is there first; None: then it is an OSError."""
-        path = self.folder / f"{digest}.lock"
-        with contextlib.ExitStack() as stack:
-            while True:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                closing = stack.enter_context(contextlib.ExitStack())
-                closing.callback(os.close, handle)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if waits is None:
-                        raise
-                    waits()
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-                if _is_still(path, handle):
-                    break
-                closing.close()  # whoever held it has removed it, so somebody else may hold a newer one
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
 
-
-def _is_still(path: Path, handle: int) -> bool:
+def _record(path: Path) -> tuple[str, dict[str, str]]:
+    """What an entry is for, and of which parts, as far as a person can read it."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
+        record = json.loads(path.read_text(encoding="utf-8"))
+        what, parts = record["what"], dict(record["parts"])
+        if all(isinstance(text, str) and text.isprintable() for text in (what, *parts, *parts.values())):
+            return what, parts
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return "a damaged record", {}
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -331,35 +375,23 @@ def cache_folder(chosen: Path | None) -> Path:
     """The folder that was chosen, or edge-attn in the user's cache.
 
     Raises:
-        InputError: what was chosen is a file.
+        InputError: what was chosen is a file, or no folder can have its name; nothing was chosen, and nobody knows
+            where this user's folders are.
     """
     if chosen is not None:
-        if chosen.exists() and not chosen.is_dir():
+        try:
+            mode = chosen.stat().st_mode
+        except FileNotFoundError:
+            return chosen
+        except OSError as error:
+            raise InputError(f"--cache-dir {chosen} cannot be used: {error.strerror}; choose another folder") from error
+        if not stat.S_ISDIR(mode):
             raise InputError(f"--cache-dir must be a folder, found the file {chosen}")
         return chosen
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "edge-attn"
-
-
-def _engines(count: int) -> str:
-    return f"{count} engine{'' if count == 1 else 's'}"
-
-
-def list_cache(cache_dir: Path | None = None) -> str:
-    """What `edge-attn cache list` prints: a line an engine, the one used longest ago first."""
-    cache = EngineCache(cache_folder(cache_dir))
-    entries = cache.entries()
-    total = sum(entry.size for entry in entries) / 1e6
-    return "\n".join([*map(str, entries), f"{cache.folder}: {_engines(len(entries))}, {total:.1f} MB"])
-
-
-def clear_cache(cache_dir: Path | None = None) -> str:
-    """What `edge-attn cache clear` prints, after it has removed every engine and what their builds measured."""
-    cache = EngineCache(cache_folder(cache_dir))
-    count, size = cache.clear()
-    for path in cache.folder.glob("tensorrt*.timing"):
-        with contextlib.suppress(OSError):
-            path.unlink()
-    left = cache.entries()
-    also = f"; {len(left)} are being built, or cannot be removed" if left else ""
-    return f"{cache.folder}: removed {_engines(count)}, {size / 1e6:.1f} MB{also}"
+    try:
+        return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "edge-attn"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder to keep engines in; give --cache-dir or set XDG_CACHE_HOME"
+        ) from error

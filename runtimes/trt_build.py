@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from edge_attn.config import at_least
 from edge_attn.errors import ConfigError, InputError, NotTestedError
 from edge_attn.spec import GraphSpec
 from runtimes.cuda import Gpu
+from runtimes.doctor_facts import memory
 from runtimes.engine_cache import EngineCache, EngineKey, Refused, write_whole
+from runtimes.machine import here
 from runtimes.onnx_nodes import Nodes, read_nodes
 from runtimes.plugins import Plugin
 from runtimes.trt_compat import (
@@ -29,11 +32,15 @@ from runtimes.trt_compat import (
 )
 from runtimes.trt_lint import lint_network, lint_nodes, make_attention_buildable
 from runtimes.trt_monitor import Progress, Report, bar, monitor
-from runtimes.trt_profiles import Buckets, Profile
+from runtimes.trt_profiles import Buckets, Profile, at_most
 
 MEGA = 1024**2
 FORGETS = re.compile(r"(?i)out of memory|outofmemory|bad_alloc|cudaerrormemoryallocation|insufficient (device )?memory")
 """How TensorRT and CUDA say that memory ran out."""
+CRAMPED = re.compile(r"(?i)within workspace limit|insufficient workspace")
+"""How TensorRT says that `workspace_mb` is too little."""
+MOST_MEGA = 2**40 - 1
+"""Of any size that is given in MB: its bytes still fit into 64 bits."""
 NO_REASON = "this version does not have it"
 """For parser errors that only say `false`."""
 Say = Callable[[str], None]
@@ -56,8 +63,9 @@ class BuildConfig:
     """Size of the engine cache; the engines used longest ago go first."""
 
     def __post_init__(self) -> None:
-        at_least("workspace_mb", self.workspace_mb, 1)
-        at_least("cache_mb", self.cache_mb, 1)
+        for name in ("workspace_mb", "cache_mb"):
+            at_least(name, getattr(self, name), 1)
+            at_most(name, getattr(self, name), MOST_MEGA)
         if not 0 < self.max_build_minutes < float("inf"):  # which nan is not
             raise ConfigError(f"max_build_minutes must be a number more than 0, found {self.max_build_minutes}")
         if not 0 <= self.optimization_level <= 5:
@@ -66,6 +74,20 @@ class BuildConfig:
     def settings(self) -> str:
         """What of this changes the engine."""
         return f"workspace {self.workspace_mb} MB, level {self.optimization_level}" + (", TF32" if self.tf32 else "")
+
+
+class TookTooLongError(NotTestedError):
+    """A build was ended at its time limit."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What TensorRT-RTX is asked for, and does not give to every network on every machine."""
+
+    this_gpu: bool = False
+    """Kernels for the GPU of this machine alone, not for each that it knows."""
+    capturable: bool = False
+    """An engine that takes no memory by itself while it runs, so that a CUDA graph can hold it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,7 @@ def engine_for(
         precision=target.precision,
         profiles="; ".join(map(str, profiles)),
         plugins=", ".join(f"{op} {plugin.hash()}" for op, plugin in sorted(served.items())) or "none",
-        settings=config.settings(),
+        settings=config.settings() + (", for this GPU, capturable" if door.capability.rtx else ""),
     )
     timing = cache.folder / f"{_file_name(key)}.timing"
     built = False
@@ -124,7 +146,14 @@ def engine_for(
         for plugin in served.values():
             plugin.register(door, "sm_{}{}".format(*gpu.compute_capability))
         with bar(key.what) as report:
-            return build_engine(door, model, spec, profiles, config, report, tuple(served), timing)
+            try:
+                return build_engine(door, model, spec, profiles, config, report, tuple(served), timing, True)
+            except TookTooLongError as error:
+                raise NotTestedError(
+                    f"{error}; give it more: edge-attn optimize {shlex.quote(str(bundle.path))} --target "
+                    f"{target.target} --precision {target.precision} --build --max-build-minutes "
+                    f"{2 * config.max_build_minutes:g}; or build for fewer buckets"
+                ) from error
 
     return Plan(cache.build_once(key, make, say, 4 * len(model) + 16 * MEGA, refused), built)
 
@@ -142,10 +171,12 @@ def build_engine(
     report: Report,
     plugins: Sequence[str] = (),
     timing: Path | None = None,
+    this_gpu: bool = False,
 ) -> bytes:
     """Parses, looks for what would silently go wrong, and builds.
 
-    `report` is told how far it is; `timing` is the file of measurements that shortens the next build.
+    `report` is told how far it is; `timing` is the file of measurements that shortens the next build; `this_gpu`: it
+    will run on the GPU of this machine, where TensorRT-RTX builds for each that it knows, without one too.
 
     Raises:
         InputError: TensorRT cannot parse or build the graph, or would take it for another one.
@@ -160,31 +191,31 @@ def build_engine(
     _parse(door, parser, model, spec, plugins)
     _refuse(door, spec, lint_network(door, network, spec))
     make_attention_buildable(door, network)
-    options: IBuilderConfig = builder.create_builder_config()
-    options.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mb * MEGA)
-    options.builder_optimization_level = config.optimization_level
-    if not config.tf32:  # TensorRT's own choice is TF32
-        options.clear_flag(trt.BuilderFlag.TF32)
-    for profile in profiles:
-        _add_profile(builder, options, profile, spec)
     progress = Progress(report, 60 * config.max_build_minutes)
     watcher = monitor(door, progress)
-    options.progress_monitor = watcher
-    if door.capability.timing_cache and timing is not None:
-        _load_timing(options, timing)
-    try:
-        engine = builder.build_serialized_network(network, options)
-    except MemoryError:
-        engine = None
-        door.log.errors.append("out of memory")
+    for wish in _wishes(door, this_gpu):
+        options: IBuilderConfig = builder.create_builder_config()
+        _set_options(door, options, config, wish)
+        for profile in profiles:
+            _add_profile(builder, options, profile, spec)
+        options.progress_monitor = watcher
+        if door.capability.timing_cache and timing is not None:
+            _load_timing(options, timing)
+        try:
+            engine = builder.build_serialized_network(network, options)
+        except MemoryError:
+            engine = None
+            door.log.errors.append("out of memory")
+        if engine is not None or progress.cancelled or wish == Wish():
+            break
+        door.log.take()  # the next build says again what is wrong without the wish too
     if progress.cancelled == "keyboard":
         raise KeyboardInterrupt
     if progress.cancelled not in ("", "time"):
         raise RuntimeError(f"{spec.file}: the build's progress could not be followed: {progress.cancelled}")
     if progress.cancelled:
-        raise NotTestedError(
-            f"{spec.file}: the build took longer than {config.max_build_minutes:g} minutes and was ended; give it more "
-            f"with --max-build-minutes, or build for fewer buckets"
+        raise TookTooLongError(
+            f"{spec.file}: the build took longer than {config.max_build_minutes:g} minutes and was ended"
         )
     if engine is None:
         raise _failure(door, spec, config)
@@ -203,6 +234,26 @@ def _builder(door: Door) -> Builder:
     except (TypeError, RuntimeError) as error:  # the bindings' words for a builder that is not there
         reason = "; ".join(" ".join(said.split()) for said in door.log.take()) or error
         raise NotTestedError(f"{door.name} does not start here: {reason}; run: edge-attn doctor") from error
+
+
+def _wishes(door: Door, this_gpu: bool) -> list[Wish]:
+    """What to ask for, one after the other, until a build succeeds."""
+    if not door.capability.rtx:
+        return [Wish()]
+    return [*([Wish(True, True)] if this_gpu else []), Wish(False, True), Wish()]
+
+
+def _set_options(door: Door, options: IBuilderConfig, config: BuildConfig, wish: Wish) -> None:
+    trt = door.trt
+    options.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mb * MEGA)
+    options.builder_optimization_level = config.optimization_level
+    if not config.tf32:  # TensorRT's own choice is TF32
+        options.clear_flag(trt.BuilderFlag.TF32)
+    if door.capability.rtx and wish.capturable:
+        options.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if door.capability.rtx and wish.this_gpu:
+        options.num_compute_capabilities = 1
+        options.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
 
 
 def _parse(door: Door, parser: OnnxParser, model: bytes, spec: GraphSpec, plugins: Sequence[str]) -> None:
@@ -234,8 +285,12 @@ def _parser_fault(parser: OnnxParser, index: int, nodes: Nodes) -> str:
 
 def _add_profile(builder: Builder, options: IBuilderConfig, profile: Profile, spec: GraphSpec) -> None:
     made: IOptimizationProfile = builder.create_optimization_profile()
-    for name, (least, best, most) in profile.shapes(spec).items():
-        made.set_shape(name, least, best, most)
+    try:
+        for name, (least, best, most) in profile.shapes(spec).items():
+            made.set_shape(name, least, best, most)
+    except (TypeError, RuntimeError) as error:  # the bindings' words for sizes that are not TensorRT's
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{spec.file}: TensorRT does not take the profile {profile}: {reason}") from error
     if options.add_optimization_profile(made) < 0:
         raise InputError(f"{spec.file}: TensorRT does not take the profile {profile}")
 
@@ -246,6 +301,11 @@ def _failure(door: Door, spec: GraphSpec, config: BuildConfig) -> Exception:
         return NotTestedError(
             f"{spec.file}: memory ran out while the engine was built; give less than {config.workspace_mb} MB to "
             f"workspace_mb, build for fewer or smaller buckets, or end other programs"
+        )
+    if any(CRAMPED.search(error) for error in errors):
+        return InputError(
+            f"{spec.file} cannot be built with {door.name} in {config.workspace_mb} MB of workspace; give more to "
+            f"workspace_mb, in the file of --profiles"
         )
     return InputError(f"{spec.file} cannot be built with {door.name}: {errors[-1] if errors else 'no reason is given'}")
 
@@ -274,18 +334,10 @@ def _save_timing(options: IBuilderConfig, path: Path) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that programs may still ask for; on a Jetson the GPU takes its own from the same."""
-    for line in _meminfo():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return sys.maxsize
-
-
-def _meminfo() -> Iterator[str]:
-    try:
-        yield from Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
+    """Bytes that programs may still ask for here, in a container within its limit; on a Jetson the GPU takes its own
+    from the same."""
+    found = memory(here())
+    return sys.maxsize if found is None else found.available
 
 
 def check_memory(model: int, available: int, what: str) -> None:

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from edge_attn.config import at_least
-from edge_attn.errors import BundleError, ConfigError, InputError
+from edge_attn.errors import BundleError, ConfigError, TooLargeError
 from edge_attn.spec import GraphSpec
 
 Range: TypeAlias = tuple[int, int, int]
 """The least size of an axis, the one it is tuned for, and the largest."""
 Shape: TypeAlias = tuple[int, ...]
+LARGEST = 2**31 - 1
+"""Size of an axis: TensorRT counts in signed numbers of 32 bits."""
+
+
+def at_most(name: str, value: int, most: int) -> None:
+    if value > most:
+        raise ConfigError(f"{name} must be at most {most}, found {value}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,9 @@ class Buckets:
             if not sizes or list(sizes) != sorted(set(sizes)):
                 raise ConfigError(f"{name} must be sizes that rise, found {list(sizes)}")
             at_least(name, sizes[0], 1)
+            at_most(name, sizes[-1], LARGEST)
         at_least("beam", self.beam, 1)
+        at_most("beam", self.beam, LARGEST)
 
     def up_to(self, max_source: int) -> Buckets:
         """The same for a bundle whose longest source has `max_source` tokens."""
@@ -109,12 +118,12 @@ class Buckets:
         """The smallest bucket that covers a request; of the buckets that `up_to` gave.
 
         Raises:
-            InputError: none does; the sentence names the largest.
+            TooLargeError: none does; the sentence names the largest.
         """
         for bucket in self.all():
             if batch <= bucket.batch and src <= bucket.src and beam <= bucket.beam:
                 return bucket
-        raise InputError(
+        raise TooLargeError(
             f"the engine was built for up to {self.batch[-1]} sentences of up to {self.src[-1]} tokens with a beam of "
             f"up to {self.beam}, found {batch} of {src} with a beam of {beam}; ask for less, or build it for more "
             f"(batch, src and beam in the table buckets)"

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from edge_attn.bundle import Bundle
 from edge_attn.spec import GraphSpec
+from runtimes.trt_build import BuildConfig, build_engine
 from runtimes.trt_compat import Capability, Door
 
+DEFAULT = BuildConfig()
 DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
 
 
@@ -23,6 +26,8 @@ class FakeBuild:
         self.profiles: list[dict[str, Any]] = []
         self.timings: list[bytes] = []
         self.cleared: list[str] = []
+        self.wishes: list[list[str]] = []
+        """What TensorRT-RTX was asked for, build by build."""
         self.takes_timing = self.takes_profiles = self.starts = True
         self.options = SimpleNamespace(
             set_memory_pool_limit=self.limits.__setitem__,
@@ -30,6 +35,8 @@ class FakeBuild:
             create_timing_cache=lambda data: None if data == b"unreadable" else data,
             set_timing_cache=self.set_timing,
             clear_flag=self.cleared.append,
+            set_flag=lambda flag: self.wishes[-1].append(flag),
+            set_compute_capability=lambda which, index: self.wishes[-1].append(f"{which} {index}"),
             get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
             progress_monitor=None,
         )
@@ -62,7 +69,8 @@ class FakeBuild:
                 supports_operator=lambda op: False, parse=lambda model: True
             ),
             NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
-            BuilderFlag=SimpleNamespace(TF32="TF32"),
+            BuilderFlag=SimpleNamespace(TF32="TF32", REQUIRE_USER_ALLOCATION="user allocation"),
+            ComputeCapability=SimpleNamespace(CURRENT="current"),
             MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
             LayerType=SimpleNamespace(TRIP_LIMIT="trip", LOOP_OUTPUT="loop", ATTENTION_INPUT="attention"),
         )
@@ -77,13 +85,17 @@ class FakeBuild:
             self.flags = flags
             return self.network
 
+        def create_builder_config() -> SimpleNamespace:
+            self.wishes.append([])
+            return self.options
+
         def create_optimization_profile() -> Any:
             profile: dict[str, Any] = {}
             return ProfileOf(profile)
 
         return SimpleNamespace(
             create_network=create_network,
-            create_builder_config=lambda: self.options,
+            create_builder_config=create_builder_config,
             create_optimization_profile=create_optimization_profile,
             build_serialized_network=lambda network, options: self.build(self),
         )
@@ -106,9 +118,38 @@ class ProfileOf:
         self.shapes = shapes
 
     def set_shape(self, name: str, least: Any, best: Any, most: Any) -> None:
+        if max(most) > 10**6:
+            raise RuntimeError("Shape provided for min is inconsistent with other shapes.\nInvoked with: ...")
         self.shapes[name] = (least, best, most)
 
 
 def say(fake: FakeBuild, *messages: str) -> None:
     for message in messages:
         fake.log.log(1, message)
+
+
+def run(
+    bundle: Bundle,
+    fake: FakeBuild,
+    config: BuildConfig = DEFAULT,
+    report: Any = lambda share, what: None,
+    **more: Any,
+) -> bytes:
+    profiles = config.buckets.profiles(fake.spec, bundle.manifest.max_source)
+    model = bundle.read(fake.spec.file)
+    return build_engine(more.pop("door", None) or fake.door(), model, fake.spec, profiles, config, report, **more)
+
+
+def stepping(fake: FakeBuild) -> bytes | None:
+    """A build of ten steps, which the monitor may end."""
+    monitor = fake.options.progress_monitor
+    monitor.phase_start("Building engine", None, 10)
+    for step in range(10):
+        monitor.phase_start("Layers", "Building engine", 2)
+        if not (monitor.step_complete("Layers", 0) and monitor.step_complete("Layers", 1)):
+            return None
+        monitor.phase_finish("Layers")
+        if not monitor.step_complete("Building engine", step):
+            return None
+    monitor.phase_finish("Building engine")
+    return b"engine"

@@ -9,71 +9,14 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from engine_processes import ENGINE, KEY, build, files, start, wait_for
 
 from edge_attn.errors import InputError
-from runtimes.engine_cache import EngineCache, EngineKey, Refused, cache_folder, clear_cache, list_cache
-
-KEY = EngineKey(
-    what="toy.zip: step for trt-fp16",
-    graph="ab" * 32,
-    runtime="tensorrt 10.3.0",
-    gpu="Orin",
-    compute_capability="8.7",
-    precision="fp16",
-    profiles="batch 1-8 (8)",
-    plugins="none",
-    settings="workspace 1024 MB, level 3",
-)
-ENGINE = bytes(range(256)) * 40
-
-BUILD = """
-import sys, time
-from pathlib import Path
-from runtimes.engine_cache import EngineCache, EngineKey
-
-def make():
-    with open({log!r}, "a") as file:
-        file.write("made ")
-    time.sleep({seconds})
-    return {engine!r}
-
-key = EngineKey(**{key!r})
-engine = EngineCache(Path({folder!r})).build_once(key, make, lambda text: print(text, flush=True))
-print(len(engine))
-"""
-
-
-def start(folder: Path, seconds: float, before: str = "") -> subprocess.Popen[str]:
-    """A process that builds the engine, which takes it `seconds`."""
-    code = before + BUILD.format(
-        log=str(folder / "log"), seconds=seconds, engine=ENGINE, key=dataclasses.asdict(KEY), folder=str(folder)
-    )
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def build(cache: EngineCache, key: EngineKey = KEY, engine: bytes = ENGINE) -> list[str]:
-    """What was said while the engine was fetched; nothing if it was there."""
-    said: list[str] = []
-    assert cache.build_once(key, lambda: engine, said.append) == engine
-    return said
-
-
-def files(folder: Path) -> set[str]:
-    return {path.suffix for path in (folder / "engines").iterdir()}
-
-
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} does not appear"
-        time.sleep(0.01)
-
+from runtimes.engine_cache import EngineCache, EngineKey, Refused
+from runtimes.locks import alone, is_held
 
 # ---- one process
 
@@ -152,7 +95,7 @@ def test_a_damaged_entry_is_rebuilt_with_the_reason(tmp_path, damage, reason):
     build(cache)
     damage(*(tmp_path / "engines" / f"{KEY.digest}{suffix}" for suffix in (".engine", ".json")))
     assert cache.get(KEY) is None
-    list_cache(tmp_path)
+    cache.entries()
     (said,) = build(cache)
     assert reason in said
     assert build(cache) == []
@@ -183,21 +126,48 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 
 
 def test_the_engines_used_longest_ago_go_first(tmp_path):
-    cache = EngineCache(tmp_path, limit_bytes=3 * (len(ENGINE) + 1000))
+    cache = EngineCache(tmp_path)
     keys = [dataclasses.replace(KEY, gpu=f"gpu {i}") for i in range(4)]
     for i, key in enumerate(keys[:3]):
         build(cache, key)
         os.utime(tmp_path / "engines" / f"{key.digest}.json", (i, i))
     assert cache.get(keys[0]) == ENGINE  # and so it is used last
-    said = build(cache, keys[3])
+    said = build(EngineCache(tmp_path, limit_bytes=3 * (len(ENGINE) + 1000)), keys[3])
     assert said[1:] == [f"{KEY.what}: removed from the cache, which holds 0 MB"]
     assert [cache.get(key) is not None for key in keys] == [True, False, True, True]
 
 
-def test_an_engine_larger_than_the_cache_is_kept(tmp_path):
+def test_engines_that_are_used_together_do_not_drive_each_other_out(tmp_path):
+    """What this cache made, or only found, stays, however small the limit is."""
+    keys = [dataclasses.replace(KEY, graph=name) for name in ("encoder", "step", "another bundle's")]
+    build(EngineCache(tmp_path), keys[2])
+    build(EngineCache(tmp_path), keys[0])
     cache = EngineCache(tmp_path, limit_bytes=10)
-    build(cache)
-    assert cache.get(KEY) == ENGINE
+    assert build(cache, keys[0]) == []
+    said = build(cache, keys[1])
+    assert said[1] == f"{KEY.what}: removed from the cache, which holds 0 MB"
+    assert "these engines need at least 1 MB, cache_mb is 0" in said[2]
+    assert [cache.get(key) is not None for key in keys] == [True, True, False]
+    again = EngineCache(tmp_path, limit_bytes=10)
+    assert build(again, keys[0]) + build(again, keys[1]) == []
+
+
+def test_that_engines_outgrow_the_cache_is_said_once(tmp_path):
+    cache = EngineCache(tmp_path, limit_bytes=10)
+    said = build(cache) + build(cache, dataclasses.replace(KEY, graph="step"))
+    assert sum("cache_mb is 0" in line for line in said) == 1
+    assert len(said) == 3
+
+
+def test_an_engine_without_its_record_takes_up_room(tmp_path):
+    build(EngineCache(tmp_path))
+    left = tmp_path / "engines" / f"{'0' * 32}.engine"
+    left.write_bytes(ENGINE)
+    os.utime(left, (0, 0))
+    said = build(EngineCache(tmp_path, 2 * len(ENGINE) + 2000), dataclasses.replace(KEY, gpu="Thor"))
+    assert said[1:] == ["left by a build that was ended: removed from the cache, which holds 0 MB"]
+    assert not left.exists()
+    assert EngineCache(tmp_path).get(KEY) == ENGINE
 
 
 # ---- disks that are full, and folders that cannot be written
@@ -315,50 +285,6 @@ def test_a_build_killed_while_it_writes_leaves_no_engine(tmp_path):
     assert files(tmp_path) == {".engine", ".json"}
 
 
-def test_clear_leaves_what_is_being_built(tmp_path):
-    with start(tmp_path, 1.0) as process:
-        wait_for(tmp_path / "log")
-        other = dataclasses.replace(KEY, gpu="Thor")
-        build(EngineCache(tmp_path), other)
-        assert "removed 1 engine," in clear_cache(tmp_path)
-        process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert EngineCache(tmp_path).get(KEY) == ENGINE
-
-
-# ---- the verbs
-
-
-def test_list_and_clear(tmp_path):
-    assert list_cache(tmp_path) == f"{tmp_path / 'engines'}: 0 engines, 0.0 MB"
-    build(EngineCache(tmp_path))
-    (tmp_path / "engines" / "tensorrt-10.3.0-Orin-8.7.timing").touch()
-    first, last = list_cache(tmp_path).splitlines()
-    assert "toy.zip: step for trt-fp16  tensorrt 10.3.0  Orin  fp16" in first
-    assert KEY.digest in first
-    assert last.endswith("1 engine, 0.0 MB")
-    assert clear_cache(tmp_path) == f"{tmp_path / 'engines'}: removed 1 engine, 0.0 MB"
-    assert [path.name for path in tmp_path.rglob("*")] == ["engines"]
-    assert clear_cache(tmp_path).endswith("removed 0 engines, 0.0 MB")
-
-
-def test_what_is_not_ours_is_left_alone(tmp_path):
-    folder = tmp_path / "engines"
-    folder.mkdir()
-    others = {folder / "config.json", folder / "my.engine", folder / ".my.partial", tmp_path / "run.timing"}
-    for path in others:
-        path.write_text("{}", encoding="utf-8")
-    assert list_cache(tmp_path).endswith("0 engines, 0.0 MB")
-    assert "removed 0 engines" in clear_cache(tmp_path)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == others
-
-
-def test_a_cache_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="--cache-dir must be a folder, found the file"):
-        list_cache(tmp_path / "file")
-
-
 def test_a_disk_that_fails_while_the_engine_is_made_is_not_the_caches_fault(tmp_path):
     def fails() -> bytes:
         raise OSError(28, "No space left on device", "kernel.ptx")
@@ -367,12 +293,33 @@ def test_a_disk_that_fails_while_the_engine_is_made_is_not_the_caches_fault(tmp_
         EngineCache(tmp_path).build_once(KEY, fails, lambda line: None)
 
 
-@pytest.mark.parametrize(
-    ("set_to", "expected"), [("/somewhere", "/somewhere/edge-attn"), ("relative", None), ("", None), (None, None)]
-)
-def test_the_folder_is_in_the_users_cache(monkeypatch, set_to, expected):
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    if set_to is not None:
-        monkeypatch.setenv("XDG_CACHE_HOME", set_to)
-    assert cache_folder(None) == Path(expected or Path.home() / ".cache" / "edge-attn")
-    assert cache_folder(Path("chosen")) == Path("chosen")
+# ---- locks
+
+
+@pytest.fixture
+def of_another_user(tmp_path, monkeypatch) -> Path:
+    """A lock that may be read, not written, and in a sticky folder not opened with O_CREAT."""
+    path, real = tmp_path / "engines" / f"{KEY.digest}.lock", os.open
+    path.parent.mkdir()
+    path.touch()
+
+    def refuses(name: Path, flags: int, *mode: int) -> int:
+        if Path(name) == path and path.exists() and flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", refuses)
+    return path
+
+
+def test_a_lock_that_another_user_left_locks_nobody_out(tmp_path, of_another_user):
+    assert "there is none yet" in build(EngineCache(tmp_path))[0]
+    assert not of_another_user.exists()
+
+
+def test_a_lock_that_another_user_holds_is_waited_for(of_another_user):
+    with alone(of_another_user, None):
+        assert is_held(of_another_user)
+        with pytest.raises(BlockingIOError), alone(of_another_user, None):
+            pass
+    assert not is_held(of_another_user)

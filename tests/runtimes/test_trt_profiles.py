@@ -79,6 +79,9 @@ def test_a_request_that_no_bucket_covers_is_told_the_largest(request_):
         ({"src": (1, 1)}, "src must be sizes that rise"),
         ({"batch": (0, 1)}, "batch must be at least 1"),
         ({"beam": 0}, "beam must be at least 1"),
+        ({"batch": (1, 10**26)}, "batch must be at most 2147483647"),
+        ({"src": (2**31,)}, "src must be at most 2147483647"),
+        ({"beam": 2**31}, "beam must be at most 2147483647"),
     ],
 )
 def test_buckets_that_make_no_sense_are_refused(options, said):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -30,13 +31,14 @@ torch.set_num_threads(1)
 PROFILE = Profile({"batch": (1, 8, 32), "beam": (1, 4, 5), "previous_beam": (1, 4, 5), "src": (1, 16, 200)})
 EMBEDDED = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
 DOOR = open_door(rtx=True)
+DEFAULT = BuildConfig()
 DTYPES = {kind: str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in (1, 7, 9)}
 
 
-def build(model: onnx.ModelProto) -> int:
+def build(model: onnx.ModelProto, config: BuildConfig = DEFAULT, profile: Profile = PROFILE, **more: Any) -> int:
     """Parses, lints and builds; gives the bytes of the engine."""
     spec = GraphSpec("graph", _tensors(model.graph.input), _tensors(model.graph.output))
-    return len(build_engine(DOOR, model.SerializeToString(), spec, [PROFILE], BuildConfig(), lambda share, what: None))
+    return len(build_engine(DOOR, model.SerializeToString(), spec, [profile], config, lambda *said: None, **more))
 
 
 def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
@@ -82,7 +84,23 @@ def test_a_trained_bundle_builds(toy_bundle, which, name, inline):
     assert build(inlined(model) if inline else model) > 0
 
 
+def test_where_there_is_no_gpu_an_engine_for_it_is_one_for_every_gpu(toy_bundle):
+    assert build(a_step(toy_bundle), this_gpu=True) > 0
+
+
 # ---- that the alarm rings
+
+
+def test_too_little_workspace_is_told_which_option_gives_more(toy_bundle):
+    with pytest.raises(InputError, match="in 1 MB of workspace; give more to workspace_mb"):
+        build(a_step(toy_bundle), BuildConfig(workspace_mb=1))
+
+
+@pytest.mark.parametrize("size", [3 * 10**9, 10**26])
+def test_sizes_beyond_tensorrt_are_a_sentence(toy_bundle, size):
+    profile = Profile({**PROFILE.axes, "batch": (1, 8, size)})
+    with pytest.raises(InputError, match=r"graph: TensorRT does not take the profile batch 1-.*: \w[^\n]*$"):
+        build(a_step(toy_bundle), profile=profile)
 
 
 def a_step(toy_bundle: Path) -> onnx.ModelProto:
