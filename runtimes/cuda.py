@@ -7,18 +7,12 @@ what went wrong is one sentence with CUDA's own name for it. The device is the f
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-from collections.abc import Iterator
 from ctypes import c_char_p, c_int, c_size_t, c_ulonglong, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edge_attn.errors import NotTestedError
-
-NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
-TOOLKIT = Path("/usr/local/cuda/lib64")
-"""Where a toolkit lies that the loader does not know."""
+from runtimes.cudart import candidates as _candidates
 
 OUT_OF_MEMORY = 2
 ATTRIBUTES = (75, 76, 16, 18)
@@ -245,15 +239,6 @@ def device() -> Gpu:
         NotTestedError: there is none.
     """
     return open_cuda().gpu()
-
-
-def _candidates() -> Iterator[str]:
-    """Where the loader looks, then the toolkit, then the wheels that TensorRT's own wheel brings."""
-    yield from NAMES
-    yield from (str(TOOLKIT / name) for name in NAMES)
-    found = importlib.util.find_spec("nvidia")
-    for folder in [] if found is None else found.submodule_search_locations or []:
-        yield from map(str, sorted(Path(folder).glob("*/lib/libcudart.so.*"), reverse=True))
 
 
 def _typed(library: Any) -> Any:

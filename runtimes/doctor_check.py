@@ -26,7 +26,7 @@ class Check:
             raise ValueError(f"the fault of {self.name!r} has no command: {self.found}")
 
     def __str__(self) -> str:
-        lines = [f"{self.status:<6}{self.name:<13}{self.found}"]
+        lines = [f"{self.status:<6}{self.name:<13}{' '.join(self.found.split())}"]
         if self.advice:
             lines.append(f"{'':<19}{self.advice}")
         if self.command:

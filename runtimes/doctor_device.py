@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 
+from edge_attn.errors import InputError
 from runtimes.doctor_check import Check
 from runtimes.doctor_facts import (
     CUDA_PACKAGES,
+    Board,
     board,
+    builds_engines,
     devices,
     dotted,
     gibibytes,
@@ -16,6 +20,7 @@ from runtimes.doctor_facts import (
     install_driver,
     memory,
     onnxruntimes,
+    pip,
 )
 from runtimes.machine import TOO_SLOW, Machine
 
@@ -28,7 +33,7 @@ SMALL_BOARD = 9 * 2**30
 DISK_NEEDS = 2**30
 
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-LEND = "sudo docker run --rm -it --runtime nvidia --entrypoint edge-attn IMAGE doctor"
+LEND = "sudo docker run --rm -it --runtime nvidia -e NVIDIA_VISIBLE_DEVICES=all --entrypoint edge-attn IMAGE doctor"
 NO_DESKTOP = "sudo systemctl isolate multi-user.target"
 
 SMI_FAULTS = (
@@ -38,8 +43,9 @@ SMI_FAULTS = (
 )
 """What nvidia-smi says, what it means, and the next command."""
 
+NO_DEVICE = 100
 CUDA_FAULTS = {
-    100: ("CUDA is shown no device, perhaps by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES"),
+    NO_DEVICE: ("CUDA is shown no device, perhaps by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES"),
     802: ("the service that joins the GPUs does not run", "sudo systemctl start nvidia-fabricmanager"),
     803: ("the driver's library and its kernel module are of two versions", "sudo reboot"),
     999: ("the driver is in a state that it does not explain", "sudo reboot"),
@@ -53,6 +59,9 @@ def check_board(machine: Machine) -> Check:
         return Check("board", "ok", "no Jetson")
     jetpack = f"JetPack {found.jetpack}" if found.jetpack else "an unknown JetPack"
     text = f"{found.model}, {jetpack} (L4T {found.release})"
+    if found.only_cpu:
+        advice = "NVIDIA makes no JetPack 6 for this board: only ort-cpu serves here, with Python 3.10 or newer"
+        return Check("board", "note", text, advice)
     if found.is_too_old:
         advice = "edge-attn needs JetPack 6.1 or newer (TensorRT 10.3, Python 3.10); flash the board from another PC"
         return Check("board", "fault", text, advice, "sdkmanager")
@@ -87,32 +96,50 @@ def check_gpu(machine: Machine) -> Check:
         return Check("gpu", "ok", f"{text}, driver {driver}" if driver else text)
     error = cuda.get("error", "CUDA's driver shows no device")
     if jetson is not None:
-        expected = f"; this board's GPU has compute capability {_dots(jetson.capability)}" if jetson.capability else ""
-        if machine.probe("python").get("denied"):
-            command = "sudo usermod -aG video,render $USER && newgrp render"
-            return Check("gpu", "fault", f"this user may not open the GPU ({error}){expected}", command=command)
-        if in_container(machine):
-            advice = "start the container with NVIDIA's runtime, which lends it the board's driver"
-            return Check("gpu", "fault", f"no GPU in this container ({error}){expected}", advice, LEND)
-        command = "sudo apt update && sudo apt install --reinstall nvidia-l4t-cuda && sudo reboot"
-        return Check("gpu", "fault", f"CUDA's driver does not work ({error}){expected}", command=command)
+        return _jetson_without_cuda(machine, jetson, error)
     code, driver, said = _smi(machine)
     if code == TOO_SLOW:
         return Check("gpu", "fault", "nvidia-smi does not answer: the GPU hangs", command="sudo reboot")
     for words, meaning, command in SMI_FAULTS:
         if words in said:
             return Check("gpu", "fault", said.splitlines()[0], meaning, command)
-    if driver:
+    if code == 0 or driver:
         return _without_cuda(machine, driver, error)
+    meaning, command = _cuda_fault(machine)
+    if command and cuda["code"] != NO_DEVICE:
+        return Check("gpu", "fault", error, meaning, command)
     if has_nvidia_card(machine) and not in_container(machine):
         return Check("gpu", "fault", f"an NVIDIA card without a driver ({error})", command=install_driver(machine))
     return Check("gpu", "note", "no NVIDIA GPU: only the CPU runs bundles here")
 
 
+def _jetson_without_cuda(machine: Machine, jetson: Board, error: str) -> Check:
+    expected = f"; this board's GPU has compute capability {_dots(jetson.capability)}" if jetson.capability else ""
+    if jetson.only_cpu:
+        return Check("gpu", "note", f"CUDA's driver does not work ({error}){expected}", "nothing here needs it")
+    if machine.probe("python").get("denied"):
+        text = f"this user may not open the GPU ({error}){expected}"
+        advice = "CUDA's files are those of two groups, which count from the next login on"
+        return Check("gpu", "fault", text, advice, "sudo usermod -aG video,render $USER && sudo reboot")
+    meaning, command = _cuda_fault(machine)
+    if command:
+        return Check("gpu", "fault", f"CUDA's driver does not work ({error}){expected}", meaning, command)
+    if in_container(machine):
+        advice = "start the container with NVIDIA's runtime, which lends it the board's driver"
+        return Check("gpu", "fault", f"no GPU in this container ({error}){expected}", advice, LEND)
+    command = f"sudo apt update && sudo apt install --reinstall {jetson.driver_package} && sudo reboot"
+    return Check("gpu", "fault", f"CUDA's driver does not work ({error}){expected}", command=command)
+
+
+def _cuda_fault(machine: Machine) -> tuple[str, str]:
+    """What the code of cuInit means and the next command; empty where it says nothing."""
+    return CUDA_FAULTS.get(machine.probe("cuda").get("code", 0), ("", ""))
+
+
 def _without_cuda(machine: Machine, driver: str, error: str) -> Check:
-    """nvidia-smi finds the driver, and CUDA does not."""
-    text = f"driver {driver}, but {error}"
-    meaning, command = CUDA_FAULTS.get(machine.probe("cuda").get("code", 0), ("", ""))
+    """nvidia-smi works, and CUDA does not."""
+    text = f"driver {driver}, but {error}" if driver else f"nvidia-smi works, but {error}"
+    meaning, command = _cuda_fault(machine)
     if command:
         return Check("gpu", "fault", text, meaning, command)
     if in_container(machine):
@@ -125,7 +152,7 @@ def _without_cuda(machine: Machine, driver: str, error: str) -> Check:
 def _smi(machine: Machine) -> tuple[int, str, str]:
     """nvidia-smi's exit code, the driver that it names, and all that it said."""
     code, said = machine.run("nvidia-smi")
-    driver = re.search(r"Driver Version: ([\d.]+)", said)
+    driver = re.search(r"(?:Driver|KMD) Version: ([\d.]+)", said)
     return code, driver[1] if driver else "", said
 
 
@@ -137,6 +164,8 @@ def check_cuda(machine: Machine) -> Check:
     text += f"libcudart {libraries}" if libraries else "no libcudart"
     if not devices(machine):
         return Check("cuda", "note", text, "not used without a GPU")
+    if jetson is not None and jetson.only_cpu:
+        return Check("cuda", "note", text, "not used on this board")
     usable = [found for found in runtimes if found["version"] // 1000 <= driver // 1000]
     if usable:
         return Check("cuda", "ok", text)
@@ -146,7 +175,7 @@ def check_cuda(machine: Machine) -> Check:
         command = f"sudo apt update && sudo apt install {CUDA_PACKAGES.get(major, 'nvidia-jetpack')}"
         return Check("cuda", "fault", text, advice, command)
     suffix = "" if driver // 1000 >= 13 else f"-cu{driver // 1000}"
-    command = f"pip install 'nvidia-cuda-runtime{suffix}<{driver // 1000 + 1}'"
+    command = f"{pip(machine)} install 'nvidia-cuda-runtime{suffix}<{driver // 1000 + 1}'"
     wanted = "version" in machine.probe("tensorrt") or any("gpu" in name for name, *_ in onnxruntimes(machine))
     return Check("cuda", "fault" if wanted or runtimes else "note", text, advice, command)
 
@@ -155,13 +184,16 @@ def check_memory(machine: Machine) -> Check:
     """Is there enough to build an engine? Where there is no GPU, none is built."""
     found, jetson = memory(machine), board(machine)
     if found is None:
-        return Check("memory", "note", "/proc/meminfo cannot be read")
+        text = "/proc/meminfo cannot be read"
+        if not builds_engines(machine):
+            return Check("memory", "note", text)
+        return Check("memory", "fault", text, "so nothing says whether an engine can be built", "cat /proc/meminfo")
     limit = " (the container's limit)" if found.limited else ""
     text = (
         f"{gibibytes(found.available)} available{limit} of {gibibytes(found.total)}, "
         f"swap {gibibytes(found.swap) if found.swap else 'none'}"
     )
-    if not devices(machine) and jetson is None:
+    if not builds_engines(machine):
         return Check("memory", "ok", text)
     small = jetson is not None and found.total < SMALL_BOARD
     if found.available < BUILD_NEEDS:
@@ -183,15 +215,20 @@ def check_memory(machine: Machine) -> Check:
 
 
 def check_cache(machine: Machine) -> Check:
-    found = machine.usage()
+    try:
+        found = machine.usage()
+    except InputError as error:
+        status = "fault" if builds_engines(machine) else "note"
+        return Check("cache", status, str(error), command='export XDG_CACHE_HOME="$PWD/.cache"')
     engines = f"{found.engines} engine{'s' * (found.engines != 1)}"
     content = f"{engines}, {found.size / 1e6:.1f} MB" if found.size else "empty"
     text = f"{found.folder}: {content}; {gibibytes(found.free)} free on its disk"
-    if not devices(machine) and board(machine) is None:
+    if not builds_engines(machine):
         return Check("cache", "ok", text)
     if not found.writable:
         advice = "engines cannot be kept there; another folder can be given with --cache-dir"
-        command = f"sudo mkdir -p {found.folder} && sudo chown -R $USER {found.folder}"
+        folder = shlex.quote(found.folder)
+        command = f"sudo mkdir -p {folder} && sudo chown -R $USER {folder}"
         return Check("cache", "fault", text, advice, command)
     if found.free < DISK_NEEDS:
         advice = f"too little: an engine and what it is built from want {gibibytes(DISK_NEEDS)}"

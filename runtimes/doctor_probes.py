@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from runtimes.cudart import candidates
+
 MODULES = {
     "cuda": "ctypes",
     "tensorrt": "tensorrt",
@@ -38,8 +40,7 @@ GRAPH = (
 TRIED = ("CPUExecutionProvider", "CUDAExecutionProvider")
 """The providers that edge-attn uses."""
 
-LIBCUDART = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
-TOOLKITS = ("usr/local/cuda/lib64", "usr/local/cuda-*/lib64")
+GPU_FILES = ("dev/nvmap", "dev/nvidiactl", "dev/dri/renderD*")
 """Below /."""
 COMPUTE_CAPABILITY = (75, 76)
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
@@ -73,12 +74,14 @@ def python() -> dict[str, Any]:
         "base_prefix": sys.base_prefix,
         "path": list(sys.path),
         "packages": sorted(map(list, packages)),
-        "denied": [path for path in ("/dev/nvmap", "/dev/nvidiactl") if _denied(path)],
+        "denied": list(_denied()),
     }
 
 
-def _denied(path: str) -> bool:
-    return Path(path).exists() and not os.access(path, os.R_OK | os.W_OK)
+def _denied(root: Path = Path("/")) -> Iterator[str]:
+    """The GPU's files that this user may not even read."""
+    for pattern in GPU_FILES:
+        yield from (str(path) for path in sorted(root.glob(pattern)) if not os.access(path, os.R_OK))
 
 
 def cuda() -> dict[str, Any]:
@@ -95,7 +98,7 @@ def cuda() -> dict[str, Any]:
             found["error"] = f"cuInit gave CUDA error {code}"
     except (OSError, AttributeError) as error:
         found["error"] = str(error)
-    for name in _cudart():
+    for name in candidates():
         with contextlib.suppress(OSError, AttributeError):
             version = _version(ctypes.CDLL(name).cudaRuntimeGetVersion)
             if version not in [known["version"] for known in found["runtimes"]]:
@@ -123,16 +126,6 @@ def _devices(driver: Any) -> Iterator[dict[str, Any]]:
             driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
             capability.append(number.value)
         yield {"name": name.value.decode(errors="replace"), "capability": capability, "memory": size.value}
-
-
-def _cudart() -> Iterator[str]:
-    """Where the loader looks, then toolkits, then wheels."""
-    yield from LIBCUDART
-    for folder in TOOLKITS:
-        yield from map(str, sorted(Path("/").glob(f"{folder}/libcudart.so.*")))
-    found = importlib.util.find_spec("nvidia")
-    for place in [] if found is None else found.submodule_search_locations or []:
-        yield from map(str, sorted(Path(place).glob("*/lib/libcudart.so.*")))
 
 
 def tensorrt() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,8 @@ TIMEOUT = 10.0
 """Seconds for a command."""
 PROBE_TIMEOUT = 60.0
 """Seconds for a probe: on a board that just booted, loading CUDA's libraries takes many of them."""
+GRACE = 2.0
+"""Seconds for what was killed to end; what left the group, or waits for a driver, may never."""
 SILENT = "no answer"
 NOT_FOUND, TOO_SLOW = 127, 124
 """Exit codes, as a shell and `timeout` have them."""
@@ -56,6 +59,7 @@ class Machine:
     probe: Callable[[str], dict[str, Any]]
     """A row of doctor_probes.PROBES; {"error": ...} where it died or took too long."""
     usage: Callable[[], Usage]
+    """Raises InputError where nobody knows what that folder is."""
 
 
 def here() -> Machine:
@@ -77,7 +81,7 @@ def read_text(path: str) -> str:
 
 
 def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:
-    """The command's exit code and output, in the C locale. It is killed with all that it started when time is up."""
+    """The command's exit code and output, in the C locale. It is killed with its group when time is up."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     try:
         process = subprocess.Popen(
@@ -93,10 +97,19 @@ def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:
     try:
         out, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.communicate()
+        _killed(process)
         return TOO_SLOW, ""
     return process.returncode, out.decode(errors="replace").strip()
+
+
+def _killed(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.communicate(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        if process.stdout is not None:
+            process.stdout.close()
+        process.poll()
 
 
 def probe(name: str, timeout: float = PROBE_TIMEOUT) -> dict[str, Any]:

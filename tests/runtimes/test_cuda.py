@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_attn.errors import NotTestedError
-from runtimes import cuda
+from runtimes import cuda, doctor_probes
 from runtimes.cuda import Cuda, Gpu, open_cuda
 
 SOURCE = Path(__file__).with_name("fake_cudart.c")
@@ -164,10 +164,15 @@ def test_where_it_is_looked_for(monkeypatch, tmp_path):
     wheel.parent.mkdir(parents=True)
     wheel.touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = list(cuda._candidates())
+    toolkits = [tmp_path / f"usr/local/{name}/lib64/libcudart.so.12" for name in ("cuda", "cuda-12.8", "cuda-12.6")]
+    for toolkit in toolkits:
+        toolkit.parent.mkdir(parents=True)
+        toolkit.touch()
+    found = list(cuda._candidates(tmp_path))
     assert found[:4] == ["libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so"]
-    assert "/usr/local/cuda/lib64/libcudart.so.12" in found
+    assert found[4:7] == list(map(str, toolkits))
     assert str(wheel) in found
+    assert doctor_probes.candidates is cuda._candidates
 
 
 def test_the_real_library_has_every_function():

@@ -4,52 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from machines import LEND, MACHINES, NAMES, PIP, REBOOT, checks, recorded
 
 from edge_attn import __version__
-from runtimes.doctor import CHECKS, Report, doctor
+from runtimes.doctor import CHECKS, doctor
 from runtimes.doctor_check import STATUSES, Check
 from runtimes.doctor_facts import board
-from runtimes.machine import Machine, Usage
-
-MACHINES = Path(__file__).resolve().parent.parent / "data" / "machines"
-NAMES = sorted(path.stem for path in MACHINES.glob("*.json"))
-KINDS = ("files", "commands", "probes", "usage")
-
-
-def answers(name: str) -> dict[str, Any]:
-    """What the file holds; what it says is taken over what the machine that it is `like` says."""
-    own: dict[str, Any] = json.loads((MACHINES / f"{name}.json").read_text(encoding="utf-8"))
-    base = answers(own["like"]) if "like" in own else {}
-    merged = {kind: {**base.get(kind, {}), **own.get(kind, {})} for kind in KINDS}
-    return {**merged, "paths": own.get("paths", base.get("paths", []))}
-
-
-def recorded(name: str) -> Machine:
-    found = answers(name)
-
-    def glob(pattern: str) -> list[str]:
-        return [path for path in found["paths"] if PurePosixPath(path).match(pattern)]
-
-    def run(*command: str) -> tuple[int, str]:
-        code, *lines = found["commands"][command[0]]
-        return code, "\n".join(lines)
-
-    return Machine(
-        lambda path: "\n".join(found["files"].get(path, [])),
-        glob,
-        run,
-        found["probes"].__getitem__,
-        lambda: Usage(**found["usage"]),
-    )
-
-
-def checks(report: Report) -> dict[str, Check]:
-    return {check.name: check for check in report.checks}
-
+from runtimes.machine import Machine
 
 # ---- recorded machines
 
@@ -89,6 +53,7 @@ HEALTHY = {
         "providers": "CPUExecutionProvider, CUDAExecutionProvider",
         "runtimes": "ort-cpu, ort-cuda, trt",
     },
+    "x86-gpu-driver-610": {"gpu": "Tesla T4, compute capability 7.5, 16.0 GiB, driver 610.43.02"},
     "x86-no-gpu": {
         "board": "no Jetson",
         "gpu": "only the CPU runs bundles here",
@@ -100,7 +65,6 @@ HEALTHY = {
 """No fault; what some of their checks find."""
 
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-LEND = "sudo docker run --rm -it --runtime nvidia --entrypoint edge-attn IMAGE doctor"
 FAULTY = {
     "orin-container-without-gpu": {
         "gpu": (
@@ -115,7 +79,7 @@ FAULTY = {
     "orin-jetpack-5.1": {"board": ("JetPack 5.1.2 (L4T 35.4.1)", "sdkmanager")},
     "orin-no-swap": {"memory": ("2.9 GiB available of 7.4 GiB, swap none", SWAP)},
     "orin-onnxruntime-gpu": {
-        "providers": ("no kernel image", "pip uninstall -y onnxruntime-gpu && pip install onnxruntime")
+        "providers": ("no kernel image", f"{PIP} uninstall -y onnxruntime-gpu && {PIP} install onnxruntime")
     },
     "orin-other-python": {
         "tensorrt": (
@@ -126,7 +90,7 @@ FAULTY = {
     },
     "orin-too-little-memory": {"memory": ("0.9 GiB available", "sudo systemctl isolate multi-user.target")},
     "orin-user-not-in-render": {
-        "gpu": ("this user may not open the GPU", "sudo usermod -aG video,render $USER && newgrp render")
+        "gpu": ("this user may not open the GPU", f"sudo usermod -aG video,render $USER && {REBOOT}")
     },
     "orin-venv-without-system-packages": {
         "tensorrt": (
@@ -137,7 +101,7 @@ FAULTY = {
     "orin-wheel-hides-tensorrt": {
         "tensorrt": (
             "10.13.2.6",
-            "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs",
+            f"{PIP} uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs",
         )
     },
     "orin-without-bindings": {
@@ -150,36 +114,34 @@ FAULTY = {
         "cuda": ("no libcudart", "sudo apt update && sudo apt install cuda-cudart-13-2"),
         "tensorrt": ("not installed", "sudo apt update && sudo apt install python3-libnvinfer"),
     },
-    "x86-gpu-driver-mismatch": {"gpu": ("Driver/library version mismatch", "sudo reboot")},
+    "x86-gpu-driver-mismatch": {"gpu": ("Driver/library version mismatch", REBOOT)},
     "x86-gpu-hangs": {
-        "gpu": ("the GPU hangs", "sudo reboot"),
+        "gpu": ("the GPU hangs", REBOOT),
         "onnxruntime": ("no answer within 60 s", "CUDA_VISIBLE_DEVICES= edge-attn doctor"),
         "runtimes": ("none is here", "CUDA_VISIBLE_DEVICES= edge-attn doctor"),
     },
     "x86-gpu-mixed-onnxruntime": {
         "onnxruntime": (
             "onnxruntime 1.31.1, onnxruntime-gpu 1.31.1",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
+            f"{PIP} uninstall -y onnxruntime onnxruntime-gpu && {PIP} install onnxruntime-gpu",
         )
     },
     "x86-gpu-old-driver": {
-        "cuda": ("good for CUDA 12.4; libcudart 13.0", "pip install 'nvidia-cuda-runtime-cu12<13'"),
+        "cuda": ("good for CUDA 12.4; libcudart 13.0", f"{PIP} install 'nvidia-cuda-runtime-cu12<13'"),
         "tensorrt": (
             "10.16.1.11",
-            "pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs && "
-            "pip install tensorrt-cu12",
+            f"{PIP} uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs && "
+            f"{PIP} install tensorrt-cu12",
         ),
-        "providers": ("driver version is insufficient", "sudo ubuntu-drivers install && sudo reboot"),
+        "providers": ("driver version is insufficient", f"sudo ubuntu-drivers install && {REBOOT}"),
     },
     "x86-gpu-without-cublas": {
-        "providers": ("libcublasLt.so.13: cannot open", "pip install 'onnxruntime-gpu[cuda,cudnn]'")
+        "providers": ("libcublasLt.so.13: cannot open", f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]'")
     },
-    "x86-gpu-without-driver": {
-        "gpu": ("an NVIDIA card without a driver", "sudo ubuntu-drivers install && sudo reboot")
-    },
+    "x86-gpu-without-driver": {"gpu": ("an NVIDIA card without a driver", f"sudo ubuntu-drivers install && {REBOOT}")},
     "x86-no-gpu-bare": {
-        "onnxruntime": ("not installed", "pip install 'edge-attn[cpu]'"),
-        "runtimes": ("none is here", "pip install 'edge-attn[cpu]'"),
+        "onnxruntime": ("not installed", f"{PIP} install 'edge-attn[cpu]'"),
+        "runtimes": ("none is here", f"{PIP} install 'edge-attn[cpu]'"),
     },
 }
 """Each of their faults: what is found, and the command."""
@@ -269,93 +231,6 @@ def test_the_jetpack_of_a_release(line, jetpack):
     assert found.jetpack == jetpack
 
 
-def test_a_container_s_limit_counts_as_memory():
-    whole = recorded("x86-gpu")
-    files = {"/sys/fs/cgroup/memory.max": "2147483648", "/sys/fs/cgroup/memory.current": "1073741824"}
-    limited = dataclasses.replace(whole, read_text=lambda path: files.get(path) or whole.read_text(path))
-    check = checks(doctor(limited))["memory"]
-    assert check.status == "fault"
-    assert check.found.startswith("1.0 GiB available (the container's limit)")
-
-
-def test_two_onnxruntimes_in_two_folders_do_not_collide():
-    whole = recorded("x86-gpu")
-    python = whole.probe("python")
-    packages = [*python["packages"], ["onnxruntime", "1.20.0", "/usr/lib/python3/dist-packages"]]
-    probes = {"python": {**python, "packages": packages}}
-    check = checks(doctor(dataclasses.replace(whole, probe=lambda name: probes.get(name) or whole.probe(name))))
-    assert check["onnxruntime"].status == "note"
-    assert "is the one that loads" in check["onnxruntime"].advice
-
-
-CONDA = {"prefix": "/opt/conda", "base_prefix": "/opt/conda", "executable": "/opt/conda/bin/python"}
-NVDLA = {"error": "ImportError: libnvdla_compiler.so: cannot open shared object file"}
-OLD = {"version": "8.6.2", "file": "/usr/lib/python3.10/dist-packages/tensorrt/__init__.py"}
-REINSTALL = "sudo apt update && sudo apt install --reinstall libnvinfer10 python3-libnvinfer"
-
-
-@pytest.mark.parametrize(
-    ("name", "probes", "check", "command"),
-    [
-        (
-            "orin-venv-without-system-packages",
-            {"python": CONDA},
-            "tensorrt",
-            "/usr/bin/python3.10 -m venv --system-site-packages .venv && "
-            f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'",
-        ),
-        ("orin-jetpack-7.2", {"tensorrt": NVDLA}, "tensorrt", REINSTALL),
-        ("orin-jetpack-6.2", {"tensorrt": {"error": "ImportError: libnvinfer.so.10"}}, "tensorrt", REINSTALL),
-        ("x86-gpu", {"tensorrt": {"error": "it broke"}}, "tensorrt", "pip install --force-reinstall tensorrt"),
-        ("x86-gpu", {"tensorrt": OLD}, "tensorrt", "pip install --upgrade 'edge-attn[trt]'"),
-        (
-            "x86-gpu",
-            {"tensorrt_rtx": {"error": "it broke"}},
-            "tensorrt-rtx",
-            "pip install --force-reinstall --only-binary=:all: tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
-        ),
-        (
-            "x86-gpu",
-            {"onnxruntime": {"error": "it broke"}},
-            "onnxruntime",
-            "pip uninstall -y onnxruntime-gpu && pip install onnxruntime-gpu",
-        ),
-        (
-            "x86-no-gpu",
-            {"onnxruntime": {"version": "1", "file": "f", "runs": [], "reasons": {"CPUExecutionProvider": "no"}}},
-            "providers",
-            "pip uninstall -y onnxruntime && pip install onnxruntime",
-        ),
-    ],
-)
-def test_further_faults(name, probes, check, command):
-    whole = recorded(name)
-    changed = dataclasses.replace(whole, probe=lambda asked: {**kept(whole, asked, probes), **probes.get(asked, {})})
-    found = checks(doctor(changed))[check]
-    assert (found.status, found.command) == ("fault", command)
-
-
-def kept(whole: Machine, asked: str, probes: dict[str, Any]) -> dict[str, Any]:
-    """Of a probe that is replaced, only this Python is kept."""
-    return whole.probe(asked) if asked == "python" or asked not in probes else {}
-
-
-@pytest.mark.parametrize(
-    ("code", "command"),
-    [
-        (100, "unset CUDA_VISIBLE_DEVICES"),
-        (802, "sudo systemctl start nvidia-fabricmanager"),
-        (803, "sudo reboot"),
-        (0, "sudo ubuntu-drivers install && sudo reboot"),
-    ],
-)
-def test_a_driver_whose_cuda_fails(code, command):
-    whole = recorded("x86-gpu")
-    probes = {"cuda": {"devices": [], "runtimes": [], "error": "it failed", "code": code}}
-    check = checks(doctor(dataclasses.replace(whole, probe=lambda name: probes.get(name) or whole.probe(name))))["gpu"]
-    assert (check.status, check.command) == ("fault", command)
-
-
 # ---- whatever is missing
 
 SEAM = [field.name for field in dataclasses.fields(Machine)]
@@ -383,7 +258,7 @@ def test_no_check_breaks_where_a_probe_finds_nothing(name, probe, answer):
     whole = recorded(name)
     report = doctor(dataclasses.replace(whole, probe=lambda asked: answer if asked == probe else whole.probe(asked)))
     assert "could not be made" not in str(report)
-    if "error" in answer and probe != "cuda":
+    if "error" in answer and probe != "cuda" and (name, probe) != ("x86-no-gpu", "tensorrt"):
         assert report.exit_code == 3
 
 

@@ -69,6 +69,26 @@ def test_commands_that_are_absent_or_take_too_long(tmp_path):
         pytest.fail("what the command had started still runs")
 
 
+def test_what_left_the_group_that_was_killed_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "GRACE", 0.2)
+    pid = tmp_path / "pid"
+    start = time.perf_counter()
+    assert machine.run("sh", "-c", f"setsid sleep 60 & echo $! > {pid}; sleep 60", timeout=1) == (machine.TOO_SLOW, "")
+    assert time.perf_counter() - start < 5
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_a_file_of_the_gpu_is_denied_where_it_may_not_be_read(tmp_path, monkeypatch):
+    """/dev/nvmap of mode 0440 is read and never written; whoever runs this may be root, who may do all."""
+    for name, mode in {"nvmap": 0o440, "dri/renderD128": 0o200, "dri/renderD129": 0o600, "dri/card0": 0o000}.items():
+        path = tmp_path / "dev" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode)
+        path.chmod(mode)
+    monkeypatch.setattr(os, "access", lambda path, wanted: path.stat().st_mode >> 6 & wanted == wanted)
+    assert list(doctor_probes._denied(tmp_path)) == [str(tmp_path / "dev/dri/renderD128")]
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -177,3 +197,13 @@ def test_the_folder_of_engines_is_measured(tmp_path, monkeypatch):
     found = machine.usage()
     assert (found.folder, found.engines, found.size) == (str(tmp_path / "edge-attn"), 1, 1024)
     assert found.free > 0
+
+
+def test_without_a_home_folder_the_next_command_names_one(monkeypatch):
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    check = checks(doctor())["cache"]
+    assert check.command == 'export XDG_CACHE_HOME="$PWD/.cache"'

@@ -12,6 +12,7 @@ import pytest
 
 from edge_attn.cli import cli
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS
+from runtimes.doctor_device import LEND
 
 HOUSE = Path(__file__).resolve().parents[2]
 if not (HOUSE / "runtimes").is_dir():
@@ -72,3 +73,27 @@ def test_every_extra_exists(text: str):
 
 def test_every_file_that_the_chapter_names_exists():
     assert set(re.findall(r"`jetson/([\w.-]+)`", CHAPTER)) == FILES.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("Dockerfile")])
+def test_an_image_asks_for_the_gpu(name: str):
+    """Unless an image or `docker run` sets it, NVIDIA's runtime lends nothing."""
+    assert "\nENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=all\n" in FILES[name]
+
+
+def test_the_command_that_lends_the_gpu_asks_for_it_whatever_the_image():
+    assert "--runtime nvidia -e NVIDIA_VISIBLE_DEVICES=all " in LEND
+    assert f"`{LEND}`" in CHAPTER
+
+
+def test_the_wheel_that_an_image_takes_is_made_first():
+    (block,) = (block for block in BLOCKS if "docker build" in block)
+    assert block.index("rm -rf dist && python -m build --wheel") < block.index("docker build")
+
+
+def test_a_job_outlasts_its_two_engines():
+    job, engine = (
+        int(re.search(rf"{words} (\d+)", FILES["verify-release.yml"])[1])
+        for words in ("timeout-minutes:", "--max-build-minutes")
+    )
+    assert job >= 2 * engine + 15
