@@ -227,7 +227,7 @@ def read_toml(kind: type[T], path: Path) -> T:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number may have too many digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return from_mapping(kind, tables, str(path))
 

@@ -116,6 +116,7 @@ def test_a_bad_value_is_refused_by_its_name(read, content, sentence):
         ("[data]\ntrain = 't.tsv'\nholdout = 1\nmax_tokens = 0\n", "max_tokens must be at least 1"),
         ("[data\n", "is not TOML"),
         ("a = " + "[" * 100_000, "is not TOML"),
+        ("a = " + "9" * 5000, "is not TOML: .*digits"),
         (b"[data]\ntrain = '\xff'\n", "is not TOML: .*utf-8"),
     ],
 )
