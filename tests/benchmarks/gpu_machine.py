@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import importlib
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from edge_attn import __version__
+from edge_attn.spec import GraphSpec
+
 BYTES = {"fp32": 4, "fp16": 2}
-PACKAGES = ("edge-attn", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "numpy")
+MODULES = ("torch", "triton", "onnxruntime", "onnx", "tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "numpy")
 
 
 def machine() -> dict[str, Any]:
     """Where and with what this was measured; `gpu` is None where the driver shows none."""
-    installed = {name: _version(name) for name in PACKAGES}
+    packages = importlib.metadata.packages_distributions()
+    installed = {name: _version(name, packages.get(name, [])) for name in MODULES}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "gpu": gpu_name(),
         "processor": f"{platform.machine()}, {platform.platform()}",
         "python": platform.python_version(),
-        "versions": {name: version for name, version in installed.items() if version},
+        "versions": {"edge-attn": __version__, **{name: version for name, version in installed.items() if version}},
     }
 
 
-def _version(package: str) -> str | None:
+def _version(module: str, packages: list[str]) -> str | None:
+    """As its packages have it, or itself where it lies on the path without one; None where it is not here."""
+    found = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in sorted(set(packages)))
+    if found:
+        return found
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return f"{getattr(importlib.import_module(module), '__version__', 'unknown')}, without a package"
+    except Exception:  # whatever it says when it does not load
         return None
 
 
@@ -57,9 +69,28 @@ class Speed:
     launch: float
     """Seconds until one launch that does nothing is waited for."""
 
-    def floor(self, weights: int, batch: int, precision: str) -> float:
-        """Seconds that a step takes at least: `weights` read once, and multiplied with each row of the batch."""
-        return max(weights * BYTES[precision] / self.bandwidth, weights * batch / self.products[precision])
+    def floor(self, read: int, products: int, precision: str) -> float:
+        """Seconds that a step takes at least: one launch, and behind it the reading of so many bytes or so many
+        multiplications, whichever takes longer."""
+        return self.launch + max(read / self.bandwidth, products / self.products[precision])
+
+
+def step_load(step: GraphSpec, weights: int, batch: int, src: int, precision: str) -> tuple[int, int]:
+    """Bytes that a step of one token a sentence reads at least, and its multiplications.
+
+    The weights are read once, and multiplied with each sentence's row. Each sentence's own memory is read once, and
+    each number of it enters one product: a key that of an energy, a value that of the context. Numbers count as wide as
+    the precision says, also where a graph takes them wider.
+    """
+    sizes = {"batch": batch, "src": src}
+    read, products = weights * BYTES[precision], weights * batch
+    for tensor in step.inputs:
+        if tensor.name.startswith("memory."):
+            size = math.prod(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
+            floating = tensor.dtype.startswith("float")
+            read += size * (BYTES[precision] if floating else np.dtype(tensor.dtype).itemsize)
+            products += size * floating
+    return read, products
 
 
 def measure_speed() -> Speed:
@@ -83,4 +114,4 @@ def measure_speed() -> Speed:
         square = torch.ones(side, side, device="cuda", dtype=dtype)
         products[precision] = times * side**3 / best(lambda square=square: [square @ square for _ in range(times)])
     copying = best(lambda: [target.copy_(source) for _ in range(times)])
-    return Speed(2 * times * size / copying, products, best(lambda: target[:1].zero_(), 200))
+    return Speed(2 * times * size / copying, products, best(target[:1].zero_, 200))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from on_a_gpu import open_or_skip, skip_where_absent
 
 from edge_attn import golden
 from edge_attn.bundle import Bundle
@@ -57,16 +58,18 @@ def optimized(toy_bundle, tmp_path_factory) -> Callable[[str, str, str], Bundle]
 
 @pytest.fixture
 def opened(optimized, tmp_path_factory) -> Iterator[Open]:
-    """A bundle, and the runtime on it, closed afterwards; skipped where this machine's GPU has no such runtime."""
+    """A bundle, and the runtime on it, closed afterwards; skipped where this machine's GPU has no such runtime.
+
+    What a test opens after the first must open: it did before.
+    """
     running: list[Runtime] = []
     engines = tmp_path_factory.getbasetemp() / "engines"
 
     def start(which: str, runtime: str, precision: str) -> tuple[Bundle, Runtime]:
+        skip_where_absent(runtime)
         bundle = optimized(which, runtime, precision)
-        try:
-            running.append(open_runtime(bundle, runtime, RuntimeOptions(precision=precision, cache_dir=engines)))
-        except NotTestedError as error:
-            pytest.skip(f"needs an NVIDIA GPU with {runtime}: {error}")
+        way = open_runtime if running else open_or_skip
+        running.append(way(bundle, runtime, RuntimeOptions(precision=precision, cache_dir=engines)))
         return bundle, running[-1]
 
     yield start
