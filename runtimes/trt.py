@@ -28,9 +28,9 @@ from edge_attn.errors import BundleError, InputError, NotTestedError, UsageError
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text import PAD
 from runtimes.cuda import mebibytes, open_cuda
-from runtimes.engine_cache import EngineCache, Refused, cache_folder
-from runtimes.plugins import plugins_for
-from runtimes.trt_build import MEGA, BuildConfig, Plan, engine_for
+from runtimes.engine_cache import EngineCache, cache_folder
+from runtimes.trt_build import MEGA, BuildConfig
+from runtimes.trt_choice import Engines
 from runtimes.trt_compat import Door, numbers, open_door
 from runtimes.trt_contexts import Contexts, kernels_in
 from runtimes.trt_launch import Bound, Launches
@@ -73,15 +73,11 @@ class Trt:
         _refuse_older(door, bundle, target)
         config = build_config(target)
         cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MEGA)
-        plugins = plugins_for("trt", target.settings.get("plugins", ()))
-
-        def plan(graph: str, refused: Refused | None = None) -> Plan:
-            return engine_for(door, bundle, target, graph, cache, gpu, config, _say, plugins, refused)
-
-        plans = {graph: plan(graph) for graph in target.graphs}
+        engines = Engines(door, cuda, gpu, bundle, target, config, cache, _say)
+        plans = {graph: engines.plan(graph) for graph in target.graphs}
         self.precision = target.precision
         self.graphs: Mapping[str, GraphSpec] = target.graphs
-        self._engine = f"{door.name} on {gpu.name}"
+        self._engine, self._chosen = f"{door.name} on {gpu.name}", engines.chosen
         buckets = config.buckets.up_to(bundle.manifest.max_source)
         self.max_batch = buckets.batch[-1]
         """Sentences that it takes at a time."""
@@ -92,7 +88,7 @@ class Trt:
             contexts = Contexts(door, kernels_in(cache.folder, door, gpu))
             self._launches = Launches(door, cuda, self._memory, self.graphs, contexts)
             held.callback(self._launches.close)
-            self._launches.load(plans, len(buckets.all()), plan)
+            self._launches.load(plans, len(buckets.all()), engines.plan)
             held.callback(self._memory.settle)
             self._held = weakref.finalize(self, held.pop_all().close)
 
@@ -105,7 +101,7 @@ class Trt:
     def provider(self) -> str:
         """What runs here, on what, and how the graphs that ran are started."""
         captured, enqueued = self._launches.captured(), sorted(self._launches.enqueued)
-        said = [self._engine, f"buffers of {mebibytes(self.device_memory)}"]
+        said = [self._engine, *self._chosen.values(), f"buffers of {mebibytes(self.device_memory)}"]
         said += [f"as CUDA graphs: {', '.join(captured)}"] if captured else []
         said += [f"not capturable: {', '.join(enqueued)}"] if enqueued else []
         return "; ".join(said)

@@ -1,7 +1,7 @@
 """Kernels of our own for TensorRT, each of which serves an op of the domain `edge_attn` in an engine.
 
-A plugin is used only where a measurement says that it wins (SERVED), or where it is asked for by name; the op's
-function body is always the fallback.
+A plugin is tried where it was asked for by name, and used where the device's own clock says that it wins
+(runtimes/trt_choice.py); the op's function body is always the fallback.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from runtimes.trt_compat import Door
 
 PLUGINS = {("AdditiveAttention", "trt"): "runtimes.plugins.additive_attention:PLUGIN"}
 """What there is: (op, target) and where the plugin lives."""
-SERVED: dict[tuple[str, str], str] = {}
-"""The rows of PLUGINS that are used without being asked for, because a measurement says that they win. None: nothing
-was measured on a GPU yet."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +24,23 @@ class Plugin:
     op: str
     register: Callable[[Door, str], None]
     """register(door, architecture): makes TensorRT know it before a network is parsed; architecture as "sm_87". Raises
-    NotTestedError where that cannot be."""
+    NotTestedError where that cannot be: this TensorRT has no plugins, or nothing here compiles the kernel."""
     hash: Callable[[], str]
     """Of everything that decides the kernel: part of an engine's key in the cache."""
 
 
-def plugins_for(target: str, asked: Iterable[str] = ()) -> dict[str, Plugin]:
-    """The plugins that serve an engine for `target`, by op: those that win, and those that were asked for (--plugin).
+def plugins_for(target: str, asked: Iterable[str]) -> dict[str, Plugin]:
+    """The plugins of `target` that were asked for (--plugin), by op.
 
     Raises:
-        UsageError: one was asked for that this target does not have.
+        UsageError: this target does not have one.
     """
-    rows = {op: row for (op, served), row in SERVED.items() if served == target}
     known = {op: row for (op, served), row in PLUGINS.items() if served == target}
-    for op in asked:
+    found = {}
+    for op in sorted(asked):
         if op not in known:
             raise UsageError(
                 f"there is no plugin {op!r} for the target {target!r}; known: {', '.join(sorted(known)) or 'none'}"
             )
-        rows[op] = known[op]
-    table = {op: rows[op] for op in sorted(rows)}
-    return {op: resolve("plugin", table, op) for op in table}
+        found[op] = resolve("plugin", known, op)
+    return found

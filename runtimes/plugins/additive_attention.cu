@@ -12,8 +12,9 @@
 //
 // One block works on one row (batch, tgt): the grid is batch * tgt blocks of 32, 64, ... 256 threads. Keys come in tiles
 // of TILE, so no size is bounded by shared memory: the first pass finds the greatest energy and the sum of the powers
-// (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867), the second the weights and the context. A row of one
-// tile computes its energies once, a longer one again for each tile of the second pass.
+// (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867), the second the weights and the context, COLUMNS for
+// each thread in a round. A row of one tile computes its energies once; a longer one computes them again in every round,
+// since only one tile of weights is kept: values 1408 wide take 6 rounds of 64 threads, 3 of 128, 2 of 256.
 //
 // The same lines compile for the CPU (block_on_cpu.h, with the tests), where THREADS runs the threads of a block one after the
 // other up to the next barrier. What the threads of a block share is therefore written in these words only:

@@ -56,6 +56,8 @@ class Jetson:
     built: list[str] = field(default_factory=list)
     change: Callable[[bytes], bytes] = bytes
     """What happens to an engine on its way from the builder."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What a run of an engine takes by the fake's clock, by the graph's file."""
     version: tuple[int, ...] = (10, 3, 0)
 
     def door(self, rtx: bool = False) -> Door:
@@ -66,7 +68,8 @@ class Jetson:
     def build(self, door: Door, model: bytes, spec: GraphSpec, profiles: Sequence[Any], *_: Any) -> bytes:
         self.built.append(spec.file)
         loops = "encoder" in spec.file  # TensorRT makes a loop of a recurrent layer
-        return self.change(fake_trt.build(model, [profile.shapes(spec) for profile in profiles], loops=loops))
+        shapes, seconds = [profile.shapes(spec) for profile in profiles], self.seconds.get(spec.file, 0.0)
+        return self.change(fake_trt.build(model, shapes, loops=loops, seconds=seconds))
 
     def open(self, bundle: Bundle, **options: Any) -> Trt:
         return Trt(bundle, RuntimeOptions(cache_dir=self.cache, **options))

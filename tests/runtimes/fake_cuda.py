@@ -85,6 +85,8 @@ class FakeCuda:
         self.handles: dict[int, Any] = {}
         self.last = 0
         """The last error, until somebody asks for it."""
+        self.seconds = 0.0
+        """What it has worked so far, by its own clock."""
         self._next = 1
 
     # what tests ask

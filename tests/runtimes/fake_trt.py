@@ -42,16 +42,22 @@ COMPILES = "kernels compiled"
 """Under this name FakeCuda counts what the fake of TensorRT-RTX compiles."""
 
 
-def build(model: bytes, profiles: Sequence[dict[str, Any]], scratch: int = 4096, loops: bool = False) -> bytes:
+def build(
+    model: bytes,
+    profiles: Sequence[dict[str, Any]],
+    scratch: int = 4096,
+    loops: bool = False,
+    seconds: float = 0.0,
+) -> bytes:
     """An engine of the fake: the graph and, for each profile, each input's least, best and largest shape.
 
-    One with `loops` cannot be captured.
+    One with `loops` cannot be captured; a run takes `seconds` on the FakeCuda's clock.
     """
-    return b"FAKE" + json.dumps([list(profiles), scratch, loops]).encode() + b"\n" + model
+    return b"FAKE" + json.dumps([list(profiles), scratch, loops, seconds]).encode() + b"\n" + model
 
 
 def header(plan: bytes) -> list[Any]:
-    """The profiles of an engine of the fake, its scratch memory, and whether it has loops."""
+    """The profiles of an engine of the fake, its scratch memory, whether it has loops, and the seconds of a run."""
     found: list[Any] = json.loads(plan[4:].partition(b"\n")[0])
     return found
 
@@ -126,7 +132,7 @@ class ICudaEngine:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.cuda, self.log = cuda, log
-        self.profiles, self.device_memory_size_v2, self.loops = header
+        self.profiles, self.device_memory_size_v2, self.loops, self.seconds = header
         self.inputs = {tensor.name: tensor for tensor in self.session.get_inputs()}
         self.tensors = {**self.inputs, **{tensor.name: tensor for tensor in self.session.get_outputs()}}
         self.num_optimization_profiles = len(self.profiles)
@@ -260,6 +266,7 @@ class IExecutionContext:
     def _compute(self, version: int) -> None:
         if version != self._version:
             raise Fault("a context was changed after it was captured or enqueued")
+        self._cuda.seconds += self.engine.seconds
         ctypes.memset(self._scratch[0], 0x5A, self._scratch[1])
         inputs = {}
         for name in self.engine.inputs:

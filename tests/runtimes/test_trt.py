@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from on_a_gpu import open_or_skip, skip_where_absent
 
 from edge_attn import golden
 from edge_attn.bundle import Bundle
@@ -25,7 +26,6 @@ from runtimes.base import open_runtime
 from runtimes.ort import OrtCpu
 from runtimes.translate import Translator
 from runtimes.trt import Trt
-from runtimes.trt_compat import open_door
 from runtimes.verify import check
 
 KINDS = sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))
@@ -171,25 +171,6 @@ def test_engines_are_built_once(jetson, bundle, capsys):
     assert re.search("the GPU was Orin.*, is NVIDIA H200", capsys.readouterr().err)
 
 
-def test_plugins_are_registered_for_the_gpu_where_the_engine_is_built(monkeypatch, jetson, bundle):
-    registered = []
-    plugin = SimpleNamespace(register=lambda door, gpu: registered.append((door.name, gpu)), hash=lambda: "abc")
-    jetson.version = (10, 13, 2)
-    jetson.open(bundle).close()
-    monkeypatch.setattr(trt, "plugins_for", lambda target, asked: {"AdditiveAttention": plugin})
-    for _ in range(2):
-        jetson.open(bundle).close()
-    assert registered == 2 * [("tensorrt 10.13.2", "sm_87")]  # once an engine
-    assert len(jetson.built) == 4
-
-
-def test_a_target_with_a_plugin_on_a_tensorrt_that_takes_none(jetson, bundle):
-    target = dataclasses.replace(bundle.manifest.targets["trt-fp32"], settings={"plugins": ["AdditiveAttention"]})
-    changed = Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets={target.name: target}), bundle.files())
-    with pytest.raises(NotTestedError, match=r"10\.13"):
-        jetson.open(changed)
-
-
 def test_graphs_for_newer_versions_are_refused_with_the_command_that_makes_older_ones(jetson, bundle):
     settings = {**bundle.manifest.targets["trt-fp32"].settings, "min_version": "10.13.2"}
     target = dataclasses.replace(bundle.manifest.targets["trt-fp32"], settings=settings)
@@ -237,15 +218,13 @@ def test_optimize_builds_and_verifies_on_the_engine_that_translates(jetson, toy_
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["trt", "trt-rtx"])
 def test_verify_holds_on_a_gpu(needs_gpu, toy_bundle, tmp_path, name, precision):
-    try:
-        open_door(rtx=name == "trt-rtx")
-        optimize = importlib.import_module("runtimes.optimize").optimize
-    except (NotTestedError, ImportError) as error:
-        pytest.skip(f"needs an NVIDIA GPU with {name} and onnx: {error}")
+    skip_where_absent(name)
+    pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
+    optimize = importlib.import_module("runtimes.optimize").optimize
     path = Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
     assert optimize(path, "trt", precision, say=lambda sentence: None) == 0
     opened = Bundle.open(path)
-    runtime = open_runtime(opened, name, RuntimeOptions(precision=precision, cache_dir=tmp_path / "cache"))
+    runtime = open_or_skip(opened, name, RuntimeOptions(precision=precision, cache_dir=tmp_path / "cache"))
     report = check(opened, runtime, golden.load(opened.read))
     print(runtime.provider, runtime._launches.enqueued)
     runtime.close()

@@ -16,10 +16,9 @@ from types import SimpleNamespace
 import pytest
 
 from edge_attn.errors import NotTestedError, UsageError
-from runtimes import plugins
-from runtimes.plugins import PLUGINS, SERVED, plugins_for
+from runtimes.plugins import plugins_for
 from runtimes.plugins.additive_attention import BLOCKS, KERNELS, PLUGIN, plugin_hash, ptx, register
-from runtimes.plugins.ptx import find_nvcc, find_nvrtc
+from runtimes.plugins.ptx import compilers
 from runtimes.trt_compat import Capability, Door
 
 HERE = Path(__file__).resolve().parent
@@ -38,7 +37,7 @@ PACKAGE = {
 """What `pip install tensorrt` adds to the bindings, and which is no wheel."""
 FOLDERS = [Path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
-needs_compiler = pytest.mark.skipif(find_nvcc() is None and find_nvrtc() is None, reason="needs nvcc or NVRTC")
+needs_compiler = pytest.mark.skipif(not any(compilers()), reason="needs nvcc or NVRTC")
 
 
 @pytest.fixture(scope="module", params=FOLDERS or [None], ids=lambda folder: folder.name if folder else "none")
@@ -119,13 +118,16 @@ def test_a_tensorrt_without_such_plugins_is_refused(capability):
         register(Door(SimpleNamespace(), capability, "tensorrt x"), "sm_87")
 
 
-def test_no_plugin_is_used_unless_it_wins_or_is_asked_for(monkeypatch):
-    assert SERVED == {}
-    assert plugins_for("trt") == {}
+def test_a_package_for_plugins_that_does_not_load_is_a_sentence(monkeypatch):
+    monkeypatch.setattr("runtimes.plugins.additive_attention.ptx", lambda architecture: b"")
+    door = Door(SimpleNamespace(__name__="tensorrt_without"), Capability((10, 13, 2)), "tensorrt 10.13.2")
+    with pytest.raises(NotTestedError, match=r"the plugins of tensorrt 10\.13\.2 do not load here: No module named"):
+        register(door, "sm_87")
+
+
+def test_a_plugin_is_there_where_it_is_asked_for():
+    assert plugins_for("trt", []) == {}
     assert plugins_for("trt", ["AdditiveAttention"]) == {"AdditiveAttention": PLUGIN}
-    monkeypatch.setattr(plugins, "SERVED", PLUGINS)
-    assert plugins_for("trt") == {"AdditiveAttention": PLUGIN}
-    assert plugins_for("ort-cuda") == {}
 
 
 @pytest.mark.parametrize(("target", "known"), [("trt", "known: AdditiveAttention"), ("ort-cuda", "known: none")])
