@@ -7,29 +7,29 @@
     targets/<name>/      what `optimize` made for one target
     MODEL_CARD.md        data, licence, scores
 
-It is written to a temporary sibling and renamed, so a reader sees no bundle or a complete one.
+It is written to a temporary sibling and renamed, one writer at a time, so a reader sees no bundle or a complete one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
-import io
 import json
 import os
 import shutil
-import stat
-import struct
+import tempfile
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge_attn.config import at_least, from_mapping, one_of
 from edge_attn.errors import BundleError, ConfigError, InputError, NotTestedError
+from edge_attn.files import DAMAGED, read_folder, read_zip, write_folder, write_zip
+from edge_attn.place import alone, put, restore
 from edge_attn.registry import PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec
 from edge_attn.text import Text
@@ -37,8 +37,6 @@ from edge_attn.text import Text
 FORMAT = 2
 """1 had no targets; it still loads."""
 MANIFEST = "bundle.json"
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
-"""What zipfile raises for a zip that was cut or changed: NotImplementedError for a flag or version it does not know."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +132,23 @@ class Bundle:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         path = Path(path)
+        _restore(path)
+        before = _identity(path)
+        try:
+            return cls._read(path)
+        except BundleError:
+            if _identity(path) == before:
+                raise
+        return cls.open(path)  # it was replaced while it was read
+
+    @classmethod
+    def _read(cls, path: Path) -> Bundle:
         if path.is_dir() and not (path / MANIFEST).exists():
             raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
         if path.is_dir():
-            files = _read_folder(path)
+            files = read_folder(path)
         elif path.is_file():
-            files = _read_zip(path)
+            files = read_zip(path)
         else:
             raise BundleError(f"{path} is not a bundle: there is no such file or folder")
         if MANIFEST not in files:
@@ -190,6 +199,31 @@ class Bundle:
         return sum(entry.size for entry in self.manifest.files.values())
 
 
+def _restore(path: Path) -> None:
+    """Puts back the bundle that a writer took away from `path` that was killed.
+
+    Raises:
+        BundleError: it cannot be put back.
+    """
+    try:
+        restore(path)
+    except (FileNotFoundError, ValueError):  # there is no such folder, or cannot be
+        return
+    except OSError as error:
+        raise BundleError(
+            f"{path} was taken away by a writer that was killed, and cannot be put back: {error}"
+        ) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the file or folder that is at `path` now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _manifest(data: bytes, path: Path) -> Manifest:
     try:
         content = json.loads(data)
@@ -208,45 +242,6 @@ def _manifest(data: bytes, path: Path) -> Manifest:
     return manifest
 
 
-def _read_folder(path: Path) -> dict[str, bytes]:
-    files = {}
-    for folder, folders, names in os.walk(path):
-        for name in [*folders, *names]:
-            item = Path(folder, name)
-            if item.is_symlink():
-                raise BundleError(f"{path}: {item.relative_to(path)} is a link; a bundle holds plain files only")
-        for name in names:
-            item = Path(folder, name)
-            try:
-                if not item.is_file():
-                    raise BundleError(f"{path}: {item.relative_to(path)} is not a plain file")
-                files[item.relative_to(path).as_posix()] = item.read_bytes()
-            except OSError as error:
-                raise BundleError(f"{item} cannot be read: {error.strerror}") from error
-    return files
-
-
-def _read_zip(path: Path) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for item in archive.infolist():
-                if item.is_dir():
-                    continue
-                if stat.S_ISLNK(item.external_attr >> 16):
-                    raise BundleError(f"{path}: {item.filename} is a link; a bundle holds plain files only")
-                if item.filename in files:
-                    raise BundleError(f"{path}: {item.filename} is in the zip twice; export the bundle again")
-                if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise BundleError(f"{path}: {item.filename} is compressed in a way that bundles do not use")
-                files[item.filename] = archive.read(item)
-    except (*DAMAGED, OSError) as error:
-        raise BundleError(
-            f"{path} is not a bundle, or was damaged: it is neither a folder nor a whole zip ({error})"
-        ) from error
-    return files
-
-
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool = False) -> Manifest:
     """Writes a bundle at `path` (a zip if it ends in .zip), the manifest last, whole or not at all.
 
@@ -255,53 +250,86 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], for
         BundleError: a graph's file is not among `files`.
     """
     check_output(path, force)
-    entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
-    manifest = dataclasses.replace(manifest, files=entries)
-    manifest.check_graphs(path)
-    content = (json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        contents = [*sorted(files.items()), (MANIFEST, content)]
-        if path.suffix == ".zip":
-            _write(temporary, _zipped(contents))
-        else:
-            for name, data in contents:
-                _write(temporary / name, data)
-        _replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            _remove(temporary)
+    manifest = _listing(path, manifest, files)
+    with _alone(path) as place:
+        check_output(path, force)  # another may have written there meanwhile
+        _put(place, manifest, files, path.suffix == ".zip")
     return manifest
 
 
-def _zipped(contents: list[tuple[str, bytes]]) -> bytes:
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        for name, data in contents:
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    return zipped.getvalue()
+def update_bundle(path: Path, change: Callable[[Bundle], tuple[Manifest, Mapping[str, bytes]]]) -> Manifest:
+    """Writes the bundle at `path` with the manifest and the files that `change` makes of it, in the form that it has.
+
+    Whoever else writes there waits from before it is read until it is written.
+
+    Raises:
+        InputError: it cannot be written; it is as it was.
+        BundleError: it is no bundle, or a graph's file is not among the files.
+    """
+    with _alone(path) as place:
+        manifest, files = change(Bundle.open(place))
+        manifest = _listing(path, manifest, files)
+        _put(place, manifest, files, place.is_file())
+    return manifest
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Alone with the place that `path` leads to.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        with alone(place):
+            yield place
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Refuses a `path` that must not be written over; asked before long work and again before writing."""
-    if not path.exists():
-        return
-    if not force:
-        raise InputError(f"{path} exists; choose another --out, or give --force to replace it")
-    if not _replaceable(path):
-        raise InputError(f"{path} exists and is not a bundle, so --force does not replace it; choose another --out")
+def _listing(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """The manifest with an entry for each of `files`.
+
+    Raises:
+        ConfigError: a name leaves the bundle.
+        BundleError: a graph's file is not among them.
+    """
+    entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
+    manifest = dataclasses.replace(manifest, files=entries)
+    manifest.check_graphs(path)
+    return manifest
+
+
+def _put(place: Path, manifest: Manifest, files: Mapping[str, bytes], zipped: bool) -> None:
+    content = (json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    contents = [*sorted(files.items()), (MANIFEST, content)]
+    put(place, functools.partial(write_zip if zipped else write_folder, contents))
+
+
+def check_output(path: Path, force: bool, size: int = 0) -> None:
+    """Refuses a `path` that must not be written over, or cannot be written; asked before long work and again before
+    writing. `size` bytes must be free there.
+
+    Raises:
+        InputError: what is at `path` stays there.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        restore(place)
+        if place.exists() and not force:
+            raise InputError(f"{path} exists; choose another --out, or give --force to replace it")
+        if place.exists() and not _replaceable(place):
+            raise InputError(f"{path} exists and is not a bundle, so --force does not replace it; choose another --out")
+        folder = next(parent for parent in (*place.parents, place) if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    if free < size:
+        raise InputError(
+            f"{path} cannot be written: {free / 1e6:.0f} MB are free in {folder}, it needs {size / 1e6:.0f} MB"
+        )
 
 
 def _replaceable(path: Path) -> bool:
@@ -313,26 +341,3 @@ def _replaceable(path: Path) -> bool:
             return MANIFEST in archive.namelist()
     except (*DAMAGED, OSError):
         return False
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Puts `temporary` in the place of `path`. Between two renames there is no bundle, never half a one."""
-    if not path.exists():
-        temporary.rename(path)
-        return
-    old = path.with_name(f".{path.name}.old")
-    _remove(old)
-    path.rename(old)
-    try:
-        temporary.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -263,19 +263,28 @@ def align(**given: Any) -> None:
 @click.option("--min-version", help="Oldest version of the target that must read the graphs, as 10.3.")
 @click.option("--calibration", type=PATH, help="Source sentences for int8's scales.  [default: the golden ones]")
 @click.option("--profiles", type=PATH, help="TOML file of the batches and lengths that engines are built for.")
-@click.option("--plugin", "plugins", multiple=True, help="An op of ours that a plugin serves; may be given again.")
-@click.option("--build", is_flag=True, help="Build the engines here, and verify on them.")
 @click.option(
-    "--max-build-minutes",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Of an engine, at most.",
+    "--plugin",
+    "plugins",
+    multiple=True,
+    help="An op of ours that a plugin may serve, where the device measures that it is quicker; may be given again.",
 )
-@click.option("--force", is_flag=True, help="Make again what the bundle already holds.")
+@click.option("--build", is_flag=True, help="Build the engines here, and verify on them.")
+@click.option("--max-build-minutes", type=float, help="Of an engine, at most.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Make again what the bundle already holds, with its profiles and minutes where no others are given.",
+)
 @_threads
 @_cache_dir
 @click.pass_context
 def optimize(ctx: click.Context, /, bundle: Path, **given: Any) -> None:
-    """Make of BUNDLE's graphs those that one target runs best, verified before they are put into it."""
+    """Make of BUNDLE's graphs those that one target runs best, verified before they are put into it.
+
+    What BUNDLE holds already is made again only with --force. With --build alone it is built as it is; --profiles and
+    --max-build-minutes then change how, and BUNDLE keeps them.
+    """
     ctx.exit(_verb("optimize")(bundle, say=click.echo, **given))
 
 
@@ -304,7 +313,7 @@ def cache_list(cache_dir: Path | None) -> None:
 @cache.command("clear")
 @_cache_dir
 def cache_clear(cache_dir: Path | None) -> None:
-    """Delete every engine."""
+    """Delete every engine that nobody is building, and what ended builds left."""
     click.echo(_verb("cache clear")(cache_dir))
 
 

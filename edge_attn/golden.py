@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_attn.bundle import DAMAGED
 from edge_attn.config import SearchConfig, from_mapping
 from edge_attn.errors import BundleError, ConfigError, InputError
+from edge_attn.files import DAMAGED
 from edge_attn.search import Hypothesis, forced, pad_sources, search
 from edge_attn.spec import Runtime
 from edge_attn.text import EOS, Text, Tokenizer

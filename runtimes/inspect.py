@@ -47,6 +47,8 @@ def show(content: dict[str, Any]) -> str:
     for name, target in content["targets"].items():
         size = sum(content["files"][graph["file"]]["size"] for graph in target["graphs"].values())
         lines.append(f"target {name}: {size / 1e6:.1f} MB, {_verified(target['verification'])}")
+        if "plugins" in target["verification"]:
+            lines.append(f"  with plugins: {_verified(target['verification']['plugins'])}")
         lines += [f"  {key}: {_short(value)}" for key, value in target["settings"].items() if _short(value)]
     lines += [f"{key}: {value}" for key, value in origin.items() if key != "graphs"]
     lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]

@@ -7,49 +7,38 @@ says the same, not how fast it is, and not what an engine does. `--build` shows 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_attn import golden
-from edge_attn.bundle import FORMAT, Bundle, FileEntry, Manifest, Target, write_bundle
-from edge_attn.config import RuntimeOptions, read_toml
-from edge_attn.errors import BundleError, InputError, NotTestedError, ParityError, UsageError
+from edge_attn.bundle import FORMAT, Bundle, FileEntry, Manifest, Target, check_output, update_bundle
+from edge_attn.config import RuntimeOptions, from_mapping, read_toml
+from edge_attn.errors import BundleError, ConfigError, InputError, NotTestedError, UsageError
 from edge_attn.golden import Golden
 from edge_attn.registry import TARGETS, resolve
-from edge_attn.spec import GraphSpec
 from runtimes.base import open_runtime
-from runtimes.ort import OrtCpu
 from runtimes.plugins import plugins_for
-from runtimes.report import Report
 from runtimes.targets import requirements
-from runtimes.targets.choose import Chosen, choose
-from runtimes.targets.inline import without_bodies
-from runtimes.targets.recipes import Recipe, inlined
-from runtimes.targets.samples import Models, log_probs, view
+from runtimes.targets.making import Say, Wanted, calibration, make, shown
+from runtimes.targets.recipes import Recipe
 from runtimes.trt_build import BuildConfig
 from runtimes.verify import check
 
-Say = Callable[[str], object]
-
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What to make, and of what."""
+class Given:
+    """The options that were given; the others are None, or empty."""
 
-    target: str
-    precision: str
     min_version: str | None = None
     calibration: Path | None = None
     profiles: Path | None = None
     max_build_minutes: float | None = None
     plugins: tuple[str, ...] = ()
-    """Those asked for; from the first check on, those that serve an op."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.target}-{self.precision}"
 
 
 def optimize(
@@ -69,37 +58,42 @@ def optimize(
 ) -> int:
     """Makes `bundle`'s graphs for `target` and writes them into it; with `build`, builds and verifies them here too.
 
-    With `build` and without `force`, graphs that the bundle holds already are built as they are.
+    With `build` and without `force`, graphs that the bundle holds already are built as they are, with the profiles and
+    minutes that are given, which the bundle then keeps. What is not given of these stays as it was, with `force` too.
 
-    Gives the exit code: 0, or 1 where parity does not hold on the engine that was built.
+    Gives the exit code: 0; with `build`, 1 where parity does not hold on the engine, 3 where a level of verify could
+    not run on it.
 
     Raises:
         UsageError: no such target, precision or plugin, or an option that it has no use for.
         InputError: the bundle holds them already and neither `force` nor `build` is given; a graph that the target
-            cannot read.
+            cannot read; a bundle that cannot be written.
         ParityError: what was made does not say what the reference says; nothing is written.
         NotTestedError: with `build`, there is nothing here to build with; the graphs are written all the same.
     """
-    wanted = Wanted(target, precision, min_version, calibration, profiles, max_build_minutes, tuple(plugins))
+    given = Given(min_version, calibration, profiles, max_build_minutes, tuple(plugins))
     recipe: Recipe = resolve("target", TARGETS, target)
-    _refuse(wanted, recipe)
-    if recipe.engines:
-        wanted = dataclasses.replace(wanted, plugins=tuple(plugins_for(target, plugins)))
-    oldest, config = _oldest(wanted, recipe), _config(wanted)
-    place = bundle.resolve()  # before `.` is replaced, after which nothing leads there
+    _refuse(target, precision, recipe, given)
+    table = read_toml(BuildConfig, profiles) if profiles else None
+    wanted = Wanted(target, precision, recipe, _oldest(given, recipe), tuple(plugins_for(target, plugins)), calibration)
     opened = Bundle.open(bundle)
+    place = Path(os.path.realpath(bundle))  # before `.` is replaced, after which nothing leads there
     options = RuntimeOptions(threads=threads, precision=precision, cache_dir=cache_dir)
     said = golden.load(opened.read)
-    if wanted.name in opened.manifest.targets and not force:
-        if not build:
-            raise InputError(f"{bundle} holds {wanted.name} already; give --force to make it again")
-        say(f"{bundle} holds {wanted.name} already, which is built as it is; give --force to make it again")
+    held = opened.manifest.targets.get(wanted.name)
+    if held and not force:
+        _refuse_held(bundle, held, wanted, given, build)
+    wanted = dataclasses.replace(wanted, build=_config(bundle, held, table, max_build_minutes))
+    if recipe.engines:
+        _foretell(wanted.build or BuildConfig(), said, say)
+    if held and not force:
+        say(f"{bundle} holds {wanted.name} already: its graphs are built as they are; give --force to make them again")
+        if wanted.build != _held_config(bundle, held):
+            update_bundle(place, functools.partial(_with_config, opened, wanted))
         return _build(place, wanted, options, said, say)
-    models = inlined(opened, oldest, frozenset(wanted.plugins))
-    sentences = golden.read_sentences(calibration) if calibration else said.sentences
-    chosen = _choose(opened, models, wanted, recipe, said, sentences, options, say)
-    made, files = _target(opened, chosen, wanted, recipe, oldest, config, sentences)
-    write_bundle(place, *_with(opened, made, files), force=True)
+    check_output(bundle, True, opened.size())
+    made, files = make(opened, wanted, said, options, say)
+    update_bundle(place, functools.partial(_with, opened, made, files))
     say(
         f"{bundle}: {made.name}, {sum(map(len, files.values())) / 1e6:.1f} MB, "
         f"{', '.join(f'{level} {status}' for level, status in made.verification['levels'].items())} "
@@ -108,122 +102,101 @@ def optimize(
     return _build(place, wanted, options, said, say) if build else 0
 
 
-def _refuse(wanted: Wanted, recipe: Recipe) -> None:
-    if wanted.precision not in recipe.precisions:
-        raise UsageError(
-            f"the target {wanted.target} has {', '.join(recipe.precisions)}, found precision {wanted.precision!r}"
-        )
-    if wanted.calibration and wanted.precision != "int8":
-        raise UsageError(f"--calibration is for int8, found precision {wanted.precision!r}")
+# ---- what is refused
+
+
+def _refuse(target: str, precision: str, recipe: Recipe, given: Given) -> None:
+    if precision not in recipe.precisions:
+        raise UsageError(f"the target {target} has {', '.join(recipe.precisions)}, found precision {precision!r}")
+    if given.calibration and precision != "int8":
+        raise UsageError(f"--calibration is for int8, found precision {precision!r}")
     if not recipe.engines:
-        given = {
-            "--min-version": wanted.min_version,
-            "--profiles": wanted.profiles,
-            "--max-build-minutes": wanted.max_build_minutes,
-            "--plugin": wanted.plugins or None,
+        options = {
+            "--min-version": given.min_version,
+            "--profiles": given.profiles,
+            "--max-build-minutes": given.max_build_minutes,
+            "--plugin": given.plugins or None,
         }
-        for option, value in given.items():
+        for option, value in options.items():
             if value is not None:
-                raise UsageError(f"{option} is for engines, and the target {wanted.target} has none")
+                raise UsageError(f"{option} is for engines, and the target {target} has none")
+    minutes = given.max_build_minutes
+    if minutes is not None and not 0 < minutes < math.inf:  # which nan is not
+        raise UsageError(f"--max-build-minutes must be a number more than 0, found {minutes}")
 
 
-def _oldest(wanted: Wanted, recipe: Recipe) -> requirements.Version | None:
+def _oldest(given: Given, recipe: Recipe) -> requirements.Version | None:
     """The oldest version that must read the graphs."""
-    asked = None if wanted.min_version is None else requirements.version(wanted.min_version)
-    if not wanted.plugins:
-        return asked or recipe.oldest
-    if asked and asked < requirements.WITH_PLUGINS:
-        first = ".".join(map(str, requirements.WITH_PLUGINS))
-        raise UsageError(
-            f"the plugin {wanted.plugins[0]} needs TensorRT {first} or later, found --min-version {wanted.min_version}"
-        )
-    return asked or requirements.WITH_PLUGINS
+    if given.min_version is None:
+        return recipe.oldest
+    asked, newest = requirements.version(given.min_version), max(requirements.OPSETS)[0]
+    if asked[0] > newest:  # what it reads is not known here
+        raise UsageError(f"the newest TensorRT that is known is {newest}.x, found --min-version {given.min_version}")
+    return asked
 
 
-def _config(wanted: Wanted) -> BuildConfig | None:
-    """How engines are built, where that was asked for."""
-    if wanted.profiles is None and wanted.max_build_minutes is None:
-        return None
-    config = read_toml(BuildConfig, wanted.profiles) if wanted.profiles else BuildConfig()
-    if wanted.max_build_minutes is not None:
-        config = dataclasses.replace(config, max_build_minutes=wanted.max_build_minutes)
-    return config
-
-
-def _choose(
-    opened: Bundle,
-    models: Models,
-    wanted: Wanted,
-    recipe: Recipe,
-    said: Golden,
-    sentences: Sequence[str],
-    options: RuntimeOptions,
-    say: Say,
-) -> Chosen:
-    def verified(made: Models) -> Report:
-        seen = view(opened, made, wanted.precision)
-        running = OrtCpu(seen, options)
-        first = check(seen, running, said, ("L1", "L2"))
-        return check(seen, running, said) if first.verdict == "holds" else first
-
-    lowering = recipe.lowerings[wanted.precision](opened, models, sentences, options)
-    chosen = choose(models, lowering, verified, lambda made: log_probs(opened, made, said, options), say)
-    if chosen.report.verdict != "holds":
-        raise ParityError(
-            f"the {wanted.name} graphs of {opened.path} do not say what the reference says:\n{chosen.report}"
-        )
-    if wanted.precision != "fp32" and not any(chosen.lowered.values()):
-        raise ParityError(f"{opened.path}: nothing of its graphs can be {wanted.precision} within the bounds; use fp32")
-    return chosen
-
-
-def _target(
-    opened: Bundle,
-    chosen: Chosen,
-    wanted: Wanted,
-    recipe: Recipe,
-    oldest: requirements.Version | None,
-    config: BuildConfig | None,
-    sentences: Sequence[str],
-) -> tuple[Target, dict[str, bytes]]:
-    """What the bundle keeps: the target, and its files."""
-    settings: dict[str, Any] = {"fp32_islands": chosen.pinned}
-    if oldest:
-        settings["min_version"] = ".".join(map(str, oldest))
-    if wanted.plugins:
-        settings["plugins"] = list(wanted.plugins)
-    if wanted.precision == "int8":
-        lines = "\n".join(sentences).encode()
-        settings["quantized"] = chosen.lowered
-        settings["calibration"] = {
-            "sentences": len(sentences),
-            "from": wanted.calibration.name if wanted.calibration else "golden data",
-            "sha256": hashlib.sha256(lines).hexdigest(),
-        }
-    if config:
-        settings["build"] = dataclasses.asdict(config)
-    graphs, files = {}, {}
-    for name, spec in opened.manifest.graphs.items():
-        file = f"targets/{wanted.name}/{name}.onnx"
-        graphs[name] = GraphSpec(file, spec.inputs, spec.outputs)
-        files[file] = without_bodies(chosen.models[name]).SerializeToString(deterministic=True)
-    findings = {
-        f"{f.level} {f.name}": f.value for level in chosen.report.levels for f in level.findings if f.level != "L1"
+def _refuse_held(bundle: Path, held: Target, wanted: Wanted, given: Given, build: bool) -> None:
+    """Refuses to make again what the bundle holds, and to build it as if it were made in another way."""
+    if not build:
+        raise InputError(f"{bundle} holds {wanted.name} already; give --force to make it again")
+    lines = golden.read_sentences(given.calibration) if given.calibration else ()
+    digest = calibration(lines, given.calibration)["sha256"]
+    asked: dict[str, tuple[object, Any, Any]] = {
+        "--min-version": (given.min_version, _noted(held, "min_version"), shown(wanted.oldest or ())),
+        "--calibration": (given.calibration, _noted(held, "calibration", "sha256"), digest),
+        "--plugin": (given.plugins, _noted(held, "plugins", "ops"), list(wanted.plugins)),
     }
-    verification = {**chosen.report.summary(), "found": findings}
-    if recipe.engines:
-        verification["engine"] = "not tested"
-    return Target(wanted.target, wanted.precision, graphs, settings, verification), files
+    for option, (value, before, now) in asked.items():
+        if value and before != now:
+            raise UsageError(
+                f"{bundle} holds {wanted.name} already, made with another {option} or none; leave it out to build what "
+                f"is there, or give --force to make it again"
+            )
 
 
-def _with(opened: Bundle, made: Target, files: Mapping[str, bytes]) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the files of the bundle with the target in it; read again, for another may have been added."""
-    now = Bundle.open(opened.path)
+def _noted(held: Target, *keys: str) -> Any:
+    """What a target's settings say under these keys, one inside the other; None if they do not."""
+    found: Any = held.settings
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+# ---- how engines are built
+
+
+def _config(bundle: Path, held: Target | None, table: BuildConfig | None, minutes: float | None) -> BuildConfig | None:
+    """How engines are built, where that was asked for: now, or when what the bundle holds was made."""
+    config = table or (_held_config(bundle, held) if held else None)
+    return config if minutes is None else dataclasses.replace(config or BuildConfig(), max_build_minutes=minutes)
+
+
+def _held_config(bundle: Path, held: Target) -> BuildConfig | None:
+    stored, where = held.settings.get("build"), f"{bundle}: targets: {held.name}: build"
+    if stored is None:
+        return None
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{where} must be a table, found {stored!r}")
+    return from_mapping(BuildConfig, stored, where)
+
+
+def _foretell(config: BuildConfig, said: Golden, say: Say) -> None:
+    """Says what verify will not be able to run on engines that are built in this way."""
+    if config.buckets.beam < said.search.beam:
+        say(
+            f"engines for a beam of up to {config.buckets.beam} cannot run the golden beam search, whose beam is "
+            f"{said.search.beam}: L3 will not be tested on them (beam in the table buckets of --profiles)"
+        )
+
+
+# ---- what is written
+
+
+def _with(opened: Bundle, made: Target, files: Mapping[str, bytes], now: Bundle) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the files of the bundle as it is `now`, for a target may have been added, with `made` in it."""
     if _portable(now.manifest) != _portable(opened.manifest):
         raise BundleError(f"{opened.path} was replaced while it was optimized; run the command again")
-    before = now.manifest.targets.get(made.name)
-    gone = {graph.file for graph in before.graphs.values()} if before else set()
-    kept = {name: data for name, data in now.files().items() if name not in gone}
+    kept = {name: data for name, data in now.files().items() if not name.startswith(f"targets/{made.name}/")}
     targets = {**now.manifest.targets, made.name: made}
     return dataclasses.replace(now.manifest, format=FORMAT, targets=targets), {**kept, **files}
 
@@ -231,6 +204,16 @@ def _with(opened: Bundle, made: Target, files: Mapping[str, bytes]) -> tuple[Man
 def _portable(manifest: Manifest) -> dict[str, FileEntry]:
     """The files that targets are made from."""
     return {name: entry for name, entry in manifest.files.items() if not name.startswith("targets/")}
+
+
+def _with_config(opened: Bundle, wanted: Wanted, now: Bundle) -> tuple[Manifest, dict[str, bytes]]:
+    """The bundle as it is `now`, with another way to build the engines of one target."""
+    held = now.manifest.targets.get(wanted.name)
+    if held is None or wanted.build is None:
+        raise BundleError(f"{opened.path} was replaced while it was optimized; run the command again")
+    settings = {**held.settings, "build": dataclasses.asdict(wanted.build)}
+    targets = {**now.manifest.targets, held.name: dataclasses.replace(held, settings=settings)}
+    return dataclasses.replace(now.manifest, targets=targets), now.files()
 
 
 def _build(bundle: Path, wanted: Wanted, options: RuntimeOptions, said: Golden, say: Say) -> int:
@@ -241,7 +224,7 @@ def _build(bundle: Path, wanted: Wanted, options: RuntimeOptions, said: Golden, 
     except NotTestedError as error:
         raise NotTestedError(
             f"{bundle} holds {wanted.name}, but it was not built or run here: {error}; afterwards: "
-            f"edge-attn verify {bundle} --runtime {wanted.target} --precision {wanted.precision}"
+            f"edge-attn verify {shlex.quote(str(bundle))} --runtime {wanted.target} --precision {wanted.precision}"
         ) from error
     try:
         report = check(opened, runtime, said)

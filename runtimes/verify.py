@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from edge_attn import golden
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions
-from edge_attn.errors import InputError, UsageError
+from edge_attn.errors import InputError, TooLargeError, UsageError
 from edge_attn.golden import Golden
 from edge_attn.parity import LEVELS, RUN_BY_VERIFY, Level, bounds
 from edge_attn.registry import SERVICES, resolve
@@ -61,7 +61,10 @@ def check(
     overrides: Mapping[str, float] | None = None,
     against: str = "golden data",
 ) -> Report:
-    """The levels asked for (by default L1, L2, L3 and L5) of `runtime` against `said`."""
+    """The levels asked for (by default L1, L2, L3 and L5) of `runtime` against `said`.
+
+    A level that asks for more than the runtime's engines were built for is not tested; the others are.
+    """
     for name in levels:
         if name not in LEVELS:
             raise UsageError(f"unknown level {name!r}; known: {', '.join(LEVELS)}")
@@ -75,13 +78,13 @@ def check(
         if name not in RUN_BY_VERIFY:
             made[name] = Level(name, "not tested", f"verify runs {', '.join(RUN_BY_VERIFY)}")
     with np.errstate(all="ignore"):  # what a broken runtime says is a finding, not a warning
-        if "L1" in asked or "L2" in asked:
-            forced = ladder.graph_and_step(runtime, said, limits)
-            made.update({level.name: level for level in forced if level.name in asked})
-        if "L3" in asked:
-            made["L3"] = ladder.sentence(runtime, said, bundle.text(), manifest.max_source, limits)
-        if "L5" in asked:
-            made["L5"] = ladder.device(runtime, said, limits)
+        for names, run in (
+            (("L1", "L2"), lambda: ladder.graph_and_step(runtime, said, limits)),
+            (("L3",), lambda: [ladder.sentence(runtime, said, bundle.text(), manifest.max_source, limits)]),
+            (("L5",), lambda: [ladder.device(runtime, said, limits)]),
+        ):
+            if any(name in asked for name in names):
+                made.update({level.name: level for level in _tried(names, run) if level.name in asked})
     return Report(
         bundle=str(bundle.path),
         runtime=runtime.name,
@@ -92,6 +95,13 @@ def check(
         overrides=dict(overrides or {}),
         levels=[made[name] for name in LEVELS],
     )
+
+
+def _tried(names: Sequence[str], run: Callable[[], Sequence[Level]]) -> Sequence[Level]:
+    try:
+        return run()
+    except TooLargeError as error:
+        return [Level(name, "not tested", str(error)) for name in names]
 
 
 def _refuse_another_model(runtime: Runtime, said: Golden, against: str) -> None:

@@ -334,6 +334,6 @@ def test_a_target_that_contradicts_itself(name, options, sentence):
 
 
 def test_a_folder_without_a_manifest_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("edge_attn.bundle._read_folder", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr("edge_attn.bundle.read_folder", lambda path: pytest.fail("it was read"))
     with pytest.raises(BundleError, match=r"is not a bundle: it has no bundle\.json"):
         Bundle.open(tmp_path)

@@ -7,12 +7,16 @@ import io
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bundle_files import FILES, a_manifest
 
-from edge_attn.bundle import Bundle, write_bundle
+from edge_attn import place
+from edge_attn.bundle import Bundle, check_output, update_bundle, write_bundle
 from edge_attn.errors import BundleError, ConfigError, InputError
 
 
@@ -110,6 +114,120 @@ def test_writing_refuses_what_opening_would(path):
     assert siblings(path) == []
 
 
+@pytest.mark.parametrize(("name", "is_file"), [("b.bin", True), ("b.ZIP", True), ("b", True), ("f.zip", False)])
+def test_a_bundle_that_is_changed_keeps_the_form_that_it_has(tmp_path, name, is_file):
+    write_bundle(tmp_path / ("a.zip" if is_file else "a"), a_manifest(), FILES)
+    path = next(tmp_path.iterdir()).rename(tmp_path / name)
+    update_bundle(path, with_file("note"))
+    assert path.is_file() is is_file
+    assert Bundle.open(path).read("text/note") == b"note"
+    assert siblings(path) == [name]
+
+
+def with_file(name: str):
+    """A change that adds a small file of this name."""
+    return lambda bundle: (bundle.manifest, {**bundle.files(), f"text/{name}": name.encode()})
+
+
+def test_whoever_else_changes_the_bundle_waits(path):
+    write_bundle(path, a_manifest(), FILES)
+    begin = threading.Barrier(3)
+
+    def add(who: str) -> None:
+        begin.wait()
+        for i in range(5):
+            update_bundle(path, with_file(f"{who}{i}"))
+
+    writers = [threading.Thread(target=add, args=(who,)) for who in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    added = Bundle.open(path).files().keys() - FILES.keys()
+    assert added == {f"text/{who}{i}" for who in "abc" for i in range(5)}
+    assert siblings(path) == [path.name]
+
+
+def test_two_writers_at_once_leave_one_bundle_whole(path):
+    write_bundle(path, a_manifest(), FILES)
+    begin, refused = threading.Barrier(3), []
+
+    def write(who: bytes) -> None:
+        begin.wait()
+        try:
+            for _ in range(5):
+                write_bundle(path, a_manifest(), {**FILES, "MODEL_CARD.md": who * 100_000}, force=True)
+        except InputError as error:
+            refused.append(error)
+
+    writers = [threading.Thread(target=write, args=(who,)) for who in (b"a", b"b", b"c")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert refused == []
+    Bundle.open(path)
+    assert siblings(path) == [path.name]
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path, read = tmp_path / "b", Path.read_bytes
+    write_bundle(path, a_manifest(), FILES)
+
+    def replaced(self):
+        if self.name == "encoder.onnx":  # after the manifest
+            monkeypatch.undo()
+            write_bundle(path, a_manifest(), {**FILES, "graphs/encoder.onnx": b"another"}, force=True)
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", replaced)
+    assert Bundle.open(path).read("graphs/encoder.onnx") == b"another"
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(path, monkeypatch):
+    def unlocked(handle, kind):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(place.fcntl, "flock", unlocked)
+    for _ in range(2):
+        write_bundle(path, a_manifest(), FILES, force=True)
+    assert siblings(path) == [path.name]
+
+
+def test_a_change_that_fails_leaves_the_bundle(path):
+    write_bundle(path, a_manifest(), FILES)
+    with pytest.raises(BundleError, match="which files does not list"):
+        update_bundle(path, lambda bundle: (bundle.manifest, {}))
+    assert Bundle.open(path).files() == FILES
+    assert siblings(path) == [path.name]
+
+
+# ---- asked before long work
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(path, monkeypatch):
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match="cannot be written: Read-only file system"):
+        check_output(path, force=False)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_disk_without_room_is_said_first(path, monkeypatch, there):
+    if there:
+        write_bundle(path, a_manifest(), FILES)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=999_999))
+    check_output(path, force=True, size=999_999)
+    with pytest.raises(InputError, match=r"cannot be written: 1 MB are free in .*, it needs 2 MB"):
+        check_output(path, force=True, size=2_000_000)
+    assert siblings(path) == ([path.name] if there else [])
+
+
+# ---- killed
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -126,20 +244,62 @@ def counted(owner, name):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **options)
     setattr(owner, name, call)
-counted(os, "fsync")
-for name in ("mkdir", "rename", "replace"):  # of Path: Python 3.10 takes its own from os before a test can
+if {fsync}:
+    counted(os, "fsync")
+for name in sys.argv[3:]:
     counted(Path, name)
-write_bundle(Path(sys.argv[1]), a_manifest(), FILES)
+write_bundle(Path(sys.argv[1]), a_manifest(), {{**FILES, "MODEL_CARD.md": b"another"}}, force=True)
 """
+
+
+def kill(path: Path, calls: int, *names: str) -> None:
+    """Writes in a process that is killed at the call after so many of these methods of Path, or of fsync."""
+    code = KILLED.format(tests=str(Path(__file__).parent), fsync="fsync" in names)
+    command = [sys.executable, "-c", code, str(path), str(calls), *(name for name in names if name != "fsync")]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 @pytest.mark.parametrize("calls", [0, 2, 5])
 def test_a_kill_while_writing_leaves_no_bundle_and_the_next_write_succeeds(path, calls):
-    code = KILLED.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", code, str(path), str(calls if path.suffix != ".zip" else calls // 3)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kill(path, calls if path.suffix != ".zip" else calls // 3, "fsync", "rename")
     assert not path.exists()
     write_bundle(path, a_manifest(), FILES)
     Bundle.open(path)
     assert siblings(path) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("form", "calls", "again"),
+    [
+        *(("b", calls, again) for calls in range(3) for again in ("open", "write")),
+        ("b", 1, "check"),
+        ("b.zip", 0, "open"),
+        ("b.zip", 0, "write"),
+    ],
+)
+def test_a_kill_while_replacing_never_loses_the_bundle(tmp_path, form, calls, again):
+    path = tmp_path / form
+    write_bundle(path, a_manifest(), FILES)
+    kill(path, calls, "rename")
+    assert siblings(path) != [form]
+    if again == "write":
+        update_bundle(path, with_file("note"))
+        assert siblings(path) == [form]
+    elif again == "check":
+        with pytest.raises(InputError, match="exists; choose another --out"):
+            check_output(path, force=False)
+    assert Bundle.open(path).read("MODEL_CARD.md") == (b"another" if calls == 2 else FILES["MODEL_CARD.md"])
+
+
+def test_what_cannot_be_put_back_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "b"
+    write_bundle(path, a_manifest(), FILES)
+    path.rename(place.old_of(path))
+
+    def fails(self, target):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(BundleError, match=r"cannot be put back: .*Read-only file system"):
+        Bundle.open(path)

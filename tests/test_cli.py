@@ -47,6 +47,13 @@ def test_what_makes_no_sense_is_usage(edge_attn_cli, arguments):
     assert found.stdout == ""
 
 
+@pytest.mark.parametrize("minutes", ["nan", "inf", "0", "-1", "soon"])
+def test_minutes_of_a_build_that_are_none_are_usage(edge_attn_cli, toy_bundle, minutes):
+    pytest.importorskip("onnx", reason="onnx is not installed: a device needs none")
+    found = edge_attn_cli("optimize", toy_bundle, "--target", "trt", "--max-build-minutes", minutes, code=2)
+    assert "--max-build-minutes" in found.stderr
+
+
 FAILURES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EdgeAttnError)]
 CODES = {
     "ParityError": 1,
@@ -58,6 +65,7 @@ CODES = {
     "BundleError": 4,
     "CheckpointError": 4,
     "ExportError": 4,
+    "TooLargeError": 4,
 }
 
 

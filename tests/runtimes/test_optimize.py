@@ -19,7 +19,6 @@ from edge_attn.config import RuntimeOptions  # noqa: E402
 from edge_attn.errors import NotTestedError  # noqa: E402
 from edge_attn.ops import DOMAIN  # noqa: E402
 from edge_attn.registry import PRECISIONS, TARGETS, resolve  # noqa: E402
-from runtimes.plugins import PLUGINS, SERVED  # noqa: E402
 from runtimes.targets import recipes  # noqa: E402
 from runtimes.targets.graph import Constants, load, types  # noqa: E402
 from runtimes.targets.inline import inline  # noqa: E402
@@ -32,12 +31,12 @@ ONE = RuntimeOptions(threads=1)
 
 @pytest.fixture(params=["zip", "folder"])
 def toy(request, toy_bundle, tmp_path) -> Path:
-    """A copy of the toy bundle that may be written to."""
+    """A copy of the toy bundle that may be written to, by a name that does not say what it is."""
     if request.param == "zip":
-        return Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
+        return Path(shutil.copy(toy_bundle, tmp_path / "toy.bin"))
     opened = Bundle.open(toy_bundle)
     write_bundle(tmp_path / "toy", opened.manifest, opened.files())
-    return tmp_path / "toy"
+    return (tmp_path / "toy").rename(tmp_path / "toy.zip")
 
 
 def ready(path: Path, name: str) -> dict[str, onnx.ModelProto]:
@@ -71,6 +70,7 @@ def test_a_target_is_written_into_the_bundle_and_the_rest_stays(toy, toy_bundle,
         assert not model.functions
         assert DOMAIN not in {node.domain for node in model.graph.node}
     assert [p.name for p in toy.parent.iterdir()] == [toy.name]
+    assert toy.is_file() is (toy.suffix == ".bin")
 
 
 APART = {"fp32": 1e-4, "fp16": 0.05, "int8": 2.0}
@@ -143,25 +143,6 @@ def test_scales_are_the_largest_magnitudes_seen(toy_bundle):
     assert 0 < few["encoder"]["memory.values"] <= many["encoder"]["memory.values"] <= 1.0
     table = next(t for t in models["step"].graph.initializer if t.name.startswith("model.embedding"))
     assert many["step"]["embedding"] <= np.abs(onnx.numpy_helper.to_array(table)).max()
-
-
-def test_a_plugin_is_called_without_a_body_and_verified_with_it(copied):
-    quietly(copied, "trt", "fp16", plugins=("AdditiveAttention",))
-    model = ready(copied, "trt-fp16")["step"]
-    [call] = [node for node in model.graph.node if node.domain == DOMAIN]
-    assert call.op_type == "AdditiveAttention"
-    assert not model.functions
-    kinds = {output for node in model.graph.node if node.op_type == "Cast" for output in node.output}
-    assert call.input[1] in kinds
-    assert Bundle.open(copied).manifest.targets["trt-fp16"].settings["plugins"] == ["AdditiveAttention"]
-    assert Bundle.open(copied).manifest.targets["trt-fp16"].settings["min_version"] == "10.13"
-
-
-def test_a_plugin_that_wins_is_used_without_being_asked_for(copied, monkeypatch):
-    monkeypatch.setitem(SERVED, ("AdditiveAttention", "trt"), PLUGINS["AdditiveAttention", "trt"])
-    quietly(copied, "trt", "fp32")
-    settings = Bundle.open(copied).manifest.targets["trt-fp32"].settings
-    assert (settings["plugins"], settings["min_version"]) == (["AdditiveAttention"], "10.13")
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -274,7 +255,7 @@ def test_a_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
     assert said[-1].endswith("parity holds")
     before = copied.read_bytes()
     again = quietly(copied, "trt", "fp16", build=True)
-    assert again[0].startswith(f"{copied} holds trt-fp16 already, which is built as it is")
+    assert again[0].startswith(f"{copied} holds trt-fp16 already: its graphs are built as they are")
     assert again[1:] == said[-1:]
     assert len(opened) == 2
     assert copied.read_bytes() == before

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from optimize_cases import planted, quietly  # noqa: E402
 from edge_attn.bundle import Bundle, write_bundle  # noqa: E402
 from edge_attn.errors import ConfigError, InputError, ParityError, UsageError  # noqa: E402
 from edge_attn.registry import TARGETS  # noqa: E402
+from runtimes import optimize as optimize_module  # noqa: E402
 from runtimes.optimize import optimize  # noqa: E402
 from runtimes.targets import recipes  # noqa: E402
 from runtimes.targets.samples import largest  # noqa: E402
@@ -77,7 +82,7 @@ def newer(model: onnx.ModelProto) -> None:
     ],
 )
 def test_what_the_oldest_version_cannot_read_is_said_before_anything_runs(copied, monkeypatch, change, sentence):
-    monkeypatch.setattr("runtimes.optimize.choose", None)
+    monkeypatch.setattr("runtimes.targets.making.choose", None)
     refused(planted(copied, "step", change), InputError, sentence, "trt", "fp32")
 
 
@@ -120,14 +125,14 @@ NONSENSE = {
     "profiles of what has none": (("ort-cuda",), {"profiles": Path("x")}, "--profiles is for engines"),
     "a plugin of what has none": (("ort-cuda",), {"plugins": ("AdditiveAttention",)}, "--plugin is for engines"),
     "a plugin that is none": (("trt",), {"plugins": ("Exp",)}, "no plugin 'Exp' for the target 'trt'; known: Additive"),
-    "a version without plugins": (
-        ("trt",),
-        {"plugins": ("AdditiveAttention",), "min_version": "10.3"},
-        "the plugin AdditiveAttention needs TensorRT 10.13 or later, found --min-version 10.3",
-    ),
     "no version": (("trt",), {"min_version": ""}, "a version is two to four numbers, as 10.3, found ''"),
     "no version of what has none": (("ort-cuda",), {"min_version": ""}, "--min-version is for engines"),
     "an old version": (("trt",), {"min_version": "8.6"}, "the oldest version of TensorRT that is served is 10.3"),
+    "a version nobody knows": (("trt",), {"min_version": "99.9"}, r"the newest TensorRT that is known is 11\.x, found"),
+    **{
+        f"{minutes} minutes": (("trt",), {"max_build_minutes": minutes}, "--max-build-minutes must be a number more")
+        for minutes in (float("nan"), float("inf"), 0.0)
+    },
 }
 
 
@@ -181,12 +186,43 @@ def test_a_target_that_was_added_meanwhile_stays(copied, monkeypatch):
     assert set(Bundle.open(copied).manifest.targets) == {"trt-fp32", "ort-cuda-fp32"}
 
 
-@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), 0.0])
-def test_minutes_that_are_none_are_refused_before_anything_is_read(tmp_path, minutes):
+def test_nobody_else_writes_from_before_the_bundle_is_read_again(copied, monkeypatch):
+    def alone(*arguments):
+        folder = os.open(copied.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
+        return added(*arguments)
+
+    added = optimize_module._with
+    monkeypatch.setattr(optimize_module, "_with", alone)
+    quietly(copied, "ort-cuda", "fp32")
+    assert "ort-cuda-fp32" in Bundle.open(copied).manifest.targets
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "0.0"])
+def test_minutes_that_are_none_in_the_table(tmp_path, minutes):
+    table = tmp_path / "build.toml"
+    table.write_text(f"max_build_minutes = {minutes}\n")
     with pytest.raises(ConfigError, match="max_build_minutes must be"):
-        optimize(tmp_path / "absent", "trt", max_build_minutes=minutes)
+        optimize(tmp_path / "absent", "trt", profiles=table)
 
 
 def test_profiles_are_read_before_anything_else(tmp_path):
     with pytest.raises(InputError, match=r"profiles\.toml cannot be read"):
         optimize(tmp_path / "absent", "trt", profiles=tmp_path / "profiles.toml")
+
+
+def test_a_bundle_that_cannot_be_written_is_said_before_the_work(copied, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("runtimes.optimize.make", None)
+    refused(copied, InputError, "toy.zip cannot be written: Read-only file system", "trt")
+
+
+def test_a_full_disk_is_said_before_the_work(copied, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr("runtimes.optimize.make", None)
+    refused(copied, InputError, "toy.zip cannot be written: 0 MB are free in", "trt")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from verify_reports import failing, statuses
 
+from edge_attn.errors import TooLargeError
 from edge_attn.golden import Golden, Said
 from edge_attn.search import Hypothesis
 from edge_attn.spec import GraphSpec, Value
@@ -68,6 +69,23 @@ def test_what_is_no_number_is_never_parity(opened, toy, said, graph, output, val
     content = json.loads(report.json())
     assert content["verdict"] == "fails"
     assert report.junit()
+
+
+def test_a_level_that_asks_for_more_than_the_engines_hold_is_not_tested_and_the_others_are(opened, toy, said):
+    def narrow(graph: str, outputs: dict[str, np.ndarray]) -> None:
+        if graph == "step" and outputs["log_probs"].shape[1] > 1:
+            raise TooLargeError("the engine was built for a beam of up to 1")
+
+    report = check(opened, Faulty(toy, narrow), first(said, 6))
+    found = statuses(report)
+    assert {name: found[name] for name in ("L1", "L2", "L3", "L5")} == {
+        "L1": "holds",
+        "L2": "holds",
+        "L3": "not tested",
+        "L5": "holds",
+    }
+    assert (report.verdict, report.exit_code) == ("not tested", 3)
+    assert "not tested (the engine was built for a beam of up to 1)" in str(report)
 
 
 def first(said: Golden, count: int) -> Golden:
