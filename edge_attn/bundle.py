@@ -29,7 +29,7 @@ from typing import Any
 from edge_attn.config import at_least, from_mapping, one_of
 from edge_attn.errors import BundleError, ConfigError, InputError, NotTestedError
 from edge_attn.files import DAMAGED, read_folder, read_zip, write_folder, write_zip
-from edge_attn.place import alone, put, restore
+from edge_attn.place import alone, is_being_replaced, put, restore
 from edge_attn.registry import PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec
 from edge_attn.text import Text
@@ -37,6 +37,8 @@ from edge_attn.text import Text
 FORMAT = 2
 """1 had no targets; it still loads."""
 MANIFEST = "bundle.json"
+TRIES = 10
+"""How often a bundle is read that is replaced meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,19 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        path = Path(path)
-        _restore(path)
-        before = _identity(path)
-        try:
-            return cls._read(path)
-        except BundleError:
-            if _identity(path) == before:
-                raise
-        return cls.open(path)  # it was replaced while it was read
+        path, tries = Path(path), 0
+        while True:
+            tries += 1
+            _restore(path)
+            before = _identity(path)
+            try:
+                return cls._read(path)
+            except OSError as error:
+                raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+            except BundleError:
+                is_the_same = _identity(path) == before and not is_being_replaced(path)
+                if is_the_same or tries == TRIES:
+                    raise  # else it was replaced while it was read
 
     @classmethod
     def _read(cls, path: Path) -> Bundle:
@@ -207,8 +213,6 @@ def _restore(path: Path) -> None:
     """
     try:
         restore(path)
-    except (FileNotFoundError, ValueError):  # there is no such folder, or cannot be
-        return
     except OSError as error:
         raise BundleError(
             f"{path} was taken away by a writer that was killed, and cannot be put back: {error}"
@@ -219,7 +223,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     """Of the file or folder that is at `path` now."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
 

@@ -274,7 +274,7 @@ def align(**given: Any) -> None:
 @click.option(
     "--force",
     is_flag=True,
-    help="Make again what the bundle already holds, with its profiles and minutes where no others are given.",
+    help="Make again what the bundle already holds; built as before, unless --profiles says all of that anew.",
 )
 @_threads
 @_cache_dir

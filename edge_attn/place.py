@@ -2,50 +2,50 @@
 
     .<name>.edge-attn.<random>.partial    what is being written, or being removed
     .<name>.edge-attn.old                 what was there, between the renames that replace a folder
+    .<name>.edge-attn.lock                while somebody writes
 
-A kill leaves these behind. The next writer of the place removes the first kind, and puts the second one back.
+A kill leaves these behind. Whoever writes or reads next puts back what was there, where nothing took its place; the
+next writer removes the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edge_attn import locks
+
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Alone with the place `path`: whoever else writes into its folder waits. What a kill left there is put right.
+    """Alone with the place `path`: whoever else writes there waits. What a kill left there is put right.
 
-    A file system that locks no folder, as NFS, keeps nobody waiting; what is put there is whole all the same.
+    On a file system without locks nobody waits; what is put there is whole all the same.
 
     Raises:
-        OSError: the folder can be neither read nor made, or what is left cannot be put right.
+        OSError: the folder can be neither written nor made, or what is left cannot be put right.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if _locked(handle):
+    with locks.alone(path.with_name(f".{path.name}.edge-attn.lock"), lambda: None) as held:
+        if held:
             for left in path.parent.glob(f".{glob.escape(path.name)}.edge-attn.*.partial"):
                 with contextlib.suppress(OSError):
                     _remove(left)
-        old = old_of(path)
-        if old.exists():
-            _remove(old) if path.exists() else old.rename(path)
+            old = _old(path)
+            if old.exists():
+                _remove(old) if path.exists() else old.rename(path)
         yield
-    finally:
-        os.close(handle)
 
 
 def put(path: Path, write: Callable[[Path], None]) -> None:
     """Puts what `write` makes, at the path that it is given, in the place of what is at `path`.
 
     Raises:
-        OSError: it cannot be; `path` is as it was.
+        OSError: it cannot be; `path` is as it was, or will be as soon as it is read again.
     """
     temporary = path.with_name(f".{path.name}.edge-attn.{os.urandom(4).hex()}.partial")
     try:
@@ -62,25 +62,28 @@ def restore(path: Path) -> None:
     Raises:
         OSError: it cannot be put back.
     """
-    if path.exists():
+    if not is_being_replaced(path):
         return
     place = Path(os.path.realpath(path))
-    if old_of(place).exists():
+    try:
         with alone(place):
             pass
+    except OSError:
+        if not place.exists():
+            raise
 
 
-def old_of(path: Path) -> Path:
+def is_being_replaced(path: Path) -> bool:
+    """Whether a folder is on its way to `path`, or was when its writer was killed."""
+    try:
+        return _old(Path(os.path.realpath(path))).exists()
+    except (OSError, ValueError):  # where nobody may look, or that is no path, there is none
+        return False
+
+
+def _old(path: Path) -> Path:
     """Where what was at `path` lies while a folder is replaced."""
     return path.with_name(f".{path.name}.edge-attn.old")
-
-
-def _locked(folder: int) -> bool:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
 
 
 def _swap(temporary: Path, path: Path) -> None:
@@ -91,7 +94,7 @@ def _swap(temporary: Path, path: Path) -> None:
     if not path.exists() or not (path.is_dir() or temporary.is_dir()):
         temporary.rename(path)
         return
-    old = old_of(path)
+    old = _old(path)
     path.rename(old)
     try:
         temporary.rename(path)

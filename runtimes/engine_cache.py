@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_attn.errors import InputError
-from runtimes.locks import alone, is_held
+from edge_attn.locks import alone, is_held
 
 LIMIT = 4 * 1024**3
 """Bytes of engines kept."""

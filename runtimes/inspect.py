@@ -45,7 +45,8 @@ def show(content: dict[str, Any]) -> str:
                 lines.append(f"  {kind[:-1]:<6} {tensor['name']} {tensor['dtype']} ({axes})")
     lines.append(f"verified at export: {_verified(verified)}")
     for name, target in content["targets"].items():
-        size = sum(content["files"][graph["file"]]["size"] for graph in target["graphs"].values())
+        own = (entry["size"] for file, entry in content["files"].items() if file.startswith(f"targets/{name}/"))
+        size = sum(own) or sum(content["files"][graph["file"]]["size"] for graph in target["graphs"].values())
         lines.append(f"target {name}: {size / 1e6:.1f} MB, {_verified(target['verification'])}")
         if "plugins" in target["verification"]:
             lines.append(f"  with plugins: {_verified(target['verification']['plugins'])}")

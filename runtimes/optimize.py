@@ -24,9 +24,10 @@ from edge_attn.registry import TARGETS, resolve
 from runtimes.base import open_runtime
 from runtimes.plugins import plugins_for
 from runtimes.targets import requirements
-from runtimes.targets.making import Say, Wanted, calibration, make, shown
+from runtimes.targets.making import Say, Wanted, calibration, make
 from runtimes.targets.recipes import Recipe
 from runtimes.trt_build import BuildConfig
+from runtimes.trt_compat import numbers
 from runtimes.verify import check
 
 
@@ -59,7 +60,8 @@ def optimize(
     """Makes `bundle`'s graphs for `target` and writes them into it; with `build`, builds and verifies them here too.
 
     With `build` and without `force`, graphs that the bundle holds already are built as they are, with the profiles and
-    minutes that are given, which the bundle then keeps. What is not given of these stays as it was, with `force` too.
+    minutes that are given, which the bundle then keeps. Where neither is given they stay as they were, with `force`
+    too; a file of profiles replaces all that there was.
 
     Gives the exit code: 0; with `build`, 1 where parity does not hold on the engine, 3 where a level of verify could
     not run on it.
@@ -141,8 +143,9 @@ def _refuse_held(bundle: Path, held: Target, wanted: Wanted, given: Given, build
         raise InputError(f"{bundle} holds {wanted.name} already; give --force to make it again")
     lines = golden.read_sentences(given.calibration) if given.calibration else ()
     digest = calibration(lines, given.calibration)["sha256"]
+    oldest = numbers(str(_noted(held, "min_version")))
     asked: dict[str, tuple[object, Any, Any]] = {
-        "--min-version": (given.min_version, _noted(held, "min_version"), shown(wanted.oldest or ())),
+        "--min-version": (given.min_version, _with_zeros(oldest), _with_zeros(wanted.oldest or ())),
         "--calibration": (given.calibration, _noted(held, "calibration", "sha256"), digest),
         "--plugin": (given.plugins, _noted(held, "plugins", "ops"), list(wanted.plugins)),
     }
@@ -152,6 +155,11 @@ def _refuse_held(bundle: Path, held: Target, wanted: Wanted, given: Given, build
                 f"{bundle} holds {wanted.name} already, made with another {option} or none; leave it out to build what "
                 f"is there, or give --force to make it again"
             )
+
+
+def _with_zeros(version: requirements.Version) -> requirements.Version:
+    """All four numbers: 10.3 is 10.3.0.0."""
+    return (*version, 0, 0, 0, 0)[:4]
 
 
 def _noted(held: Target, *keys: str) -> Any:

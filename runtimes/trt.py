@@ -2,8 +2,8 @@
 
 The engines come from the cache, or are built first (runtimes/trt_build.py). Device buffers are allocated when the
 runtime is opened, at the size of the largest bucket, and bound by address. What the encoder gives and the states stay
-there: a step reads its state from one buffer and writes the next one into another, and no value is copied. Only what
-`numpy` asks for comes back.
+there: a step reads its state from one buffer and writes the next one into another, and no value is copied. Only the
+candidates come back with each step, and what `numpy` asks for.
 
 A request is padded to its bucket in batch and src (rows repeat the first, positions are PAD, which the mask hides) and
 trimmed again on the way back, so that its shapes are those of few launches; beams are not padded, since a search has
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import shlex
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
@@ -205,11 +206,13 @@ def _refuse_older(door: Door, bundle: Bundle, target: Target) -> None:
         NotTestedError: the target's graphs were made for newer versions of TensorRT only.
     """
     oldest = str(target.settings.get("min_version", ""))
-    if door.capability.level < numbers(oldest):
-        found = ".".join(map(str, door.capability.level[:2]))
+    level = door.capability.level
+    if level < numbers(oldest)[: len(level)]:
+        found = ".".join(map(str, level[:2]))
+        path = shlex.quote(str(bundle.path))
         raise NotTestedError(
             f"{bundle.path} holds {target.name} for TensorRT {oldest} or newer, found {door.name}; run: edge-attn "
-            f"optimize {bundle.path} --target trt --precision {target.precision} --min-version {found} --force"
+            f"optimize {path} --target trt --precision {target.precision} --min-version {found} --force"
         )
 
 

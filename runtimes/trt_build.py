@@ -133,7 +133,7 @@ def engine_for(
         precision=target.precision,
         profiles="; ".join(map(str, profiles)),
         plugins=", ".join(f"{op} {plugin.hash()}" for op, plugin in sorted(served.items())) or "none",
-        settings=config.settings() + (", for this GPU, capturable" if door.capability.rtx else ""),
+        settings=config.settings() + (", for this GPU and capturable where it can be" if door.capability.rtx else ""),
     )
     timing = cache.folder / f"{_file_name(key)}.timing"
     built = False
@@ -206,7 +206,8 @@ def build_engine(
         except MemoryError:
             engine = None
             door.log.errors.append("out of memory")
-        if engine is not None or progress.cancelled or wish == Wish():
+        forgot = any(FORGETS.search(error) for error in door.log.errors)
+        if engine is not None or progress.cancelled or wish == Wish() or forgot:
             break
         door.log.take()  # the next build says again what is wrong without the wish too
     if progress.cancelled == "keyboard":

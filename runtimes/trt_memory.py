@@ -17,7 +17,7 @@ from edge_attn.errors import EdgeAttnError
 from runtimes.cuda import Cuda
 
 TRANSFER = 1 << 20
-"""Bytes of pinned memory through which values come back, a part at a time."""
+"""Bytes of pinned memory through which values come and go, a part at a time."""
 
 
 @dataclass(eq=False)
@@ -115,7 +115,7 @@ class Memory:
         self._busy = False
 
     def read(self, value: OnDevice) -> np.ndarray:
-        """The value without its padding; of the padded rows of its first axis nothing is copied."""
+        """The value without its padding, of whose first axis no row is fetched."""
         lying = (*value.shape[:1], *self.lying(value)[1:])
         size = math.prod(lying) * np.dtype(value.dtype).itemsize
         raw = self._fetch(value, size) if value.returned is None else self._await(value.returned, size)

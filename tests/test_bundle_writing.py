@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from bundle_files import FILES, a_manifest
 
-from edge_attn import place
+from edge_attn import locks
 from edge_attn.bundle import Bundle, check_output, update_bundle, write_bundle
 from edge_attn.errors import BundleError, ConfigError, InputError
 
@@ -188,7 +190,7 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(path, monkeypatc
     def unlocked(handle, kind):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(place.fcntl, "flock", unlocked)
+    monkeypatch.setattr(locks.fcntl, "flock", unlocked)
     for _ in range(2):
         write_bundle(path, a_manifest(), FILES, force=True)
     assert siblings(path) == [path.name]
@@ -292,10 +294,40 @@ def test_a_kill_while_replacing_never_loses_the_bundle(tmp_path, form, calls, ag
     assert Bundle.open(path).read("MODEL_CARD.md") == (b"another" if calls == 2 else FILES["MODEL_CARD.md"])
 
 
+def test_a_bundle_that_is_deleted_stays_deleted(tmp_path):
+    """What it replaced lay beside it after a kill, until it was read."""
+    path = tmp_path / "b"
+    write_bundle(path, a_manifest(), FILES)
+    kill(path, 2, "rename")
+    assert len(siblings(path)) == 3  # the new one, the old one, the lock
+    Bundle.open(path)
+    assert siblings(path) == ["b"]
+    shutil.rmtree(path)
+    with pytest.raises(BundleError, match="there is no such file or folder"):
+        Bundle.open(path)
+
+
+def test_what_a_kill_left_where_nobody_may_write_does_no_harm(tmp_path, monkeypatch):
+    path = tmp_path / "b"
+    write_bundle(path, a_manifest(), FILES)
+    (tmp_path / ".b.edge-attn.old").mkdir()
+
+    @contextlib.contextmanager
+    def refuse(lock, waits):
+        raise OSError(errno.EROFS, "Read-only file system")
+        yield
+
+    monkeypatch.setattr(locks, "alone", refuse)
+    assert Bundle.open(path).files() == FILES
+    (path / "graphs" / "encoder.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"encoder\.onnx has 0 bytes"):
+        Bundle.open(path)
+
+
 def test_what_cannot_be_put_back_is_said(tmp_path, monkeypatch):
     path = tmp_path / "b"
     write_bundle(path, a_manifest(), FILES)
-    path.rename(place.old_of(path))
+    path.rename(tmp_path / ".b.edge-attn.old")
 
     def fails(self, target):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -303,3 +335,8 @@ def test_what_cannot_be_put_back_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(BundleError, match=r"cannot be put back: .*Read-only file system"):
         Bundle.open(path)
+
+
+def test_a_name_that_no_file_can_have_is_a_sentence(tmp_path):
+    with pytest.raises(BundleError, match="cannot be read: File name too long"):
+        Bundle.open(tmp_path / ("b" * 300))

@@ -70,8 +70,15 @@ def _products_to_initializers(model: onnx.ModelProto) -> None:
         if a is None or b is None:
             left.append(node)
         else:
-            product = np.matmul(a, b, dtype=np.float64).astype(a.dtype)
+            try:
+                product = np.matmul(a, b, dtype=np.float64).astype(a.dtype)
+            except ValueError as error:
+                raise BundleError(
+                    f"the graph {model.graph.name} is not valid ONNX: {node.name or node.output[0]!r} multiplies "
+                    f"weights of {a.shape} and {b.shape}"
+                ) from error
             model.graph.initializer.append(onnx.numpy_helper.from_array(product, node.output[0]))
+            constants = Constants(model)  # one more, for the products of products
     del model.graph.node[:]
     model.graph.node.extend(left)
 

@@ -15,8 +15,8 @@ import pytest
 from engine_processes import ENGINE, KEY, build, files, start, wait_for
 
 from edge_attn.errors import InputError
+from edge_attn.locks import alone, is_held
 from runtimes.engine_cache import EngineCache, EngineKey, Refused
-from runtimes.locks import alone, is_held
 
 # ---- one process
 

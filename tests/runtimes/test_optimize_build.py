@@ -98,7 +98,7 @@ def test_what_would_make_other_graphs_needs_force(copied, builds, tmp_path, what
     lines, others = tmp_path / "lines.txt", tmp_path / "others.txt"
     lines.write_text(LINES)
     others.write_text("a cat\n")
-    same = {"min_version": "10.13.2", "calibration": lines, "plugins": ("AdditiveAttention",)}
+    same = {"min_version": "10.13.2.0", "calibration": lines, "plugins": ("AdditiveAttention",)}
     quietly(copied, "trt", "int8", **{name: same[name] for name in ("min_version", "calibration")})
     changed = {"min_version": "10.3", "calibration": others, "plugins": ("AdditiveAttention",)}[what]
     before, option = copied.read_bytes(), "plugin" if what == "plugins" else what.replace("_", "-")

@@ -25,7 +25,7 @@ from runtimes import trt
 from runtimes.base import open_runtime
 from runtimes.ort import OrtCpu
 from runtimes.translate import Translator
-from runtimes.trt import Trt
+from runtimes.trt import Trt, TrtRtx
 from runtimes.verify import check
 
 KINDS = sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))
@@ -171,17 +171,33 @@ def test_engines_are_built_once(jetson, bundle, capsys):
     assert re.search("the GPU was Orin.*, is NVIDIA H200", capsys.readouterr().err)
 
 
-def test_graphs_for_newer_versions_are_refused_with_the_command_that_makes_older_ones(jetson, bundle):
-    settings = {**bundle.manifest.targets["trt-fp32"].settings, "min_version": "10.13.2"}
-    target = dataclasses.replace(bundle.manifest.targets["trt-fp32"], settings=settings)
-    changed = Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets={target.name: target}), bundle.files())
-    with pytest.raises(
-        NotTestedError, match=r"10\.13\.2 or newer, found tensorrt 10\.3\.0; run: .*--min-version 10\.3 --force"
-    ):
+@pytest.mark.parametrize(
+    ("oldest", "found", "newer"),
+    [("10.13.2", (10, 3, 0), (10, 13, 2, 6)), ("10.4", (10, 3, 0), (10, 4)), ("10.3.1", (10, 3, 0), (10, 3, 1))],
+)
+def test_graphs_for_newer_versions_are_refused_with_the_command_that_makes_older_ones(
+    jetson, bundle, oldest, found, newer
+):
+    changed = with_oldest(bundle, oldest)
+    said = rf"{re.escape(oldest)} or newer, found tensorrt 10\.3\.0; run: .*--min-version 10\.3 --force"
+    jetson.version = found
+    with pytest.raises(NotTestedError, match=said):
         jetson.open(changed)
     assert jetson.built == []
-    jetson.version = (10, 13, 2, 6)
+    jetson.version = newer
     jetson.open(changed).close()
+
+
+def test_tensorrt_rtx_reads_what_the_version_of_its_interface_reads(jetson, bundle):
+    TrtRtx(with_oldest(bundle, "11.0.0"), RuntimeOptions(cache_dir=jetson.cache)).close()
+    with pytest.raises(NotTestedError, match=r"TensorRT 11\.1 or newer, found tensorrt-rtx 1\.7\.1"):
+        TrtRtx(with_oldest(bundle, "11.1"), RuntimeOptions(cache_dir=jetson.cache))
+
+
+def with_oldest(bundle: Bundle, version: str) -> Bundle:
+    target = bundle.manifest.targets["trt-fp32"]
+    target = dataclasses.replace(target, settings={**target.settings, "min_version": version})
+    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets={target.name: target}), bundle.files())
 
 
 def test_an_axis_that_has_no_bucket(jetson, bundle):

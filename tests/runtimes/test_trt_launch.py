@@ -57,6 +57,21 @@ def test_where_nothing_can_be_captured_everything_is_enqueued(jetson, runtime, b
     assert jetson.cuda.calls[name] <= 2  # it is tried once a graph
 
 
+def test_an_interrupted_capture_is_over(monkeypatch, runtime, sources):
+    """Else the stream would go on recording, and that would be said in the interruption's place."""
+    search(runtime, sources[:1], SearchConfig(beam=1))
+
+    def interrupt(context: Any, stream: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_trt.IExecutionContext, "execute_async_v3", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            search(runtime, sources[:1], SearchConfig(beam=1))
+    found = search(runtime, sources[:1], SearchConfig(beam=1))
+    assert found[0][0].tokens
+
+
 def test_an_engine_that_does_not_load(jetson, bundle):
     jetson.change = lambda plan: b"JUNK" + plan
     with pytest.raises(NotTestedError, match=r"10.3.0 does not load the engine of encoder: Magic tag does"):

@@ -47,11 +47,19 @@ def test_what_a_build_with_a_wish_refuses_is_done_without(bundle, rtx, this_gpu,
 
 def test_a_build_that_fails_with_and_without_wishes_says_why_without(bundle):
     def build(fake: FakeBuild) -> None:
-        say(fake, "out of memory" if fake.wishes[-1] else "no such layer")
+        say(fake, "no such GPU" if fake.wishes[-1] else "no such layer")
 
     fake = FakeBuild(bundle.manifest.graphs["encoder"], build)
     with pytest.raises(InputError, match=r"tensorrt 1\.7\.1: no such layer"):
         run(bundle, fake, door=fake.door((1, 7, 1), True))
+
+
+def test_a_build_that_runs_out_of_memory_does_not_give_up_its_wishes(bundle):
+    """Else the lesser engine would be kept, where a moment later there may be memory for the better one."""
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: say(fake, "out of memory"))
+    with pytest.raises(NotTestedError, match="memory ran out"):
+        run(bundle, fake, door=fake.door((1, 7, 1), True))
+    assert len(fake.wishes) == 1
 
 
 def test_a_build_that_was_ended_is_not_begun_again(bundle):
@@ -70,6 +78,6 @@ def test_an_engine_of_tensorrt_rtx_is_built_for_this_gpu_and_its_record_says_so(
     assert fake.wishes == [[CAPTURABLE, CURRENT], []]
     records = [json.loads(path.read_text(encoding="utf-8"))["parts"] for path in tmp_path.rglob("*.json")]
     assert {parts["runtime"]: parts["settings"] for parts in records} == {
-        "tensorrt 1.7.1": "workspace 1024 MB, level 3, for this GPU, capturable",
+        "tensorrt 1.7.1": "workspace 1024 MB, level 3, for this GPU and capturable where it can be",
         "tensorrt 10.3.0": "workspace 1024 MB, level 3",
     }

@@ -137,11 +137,13 @@ def test_a_product_of_weights_is_made_once():
         """
         <ir_version: 10, opset_import: ["" : 18]>
         g (int64[n] ids) => (float[n, 2] y)
-          <int64[3, 2] table = {1, 2, 3, 4, 5, 6}, float[2, 2] weights = {1, 0.5, -1, 2}>
+          <int64[3, 2] table = {1, 2, 3, 4, 5, 6}, float[2, 2] weights = {1, 0.5, -1, 2},
+           float[2, 2] swap = {0, 1, 1, 0}>
         {
           wide = Cast <to: int = 1> (table)
           turned = Transpose (weights)
-          products = MatMul (wide, turned)
+          some = MatMul (wide, turned)
+          products = MatMul (some, swap)
           y = Gather <axis: int = 0> (products, ids)
         }
         """
@@ -150,8 +152,20 @@ def test_a_product_of_weights_is_made_once():
     onnx.checker.check_model(made, full_check=True)
     assert [node.op_type for node in made.graph.node] == ["Gather"]
     (table,) = made.graph.initializer
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(table), [[2, 3], [5, 5], [8, 7]])
-    np.testing.assert_array_equal(run(made, ids=np.array([2, 0]))[0], [[8, 7], [2, 3]])
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(table), [[3, 2], [5, 5], [7, 8]])
+    np.testing.assert_array_equal(run(made, ids=np.array([2, 0]))[0], [[7, 8], [3, 2]])
+
+
+def test_weights_that_do_not_fit_are_a_sentence():
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (float[2] x) => (float[2] y) <float[1, 2] a = {1, 2}, float[3, 2] b = {1, 2, 3, 4, 5, 6}>
+        { p = MatMul (a, b) \n y = Add (x, p) }
+        """
+    )
+    with pytest.raises(BundleError, match=r"'p' multiplies weights of \(1, 2\) and \(3, 2\)"):
+        inline(model)
 
 
 @pytest.mark.parametrize("name", ["encoder", "step"])
