@@ -4,15 +4,16 @@
     >>> model = edge_attn.load("bundle")
     >>> model.translate(["I am cold."])[0].text
 
-Importing it loads neither torch, onnx nor a runtime.
+Importing it loads neither torch, onnx nor a runtime. It tells ONNX Runtime, which from 1.29 on reports to Microsoft by
+itself, not to (ORT_DISABLE_TELEMETRY, where the environment does not say).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
-if TYPE_CHECKING:
-    import os
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it begins
 
 __all__ = ["__version__", "export_module", "load"]
 __version__ = "0.1.0"

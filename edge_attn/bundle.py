@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import zipfile
@@ -197,7 +198,7 @@ class Bundle:
         if found is None:
             raise NotTestedError(
                 f"{self.path} holds no {precision} graphs for {name}; "
-                f"run: edge-attn optimize {self.path} --target {name} --precision {precision}"
+                f"run: edge-attn optimize {shlex.quote(str(self.path))} --target {name} --precision {precision}"
             )
         return found
 
@@ -332,7 +333,7 @@ def check_output(path: Path, force: bool, size: int = 0) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     if free < size:
         raise InputError(
-            f"{path} cannot be written: {free / 1e6:.0f} MB are free in {folder}, it needs {size / 1e6:.0f} MB"
+            f"{path} cannot be written: {free / 1e6:.1f} MB are free in {folder}, it needs {size / 1e6:.1f} MB"
         )
 
 

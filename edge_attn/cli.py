@@ -24,7 +24,7 @@ from edge_attn.options import RuntimeOptions, SearchConfig
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS, VERBS, resolve
 from edge_attn.search_options import search_options
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is bad input, not a wrong option
 
 
 class Verbs(click.Group):

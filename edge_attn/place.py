@@ -42,7 +42,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def put(path: Path, write: Callable[[Path], None]) -> None:
-    """Puts what `write` makes, at the path that it is given, in the place of what is at `path`.
+    """Puts what `write` makes, at the path that it is given, in the place of what is at `path`, whose mode it takes on.
 
     Raises:
         OSError: it cannot be; `path` is as it was, or will be as soon as it is read again.
@@ -50,6 +50,8 @@ def put(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.edge-attn.{os.urandom(4).hex()}.partial")
     try:
         write(temporary)
+        if path.exists() and path.is_dir() == temporary.is_dir():
+            shutil.copymode(path, temporary)
         _swap(temporary, path)
     finally:
         with contextlib.suppress(OSError):

@@ -146,7 +146,7 @@ def usage() -> Usage:
                 continue
             names.append(name)
     existing = folder / "engines"
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  # never raises
         existing = existing.parent
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     engines = sum(name.endswith(".engine") for name in names)

@@ -95,7 +95,10 @@ def optimize(
         return _build(place, wanted, options, said, say)
     check_output(bundle, True, opened.size())
     made, files = make(opened, wanted, said, options, say)
+    inside = place.is_dir() and _is_where_we_are(place)
     update_bundle(place, functools.partial(_with, opened, made, files))
+    if inside:
+        say(f"the folder that you are in was replaced; run: cd {shlex.quote(str(place))}")
     say(
         f"{bundle}: {made.name}, {sum(map(len, files.values())) / 1e6:.1f} MB, "
         f"{', '.join(f'{level} {status}' for level, status in made.verification['levels'].items())} "
@@ -207,6 +210,13 @@ def _with(opened: Bundle, made: Target, files: Mapping[str, bytes], now: Bundle)
     kept = {name: data for name, data in now.files().items() if not name.startswith(f"targets/{made.name}/")}
     targets = {**now.manifest.targets, made.name: made}
     return dataclasses.replace(now.manifest, format=FORMAT, targets=targets), {**kept, **files}
+
+
+def _is_where_we_are(folder: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(folder)
+    except FileNotFoundError:  # nowhere: that folder was deleted
+        return False
 
 
 def _portable(manifest: Manifest) -> dict[str, FileEntry]:

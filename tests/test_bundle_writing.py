@@ -7,6 +7,7 @@ import errno
 import io
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -196,6 +197,14 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(path, monkeypatc
     assert siblings(path) == [path.name]
 
 
+def test_a_private_bundle_stays_private(path):
+    write_bundle(path, a_manifest(), FILES)
+    mode = 0o600 if path.is_file() else 0o700
+    path.chmod(mode)
+    update_bundle(path, with_file("note"))
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
 def test_a_change_that_fails_leaves_the_bundle(path):
     write_bundle(path, a_manifest(), FILES)
     with pytest.raises(BundleError, match="which files does not list"):
@@ -222,7 +231,7 @@ def test_a_disk_without_room_is_said_first(path, monkeypatch, there):
         write_bundle(path, a_manifest(), FILES)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=999_999))
     check_output(path, force=True, size=999_999)
-    with pytest.raises(InputError, match=r"cannot be written: 1 MB are free in .*, it needs 2 MB"):
+    with pytest.raises(InputError, match=r"cannot be written: 1\.0 MB are free in .*, it needs 2\.0 MB"):
         check_output(path, force=True, size=2_000_000)
     assert siblings(path) == ([path.name] if there else [])
 

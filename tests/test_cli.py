@@ -198,3 +198,8 @@ def test_the_doctor_is_printed_and_has_the_last_word(edge_attn_cli, monkeypatch)
     monkeypatch.setattr(cli, "_verb", lambda name: Machine)
     assert edge_attn_cli("doctor", code=3).stdout == "a machine\n"
     assert edge_attn_cli("doctor", "--json", code=3).stdout == "{}\n"
+
+
+@pytest.mark.parametrize("verb", ["translate", "verify", "inspect"])
+def test_a_name_that_no_file_can_have_is_bad_input(edge_attn_cli, verb):
+    edge_attn_cli(verb, "b" * 300, code=4, said="cannot be read: File name too long")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -71,3 +72,16 @@ print(len(names))
 def test_translating_loads_neither_torch_nor_onnx(toy_bundle):
     code = f"import edge_attn; edge_attn.load({str(toy_bundle)!r}).translate(['the red king'])"
     assert loaded(code, "torch", "onnx", "onnxscript", "safetensors", "sacrebleu", "sentencepiece") == []
+
+
+def test_nothing_is_reported_to_anyone(toy_bundle, tmp_path):
+    """ONNX Runtime would put a name for this device into the user's cache, and send it with what it is asked to run."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    code = f"""
+import edge_attn, os
+edge_attn.load({str(toy_bundle)!r}).translate(['the red king'])
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+"""
+    subprocess.run([sys.executable, "-I", "-c", code], env=environment, check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []

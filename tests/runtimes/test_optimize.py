@@ -151,7 +151,8 @@ def test_a_folder_by_another_name_is_written_to(toy_bundle, tmp_path, monkeypatc
     write_bundle(tmp_path / "toy", opened.manifest, opened.files())
     (tmp_path / "link").symlink_to(tmp_path / "toy")
     monkeypatch.chdir(tmp_path / "toy")
-    quietly(tmp_path / "link" if linked else Path(), "trt", "fp32")
+    said = quietly(tmp_path / "link" if linked else Path(), "trt", "fp32")
+    assert f"the folder that you are in was replaced; run: cd {tmp_path / 'toy'}" in said
     assert "trt-fp32" in Bundle.open(tmp_path / "toy").manifest.targets
     assert (tmp_path / "link").is_symlink()
     assert {p.name for p in tmp_path.iterdir()} == {"toy", "link"}
