@@ -59,6 +59,8 @@ def read_zip(path: Path) -> dict[str, bytes]:
                 if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise BundleError(f"{path}: {item.filename} is compressed in a way that bundles do not use")
                 files[item.filename] = archive.read(item)
+    except PermissionError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     except (*DAMAGED, OSError) as error:
         raise BundleError(
             f"{path} is not a bundle, or was damaged: it is neither a folder nor a whole zip ({error})"

@@ -3,7 +3,8 @@
 `optimize --plugin` keeps the inlined graphs and, beside them, `settings["plugins"]`: the ops that were asked for and
 the file of each variant. Both engines are built and timed as they will run, in every profile and in turns. What was
 decided is kept beside the engines, for these two; an engine that is built again is measured again. Where the plugin
-cannot be had, one line says why, and the inlined graph runs, which computes the same.
+cannot be had, one line says why, and the inlined graph runs, which computes the same. Only a fault of the plugin's own
+is remembered: a network that the builder refuses, a build that takes too long, an engine that does not load or run.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from typing import Any
 import numpy as np
 
 from edge_attn.bundle import Bundle, Target
-from edge_attn.errors import BundleError, EdgeAttnError, NotTestedError
+from edge_attn.errors import BundleError, EdgeAttnError, InputError, NotTestedError
 from edge_attn.spec import GraphSpec, TensorSpec
 from runtimes.cuda import Cuda, Gpu
 from runtimes.engine_cache import EngineCache, Refused, write_whole
 from runtimes.plugins import Plugin, plugins_for
-from runtimes.trt_build import FORGETS, BuildConfig, Plan, Say, engine_for
+from runtimes.trt_build import FORGETS, BuildConfig, Plan, Say, TookTooLongError, engine_for
 from runtimes.trt_compat import Door
 from runtimes.trt_contexts import Contexts, kernels_in
 from runtimes.trt_launch import Bound, Launches
-from runtimes.trt_memory import Memory
+from runtimes.trt_memory import Buffer, Memory
 from runtimes.trt_profiles import Bucket
 
 WINS = 0.98
@@ -41,8 +42,8 @@ WINS = 0.98
 noise."""
 WARM, TURNS = 3, 20
 """Runs of each engine in each profile that do not count, the CUDA graph's capture among them; and those that do."""
-SCARCE = re.compile(FORGETS.pattern + "|(of|little) memory|memory ran out")
-"""What a later opening may not meet again; other faults of a plugin's engine are remembered."""
+SCARCE = re.compile(FORGETS.pattern + "|too little memory|MemoryError")
+"""How a fault says that there was too little memory."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,17 @@ class Choice:
     """sha256 of the plugin's engine; empty if it could not be built."""
 
 
+UNDECIDED = Choice(True, "", "")
+"""No engine is the one that it is for."""
+
+
+@dataclass(eq=False)
+class RefusedError(Exception):
+    """TensorRT refused one of the two engines, which came from the cache."""
+
+    refused: Refused
+
+
 @dataclass(eq=False)
 class Engines:
     """The engines of a target's graphs for this device, each the quicker one where there are two."""
@@ -84,17 +96,20 @@ class Engines:
     """What runs a graph that has a variant, for people."""
 
     def plan(self, graph: str, refused: Refused | None = None) -> Plan:
-        """The engine of a graph; one that TensorRT `refused` is built again, and the plugin's is given up.
+        """The engine of a graph; one that TensorRT `refused` is built again, and a plugin's measured again too.
 
         Raises:
-            InputError, NotTestedError: as engine_for; never for the plugin's sake.
+            InputError, NotTestedError: as engine_for; for the plugin's sake only where it ended CUDA.
         """
         ops, variants = plugins_of(self.target)
         inlined = self._engine(graph, self.target.graphs[graph], refused=refused)
         if graph not in variants:
             return inlined
         variant = dataclasses.replace(self.target.graphs[graph], file=variants[graph])
-        return self._choose(graph, variant, ops, inlined, refused)
+        try:
+            return self._choose(graph, variant, ops, inlined, refused)
+        except RefusedError as error:
+            return self.plan(graph, error.refused)
 
     def _engine(
         self, graph: str, spec: GraphSpec, plugins: Mapping[str, Plugin] | None = None, refused: Refused | None = None
@@ -107,77 +122,99 @@ class Engines:
     def _choose(
         self, graph: str, variant: GraphSpec, ops: Sequence[str], inlined: Plan, refused: Refused | None
     ) -> Plan:
-        """The engine with the plugin, or `inlined`; says which and why where that is decided now."""
+        """The engine with the plugin, or `inlined`; says which and why where that is decided now.
+
+        Raises:
+            RefusedError: one of them must be built again.
+            NotTestedError: the plugin ended CUDA in this process.
+        """
         what = f"{graph} with {', '.join(ops)}"
-        plan, engine, registered = inlined, "", list[str]()
+        plan, engine, lasts = inlined, "", True
         record: Path | None = None
-        kept: Choice | None = None
+        kept = UNDECIDED
         try:
-            plugins = self._plugins(ops, registered)
-            record = self._record(graph, plugins, inlined)
-            kept = None if inlined.built else _read(record)
-            if kept is not None and not kept.plugin:
-                decided = kept
-            else:
-                plan = self._engine(what, variant, plugins)
+            if not self.door.capability.aot_plugins:
+                raise NotTestedError(f"{self.door.name} takes no ahead-of-time plugin, TensorRT 10.13 and newer do")
+            plugins = plugins_for(self.target.target, ops)
+            record = self._record(graph, variant, plugins, inlined)
+            decided = kept = UNDECIDED if inlined.built else _read(record)
+            if kept.plugin:
+                plan = self._engine(what, variant, plugins, refused)
                 engine = hashlib.sha256(plan.engine).hexdigest()
-                if refused is not None and refused.engine == plan.engine:
-                    raise NotTestedError(refused.reason)
-                known = kept if kept is not None and kept.engine == engine and not plan.built else None
-                decided = known or decide(self._time(variant, {graph: inlined, what: plan}), engine)
-            lasts = True
+                if plan.built or kept.engine != engine:
+                    decided = decide(self._time(variant, {graph: inlined, what: plan}), engine)
+        except RefusedError:
+            raise
         except Exception as error:  # whatever it is, the inlined graph runs
             said = str(error) if isinstance(error, EdgeAttnError) else f"{type(error).__name__}: {error}"
             decided = Choice(False, " ".join(said.split()), engine)
-            lasts = bool(engine or registered) and SCARCE.search(said) is None
+            lasts = SCARCE.search(said) is None if engine else _of_the_network(error)
         with_it = f"with{'' if decided.plugin else 'out'} the plugin {', '.join(ops)}"
         self.chosen[graph] = f"{graph} {with_it}"
         if decided is not kept:
             self.say(f"{self.bundle.path.name}: {graph} for {self.target.name} runs {with_it}: {decided.why}")
-            if lasts and record is not None:
+            ended = record is not None and self._ended()
+            if record is not None and (lasts or ended):
                 _write(record, decided)
+            if ended:
+                raise NotTestedError(
+                    f"{what}: the plugin's fault ended CUDA in this process; run the command again, it is not tried "
+                    f"again"
+                )
         return plan if decided.plugin else inlined
 
-    def _plugins(self, ops: Sequence[str], registered: list[str]) -> dict[str, Plugin]:
-        """The plugins; one that could be registered is noted, since a build that fails with it fails again.
-
-        Raises:
-            NotTestedError: this TensorRT takes none.
-            UsageError: this version has no such plugin.
-        """
-        if not self.door.capability.aot_plugins:
-            raise NotTestedError(f"{self.door.name} takes no ahead-of-time plugin, TensorRT 10.13 and newer do")
-
-        def noting(plugin: Plugin) -> Plugin:
-            def register(door: Door, architecture: str) -> None:
-                plugin.register(door, architecture)
-                registered.append(plugin.op)
-
-            return dataclasses.replace(plugin, register=register)
-
-        return {op: noting(plugin) for op, plugin in plugins_for(self.target.target, ops).items()}
-
-    def _record(self, graph: str, plugins: Mapping[str, Plugin], inlined: Plan) -> Path:
+    def _record(self, graph: str, variant: GraphSpec, plugins: Mapping[str, Plugin], inlined: Plan) -> Path:
         """Where the choice is kept: `cache clear` removes it with all that builds measured."""
-        made_of = [hashlib.sha256(inlined.engine).hexdigest(), graph, self.gpu.name, str(self.config)]
-        digest = hashlib.sha256("\0".join([*made_of, *(plugin.hash() for plugin in plugins.values())]).encode())
-        return self.cache.folder / f"tensorrt-choice-{digest.hexdigest()[:32]}.timing"
+        engines = (hashlib.sha256(data).hexdigest() for data in (inlined.engine, self.bundle.read(variant.file)))
+        made_of = [*engines, graph, self.gpu.name, str(self.config), *(plugin.hash() for plugin in plugins.values())]
+        digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
+        return self.cache.folder / f"tensorrt-choice-{digest}.timing"
 
     def _time(self, spec: GraphSpec, plans: Mapping[str, Plan]) -> list[Timed]:
-        """`plans`: the inlined one first."""
+        """`plans`: the inlined one first.
+
+        Raises:
+            RefusedError: one of them must be built again.
+        """
         buckets = self.config.buckets.up_to(self.bundle.manifest.max_source).all()
 
         def refuse(name: str, refused: Refused) -> Plan:
-            raise NotTestedError(refused.reason)
+            raise RefusedError(refused)
 
-        with contextlib.ExitStack() as held:
+        held = contextlib.ExitStack()
+        try:
             memory = Memory(self.cuda, held)
             contexts = Contexts(self.door, kernels_in(self.cache.folder, self.door, self.gpu))
             launches = Launches(self.door, self.cuda, memory, dict.fromkeys(plans, spec), contexts)
             held.callback(launches.close)
             launches.load(plans, len(buckets), refuse)
+            tensors = (*spec.inputs, *spec.outputs)
+            buffers = [memory.buffer(tensor.name, _largest(tensor, buckets)) for tensor in tensors]
             held.callback(memory.settle)
-            return race(self.cuda, memory, launches, spec, buckets)
+            return race(self.cuda, memory, launches, spec, buckets, buffers)
+        except BaseException:
+            with contextlib.suppress(EdgeAttnError):  # after a kernel that went astray nothing is given back
+                held.close()
+            raise
+        finally:
+            held.close()
+
+    def _ended(self) -> bool:
+        """Whether a kernel went astray: then CUDA does nothing more in this process."""
+        try:
+            self.cuda.memory()
+        except NotTestedError:
+            return True
+        return False
+
+
+def _of_the_network(fault: Exception) -> bool:
+    """Whether what failed before there was an engine fails again: the builder refused the network, or took too long.
+
+    A disk, a compiler or memory may be there the next time.
+    """
+    refused = isinstance(fault, InputError) and not isinstance(fault.__cause__, OSError)
+    return refused or isinstance(fault.__cause__, TookTooLongError)
 
 
 def plugins_of(target: Target) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -202,21 +239,22 @@ def decide(timed: Sequence[Timed], engine: str) -> Choice:
     return Choice(took <= limit, f"one run takes {'; '.join(dict.fromkeys(map(str, (timed[0], timed[-1]))))}", engine)
 
 
-def race(cuda: Cuda, memory: Memory, launches: Launches, spec: GraphSpec, buckets: Sequence[Bucket]) -> list[Timed]:
-    """Both engines of `launches` in every bucket, on numbers that every graph takes."""
-    tensors = (*spec.inputs, *spec.outputs)
-    sizes = [[_sized(tensor, bucket) for tensor in tensors] for bucket in buckets]
-    bytes_of = [np.dtype(tensor.dtype).itemsize for tensor in tensors]
-    buffers = [
-        memory.buffer(tensor.name, max(math.prod(shapes[i]) for shapes in sizes) * bytes_of[i])
-        for i, tensor in enumerate(tensors)
-    ]
+def race(
+    cuda: Cuda,
+    memory: Memory,
+    launches: Launches,
+    spec: GraphSpec,
+    buckets: Sequence[Bucket],
+    buffers: Sequence[Buffer],
+) -> list[Timed]:
+    """Both engines of `launches` in every bucket, on numbers that every graph takes; `buffers`: for each tensor."""
+    addresses = tuple(buffer.address for buffer in buffers)
     timed = []
-    for bucket, shapes in zip(buckets, sizes, strict=True):
+    for bucket in buckets:
+        shapes = tuple(_sized(tensor, bucket) for tensor in (*spec.inputs, *spec.outputs))
         for tensor, buffer, shape in zip(spec.inputs, buffers, shapes, strict=False):
             memory.write(buffer, _filled(tensor, shape))
-        addresses = tuple(buffer.address for buffer in buffers)
-        bounds = {name: Bound(name, bucket.index, tuple(shapes), addresses, (), ()) for name in launches.graphs}
+        bounds = {name: Bound(name, bucket.index, shapes, addresses, (), ()) for name in launches.graphs}
         took: dict[str, list[float]] = {name: [] for name in bounds}
         for _ in range(WARM + TURNS):
             for name, bound in bounds.items():
@@ -235,6 +273,11 @@ def _sized(tensor: TensorSpec, bucket: Bucket) -> tuple[int, ...]:
     return tuple(axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
 
 
+def _largest(tensor: TensorSpec, buckets: Sequence[Bucket]) -> int:
+    """Bytes of the tensor in the bucket where it is largest."""
+    return max(math.prod(_sized(tensor, bucket)) for bucket in buckets) * np.dtype(tensor.dtype).itemsize
+
+
 def _filled(tensor: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers near zero; the first token or row; and no masked place, so that nothing is left out."""
     if tensor.dtype.startswith("float"):
@@ -242,13 +285,13 @@ def _filled(tensor: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, tensor.dtype == "bool", tensor.dtype)
 
 
-def _read(path: Path) -> Choice | None:
-    """None where there is none, or nothing that can be read."""
+def _read(path: Path) -> Choice:
+    """UNDECIDED where there is none, or nothing that can be read."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return Choice(bool(found["plugin"]), str(found["why"]), str(found["engine"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+        return UNDECIDED
 
 
 def _write(path: Path, choice: Choice) -> None:

@@ -31,8 +31,8 @@ class Contexts:
     """Where TensorRT-RTX's compiled kernels are kept."""
     _configs: dict[str, IRuntimeConfig] = field(default_factory=dict)
     """By the graph; they live as long as their contexts."""
-    _caches: list[IRuntimeCache] = field(default_factory=list)
-    """The one of every context, once there is a context."""
+    _cache: IRuntimeCache | None = None
+    """Of every context, once there is one."""
     _kept: bytes = b""
     """What the file held."""
 
@@ -46,22 +46,19 @@ class Contexts:
             config.set_execution_context_allocation_strategy(strategy)
             eager = self.door.trt.DynamicShapesKernelSpecializationStrategy.EAGER
             config.dynamic_shapes_kernel_specialization_strategy = eager
-            if not self._caches:
-                cache: IRuntimeCache = config.create_runtime_cache()
-                self._caches.append(cache)
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
                 with contextlib.suppress(OSError):
                     self._kept = self.kernels.read_bytes()
-                    cache.deserialize(self._kept)
-            config.set_runtime_cache(self._caches[0])
+                    self._cache.deserialize(self._kept)
+            config.set_runtime_cache(self._cache)
             self._configs[graph] = config
         return engine.create_execution_context(self._configs[graph])
 
     def keep(self) -> None:
         """Writes what was compiled to its file; that it cannot is no fault: it is compiled again."""
-        if not self.door.capability.rtx:
-            return
-        for cache in self._caches:
-            compiled = bytes(cache.serialize())
+        if self.door.capability.rtx and self._cache is not None:
+            compiled = bytes(self._cache.serialize())
             if compiled != self._kept:
                 with contextlib.suppress(OSError):
                     write_whole(self.kernels, compiled)
@@ -69,4 +66,4 @@ class Contexts:
     def close(self) -> None:
         """Lets go of configurations and kernels; no context may be left."""
         self._configs.clear()
-        self._caches.clear()
+        self._cache = None

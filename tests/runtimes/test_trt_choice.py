@@ -1,92 +1,26 @@
-"""Of two engines of one graph the quicker one runs, and without a plugin the inlined one; on the fake (conftest.py)."""
+"""Of two engines of one graph the quicker one runs, and is remembered; on the fake (conftest.py)."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+import choices
 import fake_trt
 import numpy as np
 import pytest
+from choices import BUCKETS, QUICK, SLOW, STEP, VARIANT, WITH, WITHOUT, runs, with_plugins
 
 from edge_attn import golden
 from edge_attn.bundle import Bundle
-from edge_attn.config import RuntimeOptions, SearchConfig
-from edge_attn.errors import BundleError, InputError, NotTestedError
-from edge_attn.search import search
-from runtimes import trt_build, trt_choice
+from edge_attn.errors import BundleError
+from runtimes import trt_choice
 from runtimes.cache import clear_cache
-from runtimes.ort import OrtCpu
-from runtimes.plugins import Plugin, additive_attention
-from runtimes.trt import Trt, TrtRtx
 from runtimes.trt_choice import TURNS, WARM, plugins_of
 from runtimes.verify import check
 
-STEP, VARIANT = "graphs/step.onnx", "targets/trt-fp32/step.plugins.onnx"
-PLUGINS = {"ops": ["AdditiveAttention"], "graphs": {"step": VARIANT}}
-QUICK, SLOW = 0.001, 0.003
-WITH = "step with the plugin AdditiveAttention"
-WITHOUT = "step without the plugin AdditiveAttention"
-BUCKETS = 4
-
-
-def with_plugins(bundle: Bundle, plugins: object) -> Bundle:
-    """The step graph has a variant, which is the same graph: the fake's ONNX Runtime has no plugins."""
-    target = bundle.manifest.targets["trt-fp32"]
-    target = dataclasses.replace(target, settings={**target.settings, "plugins": plugins})
-    files = {**bundle.files(), VARIANT: bundle.read(STEP)}
-    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets={target.name: target}), files)
-
-
-@pytest.fixture
-def registered(monkeypatch) -> list[str]:
-    """The architectures that the plugin was registered for."""
-    made: list[str] = []
-    plugin = Plugin("AdditiveAttention", lambda door, architecture: made.append(architecture), lambda: "abc")
-    monkeypatch.setattr(additive_attention, "PLUGIN", plugin)
-    return made
-
-
-@pytest.fixture
-def both(jetson, toy_bundle, monkeypatch, registered) -> Bundle:
-    """A bundle with both graphs, on a TensorRT that takes plugins and a device whose clock the test holds."""
-    jetson.version = (10, 13, 2)
-    jetson.seconds = {STEP: SLOW, VARIANT: QUICK}
-    monkeypatch.setattr(trt_choice, "perf_counter", lambda: jetson.cuda.seconds)
-    return with_plugins(jetson.ready(toy_bundle, batch=[1, 32], src=[8]), PLUGINS)
-
-
-@pytest.fixture
-def built_as(jetson, monkeypatch) -> Callable[[Callable[[bytes], bytes]], None]:
-    """built_as(change): from now on `change` is what happens to the plugin's engine on its way from the builder."""
-
-    def plant(change: Callable[[bytes], bytes]) -> None:
-        def build(door, model, spec, *rest):
-            made = jetson.build(door, model, spec, *rest)
-            return change(made) if spec.file == VARIANT else made
-
-        monkeypatch.setattr(trt_build, "build_engine", build)
-
-    return plant
-
-
-def tokens(runtime: Trt | OrtCpu, sources) -> list[tuple[int, ...]]:
-    return [found[0].tokens for found in search(runtime, sources[:8], SearchConfig(beam=4, max_length=20))]
-
-
-def runs(jetson, bundle: Bundle, sources) -> str:
-    """What runs the step, once it has said what the CPU says."""
-    runtime = jetson.open(bundle)
-    found = tokens(runtime, sources)
-    seconds = runtime._launches._engines["step"].seconds
-    provider = runtime.provider
-    runtime.close()
-    assert found == tokens(OrtCpu(bundle, RuntimeOptions(threads=1)), sources)
-    said = WITH if seconds == jetson.seconds[VARIANT] else WITHOUT
-    assert f"; {said}; buffers of" in provider
-    return said
+both, registered = choices.both, choices.registered
 
 
 @pytest.mark.parametrize(
@@ -181,137 +115,69 @@ def test_a_cache_that_keeps_no_choice_is_no_fault(jetson, both, sources, monkeyp
     assert runs(jetson, both, sources) == runs(jetson, both, sources) == WITH
 
 
-# ---- where the plugin cannot be had
+# ---- an engine that TensorRT refuses
 
 
-def no_compiler(door, architecture):
-    raise NotTestedError("a plugin needs a CUDA compiler, and there is none")
-
-
-def broken(door, architecture):
-    raise ValueError("TensorRT changed its mind")
-
-
-NOT_HAD = {
-    "10.3": ({"version": (10, 3, 0)}, "tensorrt 10.3.0 takes no ahead-of-time plugin, TensorRT 10.13 and newer do"),
-    "no compiler": ({"register": no_compiler}, "a plugin needs a CUDA compiler, and there is none"),
-    "a fault of ours": ({"register": broken}, "ValueError: TensorRT changed its mind"),
-    "unknown": ({"ops": ["Gru"]}, "there is no plugin 'Gru' for the target 'trt'; known: AdditiveAttention"),
-    "no file": ({"file": "elsewhere.onnx"}, "elsewhere.onnx is missing"),
-    "too little memory": ({"fault": NotTestedError("step: memory ran out")}, "step: memory ran out"),
-}
-
-
-@pytest.mark.parametrize("what", NOT_HAD)
-def test_without_the_plugin_the_inlined_graph_runs_and_one_line_says_why(
-    jetson, both, sources, monkeypatch, capsys, built_as, what
-):
-    given, why = NOT_HAD[what]
-    jetson.version = given.get("version", jetson.version)
-    plugins = {"ops": given.get("ops", PLUGINS["ops"]), "graphs": {"step": given.get("file", VARIANT)}}
-    if "register" in given:
-        broken_plugin = dataclasses.replace(additive_attention.PLUGIN, register=given["register"])
-        monkeypatch.setattr(additive_attention, "PLUGIN", broken_plugin)
-    if "fault" in given:
-        built_as(raising(given["fault"]))
-    bundle = with_plugins(both, plugins)
-    for _ in range(2):  # what was missing may be there the next time, so it is tried again
-        runtime = jetson.open(bundle)
-        assert f"; step without the plugin {plugins['ops'][0]}; buffers" in runtime.provider
-        assert tokens(runtime, sources) == tokens(OrtCpu(bundle, RuntimeOptions(threads=1)), sources)
-        runtime.close()
-        (said,) = [line for line in capsys.readouterr().err.splitlines() if " runs with" in line]
-        assert said.startswith(f"{both.path.name}: step for trt-fp32 runs without the plugin {plugins['ops'][0]}: ")
-        assert said.endswith(why)
-
-
-def test_on_tensorrt_rtx_the_inlined_graph_runs(jetson, both, sources, capsys):
-    runtime = TrtRtx(both, RuntimeOptions(cache_dir=jetson.cache))
-    assert tokens(runtime, sources) == tokens(OrtCpu(both, RuntimeOptions(threads=1)), sources)
-    runtime.close()
-    assert "tensorrt-rtx 1.7.1 takes no ahead-of-time plugin" in capsys.readouterr().err
-    assert VARIANT not in jetson.built
-
-
-def raising(error: Exception) -> Callable[[bytes], bytes]:
-    def fail(plan: bytes) -> bytes:
-        raise error
-
-    return fail
-
-
-def smaller(plan: bytes) -> bytes:
-    """Profiles that take no request."""
-    profiles = [{name: 3 * [len(s[0]) * [1]] for name, s in one.items()} for one in fake_trt.header(plan)[0]]
-    return fake_trt.build(fake_trt.model(plan), profiles)
-
-
-ILLEGAL = "CUDA failed in cudaStreamSynchronize: cudaErrorIllegalAddress: an illegal memory access was encountered"
-FAILS = {
-    "its kernel goes astray": (raising(NotTestedError(ILLEGAL)), "illegal memory access"),
-    "its build fails": (raising(InputError("step.plugins.onnx cannot be built: no such plugin")), "no such plugin"),
-    "TensorRT does not load it": (lambda plan: b"JUNK" + plan, "Magic tag does not match"),
-    "it is another graph's": (
-        lambda plan: plan.replace(b"log_probs", b"log_prods"),
-        "the engine of step with AdditiveAttention is not this bundle's: its log_pro",
-    ),
-    "it does not run": (smaller, "does not satisfy profile 0"),
-}
-
-
-@pytest.mark.parametrize("what", FAILS)
-def test_what_fails_once_is_not_tried_at_every_opening(jetson, both, sources, capsys, built_as, what):
-    change, why = FAILS[what]
-    built_as(change)
-    assert runs(jetson, both, sources) == WITHOUT
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"{both.path.name}: step for trt-fp32 runs without the plugin AdditiveAttention: ")
-    assert why in said
-    built = len(jetson.built)
-    assert runs(jetson, both, sources) == WITHOUT
-    assert capsys.readouterr().err == ""
-    assert len(jetson.built) == built
-
-
-def test_what_failed_is_tried_again_with_another_configuration(jetson, both, sources, built_as):
-    built_as(raising(NotTestedError("step: the build took longer than 60 minutes and was ended")))
-    assert runs(jetson, both, sources) == WITHOUT
-    built_as(bytes)
-    target = both.manifest.targets["trt-fp32"]
-    settings = {**target.settings, "build": {**target.settings["build"], "max_build_minutes": 120.0}}
-    targets = {target.name: dataclasses.replace(target, settings=settings)}
-    again = Bundle(both.path, dataclasses.replace(both.manifest, targets=targets), both._files)
-    assert runs(jetson, both, sources) == WITHOUT
-    assert runs(jetson, again, sources) == WITH
-
-
-def test_a_chosen_engine_that_is_refused_later_gives_way(jetson, both, sources, capsys, monkeypatch):
-    assert runs(jetson, both, sources) == WITH
-    capsys.readouterr()
+@pytest.fixture
+def refusing(monkeypatch) -> list[float]:
+    """What TensorRT refuses from now on: engines by the seconds of their runs, the first once, and so on."""
+    left: list[float] = []
     load = fake_trt.Runtime.deserialize_cuda_engine
 
     def refuse(runtime, plan):
-        if fake_trt.header(plan)[3] == QUICK:
+        if left and fake_trt.header(plan)[3] == left[0]:
+            left.pop(0)
             runtime._log.log(fake_trt.ILogger.ERROR, "the driver is too old for its PTX")
             return None
         return load(runtime, plan)
 
     monkeypatch.setattr(fake_trt.Runtime, "deserialize_cuda_engine", refuse)
+    return left
+
+
+REFUSED = "tensorrt 10.13.2 does not load the engine of step"
+
+
+def test_a_chosen_engine_that_is_refused_is_built_and_measured_again(jetson, both, sources, capsys, refusing):
+    assert runs(jetson, both, sources) == WITH
+    capsys.readouterr()
+    refusing.append(QUICK)
+    assert runs(jetson, both, sources) == WITH
+    assert refusing == []
+    building, said = capsys.readouterr().err.splitlines()
+    assert f"building the engine ({REFUSED}: the driver is too old" in building
+    assert f"runs {WITH.removeprefix('step ')}: one run takes " in said
+    assert jetson.built[3:] == [VARIANT]
+    assert runs(jetson, both, sources) == WITH
+    assert capsys.readouterr().err == ""
+
+
+def test_a_chosen_engine_that_is_refused_twice_gives_way(jetson, both, sources, capsys, refusing):
+    assert runs(jetson, both, sources) == WITH
+    refusing += [QUICK, QUICK]
     assert runs(jetson, both, sources) == WITHOUT
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "runs without the plugin AdditiveAttention: tensorrt 10.13.2 does not load the engine of step: the" in said
+    assert refusing == []
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"runs without the plugin AdditiveAttention: {REFUSED} with AdditiveAttention: the driver" in said
     assert runs(jetson, both, sources) == WITHOUT
     assert capsys.readouterr().err == ""
-    assert len(jetson.built) == 3
+    assert jetson.built[3:] == [VARIANT]
 
 
-def test_a_build_that_is_interrupted_is_interrupted(jetson, both, built_as):
-    def interrupt(plan: bytes) -> bytes:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("refused", [[QUICK], [SLOW], [SLOW, QUICK]])
+def test_what_is_refused_when_it_is_to_be_timed_is_built_again(jetson, both, sources, capsys, refusing, refused):
+    assert runs(jetson, both, sources) == WITH
+    damage(jetson.cache)
+    refusing += refused
+    assert runs(jetson, both, sources) == WITH
+    assert refusing == []
+    assert sorted(jetson.built[3:]) == sorted({QUICK: VARIANT, SLOW: STEP}[seconds] for seconds in refused)
+    capsys.readouterr()
+    assert runs(jetson, both, sources) == WITH
+    assert capsys.readouterr().err == ""
 
-    built_as(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        jetson.open(both)
+
+# ---- what a bundle says
 
 
 @pytest.mark.parametrize(
