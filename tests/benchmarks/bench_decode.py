@@ -26,7 +26,6 @@ import numpy as np
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.pairs import read_pairs
 from edge_attn.search import search
-from edge_attn.text import BOS, EOS
 from runtimes.translate import Translator
 
 MAX_LENGTH = 100
@@ -38,30 +37,11 @@ Decode = Callable[[Sources], int]
 def torch_greedy(checkpoint: Path) -> Decode:
     """Eager torch as one would write it: encode once, step, argmax; no search of ours, nothing copied to numpy."""
     import torch
-
-    from edge_attn.search import pad_sources
-    from edge_attn.training.checkpoint import load
+    from torch_greedy import TorchGreedy
 
     torch.set_num_threads(1)
-    model, _, _ = load(checkpoint)
-
-    def decode(sources: Sources) -> int:
-        with torch.inference_mode():
-            source, lengths = (torch.from_numpy(array) for array in pad_sources(sources))
-            memory, state = model.encode(source, lengths)
-            tokens = torch.full((len(sources), 1), BOS)
-            done = torch.zeros(len(sources), 1, dtype=torch.bool)
-            made = 0
-            for _ in range(MAX_LENGTH):
-                features, _, state = model.step(model.embedding(tokens), memory, state)
-                tokens = torch.log_softmax(model.logits(features), -1).argmax(-1)
-                made += int((~done).sum())
-                done |= tokens == EOS
-                if bool(done.all()):
-                    break
-            return made
-
-    return decode
+    model = TorchGreedy(checkpoint, "torch eager", "fp32", "cpu")
+    return torch.inference_mode()(model.decode)
 
 
 def ort_greedy(bundle: Path) -> Decode:

@@ -1,4 +1,4 @@
-"""Greedy decoding with the torch model on a GPU, three ways: eager, compiled, and as a captured CUDA graph.
+"""Greedy decoding with the torch model, three ways: eager, compiled, and as a captured CUDA graph.
 
 The three share the encoder, the loop and the formulas; only what runs one step differs. The encoder's recurrent layers
 are torch's own nn.GRU or nn.LSTM, whose weights lie as cuDNN wants them, and the lengths are on the host as well, where
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch._dynamo
 from bench_decode import MAX_LENGTH, Sources
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -114,6 +113,8 @@ def record(work: Callable[[], None]) -> Callable[[], None]:
 def set_up() -> None:
     """Once a process: fp32 means fp32, the compiler sees the formulas that one op each hides for the export, and it
     compiles for every shape and precision, or says that it did not."""
+    import torch._dynamo
+
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch_ops.additive_attention, torch_ops.dot_attention = torch_ops._additive, torch_ops._dot
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT

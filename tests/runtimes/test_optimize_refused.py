@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 
 from optimize_cases import planted, quietly  # noqa: E402
 
+from edge_attn import locks  # noqa: E402
 from edge_attn.bundle import Bundle, write_bundle  # noqa: E402
 from edge_attn.errors import ConfigError, InputError, ParityError, UsageError  # noqa: E402
 from edge_attn.registry import TARGETS  # noqa: E402
@@ -188,10 +187,7 @@ def test_a_target_that_was_added_meanwhile_stays(copied, monkeypatch):
 
 def test_nobody_else_writes_from_before_the_bundle_is_read_again(copied, monkeypatch):
     def alone(*arguments):
-        folder = os.open(copied.parent, os.O_RDONLY)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(folder)
+        assert locks.is_held(copied.with_name(f".{copied.name}.edge-attn.lock"))
         return added(*arguments)
 
     added = optimize_module._with
@@ -225,4 +221,4 @@ def test_a_bundle_that_cannot_be_written_is_said_before_the_work(copied, monkeyp
 def test_a_full_disk_is_said_before_the_work(copied, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     monkeypatch.setattr("runtimes.optimize.make", None)
-    refused(copied, InputError, "toy.zip cannot be written: 0 MB are free in", "trt")
+    refused(copied, InputError, "toy.zip cannot be written: 0.0 MB are free in", "trt")
