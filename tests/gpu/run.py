@@ -180,7 +180,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=["doctor", "machine", "tests", "benchmark"])
     parser.add_argument("--minutes", type=float, default=30.0, help="For one step.")
     parser.add_argument("--cache-dir", type=path, help="Where the benchmark's engines are kept; else they go with it.")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.folder.exists() and not options.folder.is_dir():
+        parser.error(f"FOLDER must be a folder, found the file {options.folder}")
+    for given in (options.corpus, options.bundle, options.checkpoint):
+        if given is not None and not given.exists():
+            parser.error(f"there is no {given}")
+    return options
 
 
 if __name__ == "__main__":

@@ -143,3 +143,12 @@ def test_the_benchmarks_contenders_are_known_by_name(script, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parents[1] / "benchmarks"))
     bench = importlib.import_module("bench_gpu")
     assert sorted(script.CONTENDERS) == sorted(bench.OURS + bench.TORCH)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [([__file__], "FOLDER must be a folder"), ([".", "none.tsv"], "there is no")]
+)
+def test_what_is_not_there_is_said_first(given, said):
+    done = subprocess.run([sys.executable, SCRIPT, *given], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert said in done.stderr
