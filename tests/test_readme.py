@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.MULTILINE | re.
 VENV = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
 SETUP = (
     VENV + "'.[export]' && .venv/bin/edge-attn demo\n",
-    VENV + "'.[test,trt-rtx]' && .venv/bin/python -m pytest\n",
+    VENV + "'.[test,trt-rtx]' && .venv/bin/python -m pytest -n 2 --dist loadfile\n",
 )
 """The two command lines, which .ci/run reads from the README and runs."""
 

@@ -162,8 +162,9 @@ def test_killed_in_the_middle_there_is_no_bundle_and_the_next_export_succeeds(ti
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
     assert not out.exists()
-    [partial] = left(tmp_path)
+    partial, lock = left(tmp_path)
     assert re.fullmatch(r"\.bundle\.edge-attn\.[0-9a-f]{8}\.partial", partial)
+    assert lock == ".bundle.edge-attn.lock"
     export(tiny, out)
     assert left(tmp_path) == ["bundle"]
     assert Bundle.open(out).manifest.verification
