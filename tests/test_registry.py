@@ -42,9 +42,18 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         resolve("tokenizer", registry.TOKENIZERS, "bytes")
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Lets modules be imported anew; afterwards those of before are back, in their packages too."""
+    for name in [name for name in sys.modules if name.startswith(packages)]:
+        parent, _, child = name.rpartition(".")
+        monkeypatch.setattr(sys.modules[parent], child, sys.modules[name])
+    for name in [name for name in sys.modules if name.startswith(packages)]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 def test_a_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "runtimes.ort", raising=False)
+    forget(monkeypatch, "runtimes.ort")
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[cpu\]'") as caught:
         resolve("runtime", {"ort-cpu": "runtimes.ort:OrtCpu"}, "ort-cpu")
     assert caught.value.exit_code == 3
@@ -52,8 +61,7 @@ def test_a_missing_package_names_its_extra(monkeypatch):
 
 def test_what_optimize_lacks_is_named_by_its_own_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    for name in [name for name in sys.modules if name.startswith("runtimes.targets") or name == "runtimes.optimize"]:
-        monkeypatch.delitem(sys.modules, name)
+    forget(monkeypatch, "runtimes.targets", "runtimes.optimize")
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[optimize\]'"):
         resolve("verb", registry.VERBS, "optimize")
 
