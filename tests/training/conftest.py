@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import reversals, write_pairs
 
 TINY = """
@@ -28,6 +29,14 @@ checkpoint_every = {checkpoint_every}
 learning_rate = 0.01
 storage = "fp16"
 """
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -23,15 +23,6 @@ from edge_attn.training import checkpoint
 from edge_attn.training.data import choose_samples
 from edge_attn.training.loop import Run, learning_rate, train
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # ---- what a run leaves
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import FILES, a_run, digest, progress
+from tiny_runs import FILES, a_run, alone_and_shared, digest, have_the_same_weights, progress
 
 from edge_attn.errors import InputError
 from edge_attn.training import loop
@@ -25,26 +25,13 @@ TRAIN = (
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[2])}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # ---- processes
 
 
 def test_gradients_are_summed_over_the_processes(tiny, out, monkeypatch):
     """A second process with the very same batch changes nothing: twice the gradient, of twice the tokens."""
-    alone, pairs = a_run(tiny(), out)
-    alone.update(pairs.batch(np.arange(8)))
-    shared, _ = a_run(tiny(), out, world=2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
-    shared.update(pairs.batch(np.arange(8)))
-    for one, other in zip(alone.model.parameters(), shared.model.parameters(), strict=True):
-        assert torch.allclose(one, other, atol=1e-7)
+    alone, shared = alone_and_shared(tiny(), out, monkeypatch)
+    assert have_the_same_weights(alone, shared)
 
 
 def test_each_process_takes_its_share_of_the_validation(tiny, out, monkeypatch):

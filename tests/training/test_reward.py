@@ -7,19 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import a_run, digest, progress
+from tiny_runs import a_run, alone_and_shared, digest, have_the_same_weights, progress
 
 from edge_attn.training import checkpoint, loop
 from edge_attn.training.loop import train
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 BY_REWARD = '[model]\nfocus = "hard"\nhard_training = "reinforce"\n'
 
@@ -122,11 +113,6 @@ def test_a_state_of_before_there_was_a_baseline_still_loads(tiny, out, monkeypat
 
 
 def test_processes_share_one_baseline(rewarded, out, monkeypatch):
-    alone, pairs = a_run(rewarded(), out)
-    alone.update(pairs.batch(np.arange(8)))
-    shared, _ = a_run(rewarded(), out, world=2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
-    shared.update(pairs.batch(np.arange(8)))
+    alone, shared = alone_and_shared(rewarded(), out, monkeypatch)
     assert shared.progress.baseline == pytest.approx(alone.progress.baseline, rel=1e-6)
-    for one, other in zip(alone.model.parameters(), shared.model.parameters(), strict=True):
-        assert torch.allclose(one, other, atol=1e-7)
+    assert have_the_same_weights(alone, shared)

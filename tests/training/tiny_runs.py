@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from edge_attn.config import read_config
 from edge_attn.pairs import read_pairs
@@ -38,6 +40,21 @@ def a_run(config_path: Path, out: Path, world: int = 1) -> tuple[Run, Pairs]:
     text = Text.train("words", pairs, 20, 20)
     out.mkdir(exist_ok=True)
     return Run(config, text, out, 0, world), Pairs.encode(text, pairs, 100)
+
+
+def alone_and_shared(config_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
+    """A run after one update; and one of two processes, the other of which has the very same batch."""
+    alone, pairs = a_run(config_path, out)
+    alone.update(pairs.batch(np.arange(8)))
+    shared, _ = a_run(config_path, out, world=2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(2))
+    shared.update(pairs.batch(np.arange(8)))
+    return alone, shared
+
+
+def have_the_same_weights(one: Run, other: Run) -> bool:
+    weights = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    return all(torch.allclose(a, b, atol=1e-7) for a, b in weights)
 
 
 def progress(out: Path) -> dict[str, int]:
