@@ -6,7 +6,6 @@ A row costs nothing until it is used, so `edge-attn --help` imports neither torc
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,26 @@ from edge_attn.errors import MissingExtraError, UsageError
 
 VERBS = {
     "train": "edge_attn.training.loop:train",
-    "export": "export.pipeline:export",
-    "translate": "runtimes.translate_file:translate_file",
-    "verify": "runtimes.verify:verify",
-    "evaluate": "runtimes.evaluate:evaluate",
-    "score": "runtimes.score:score",
-    "align": "runtimes.align:align",
-    "inspect": "runtimes.inspect:inspect",
-    "show": "runtimes.inspect:show",
-    "picture": "runtimes.picture:picture",
-    "demo": "runtimes.demo:demo",
-    "optimize": "runtimes.optimize:optimize",
-    "doctor": "runtimes.doctor:doctor",
-    "cache list": "runtimes.cache:list_cache",
-    "cache clear": "runtimes.cache:clear_cache",
+    "export": "edge_attn.export.pipeline:export",
+    "translate": "edge_attn.runtimes.translate_file:translate_file",
+    "verify": "edge_attn.runtimes.verify:verify",
+    "evaluate": "edge_attn.runtimes.evaluate:evaluate",
+    "score": "edge_attn.runtimes.score:score",
+    "align": "edge_attn.runtimes.align:align",
+    "inspect": "edge_attn.runtimes.inspect:inspect",
+    "show": "edge_attn.runtimes.inspect:show",
+    "picture": "edge_attn.runtimes.picture:picture",
+    "demo": "edge_attn.runtimes.demo:demo",
+    "optimize": "edge_attn.runtimes.optimize:optimize",
+    "doctor": "edge_attn.runtimes.doctor:doctor",
+    "cache list": "edge_attn.runtimes.cache:list_cache",
+    "cache clear": "edge_attn.runtimes.cache:clear_cache",
 }
 RUNTIMES = {
-    "ort-cpu": "runtimes.ort:OrtCpu",
-    "ort-cuda": "runtimes.ort_cuda:OrtCuda",
-    "trt": "runtimes.trt:Trt",
-    "trt-rtx": "runtimes.trt:TrtRtx",
+    "ort-cpu": "edge_attn.runtimes.ort:OrtCpu",
+    "ort-cuda": "edge_attn.runtimes.ort_cuda:OrtCuda",
+    "trt": "edge_attn.runtimes.trt:Trt",
+    "trt-rtx": "edge_attn.runtimes.trt:TrtRtx",
     "torch": "edge_attn.models.reference:Reference",
 }
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -47,18 +46,18 @@ SERVES = {
 }
 """The precisions in which each runtime runs a bundle."""
 TARGETS = {
-    "ort-cuda": "runtimes.targets.recipes:ORT_CUDA",
-    "trt": "runtimes.targets.recipes:TRT",
+    "ort-cuda": "edge_attn.runtimes.targets.recipes:ORT_CUDA",
+    "trt": "edge_attn.runtimes.targets.recipes:TRT",
 }
 """What `optimize` makes graphs for; trt-rtx runs those of trt."""
 SERVICES = {
     "open reference": "edge_attn.models.reference:open_checkpoint",
     "record reference": "edge_attn.models.reference:record_live",
-    "verify": "runtimes.verify:check_on",
-    "export module": "export.pipeline:export_module",
+    "verify": "edge_attn.runtimes.verify:check_on",
+    "export module": "edge_attn.export.pipeline:export_module",
 }
 """What one room asks of another that it does not import."""
-TASKS = {"seq2seq": "runtimes.translate:Translator"}
+TASKS = {"seq2seq": "edge_attn.runtimes.translate:Translator"}
 FAMILIES = {"seq2seq": "edge_attn.models.seq2seq:Seq2Seq"}
 ATTENTIONS = {
     "additive": "edge_attn.models.attention:Additive",
@@ -135,32 +134,18 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
     """What `table[name]` names.
 
     Raises:
-        UsageError: there is no such row; the sentence lists the known ones. Or another package stands before one of
-            ours (a folder `export` in the working directory, say); it is not run.
+        UsageError: there is no such row; the sentence lists the known ones.
         MissingExtraError: the row needs a package that is not installed.
     """
     if name not in table:
         raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
     module_name, _, attribute = table[name].partition(":")
-    _refuse_strangers(module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        extras = OF_RUNTIMES if module_name.startswith("runtimes.") else EXTRAS
+        extras = OF_RUNTIMES if module_name.startswith("edge_attn.runtimes.") else EXTRAS
         if missing in extras:
             raise MissingExtraError(missing, extras[missing]) from error
         raise
     return getattr(module, attribute)
-
-
-def _refuse_strangers(module_name: str) -> None:
-    """A user's own `export.py` in the working folder is reported, not run as ours."""
-    package = module_name.partition(".")[0]
-    found = importlib.util.find_spec(package)
-    origin = None if found is None else found.origin or next(iter(found.submodule_search_locations or []), None)
-    if origin is None or Path(origin).resolve().parent != HOUSE / package:
-        raise UsageError(
-            f"the package {package!r} would be taken from {origin}, which is not part of edge-attn ({HOUSE}); "
-            f"rename that file or run edge-attn from another folder"
-        )

@@ -11,11 +11,11 @@ import onnxruntime as ort
 import torch
 
 from edge_attn.errors import ExportError
+from edge_attn.export import lower
+from edge_attn.export.trace import example_inputs
 from edge_attn.ops import DOMAIN, OPSET
 from edge_attn.registry import OPS
 from edge_attn.spec import GraphSpec, TensorSpec
-from export import lower
-from export.trace import example_inputs
 
 BATCHES = (1, 3, 32)
 LENGTHS = (1, 2, 7, 50)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.errors import ExportError
+from edge_attn.export import lower
 from edge_attn.ops import OPSET
 from edge_attn.spec import GraphSpec
-from export import lower
 
 IR_VERSION = 10
 """The newest runtime of Python 3.10 reads it."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_attn.config import RuntimeOptions
-from runtimes.base import DEFAULT, check_attention
-from runtimes.score import Line, Score, each_line, jsonl, writer
-from runtimes.translate import Translator
+from edge_attn.runtimes.base import DEFAULT, check_attention
+from edge_attn.runtimes.score import Line, Score, each_line, jsonl, writer
+from edge_attn.runtimes.translate import Translator
 
 DIGITS = 6
 """Of a weight in jsonl."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_attn.errors import InputError
-from runtimes.engine_cache import EngineCache, Entry, cache_folder
+from edge_attn.runtimes.engine_cache import EngineCache, Entry, cache_folder
 
 
 def list_cache(cache_dir: Path | None = None) -> str:

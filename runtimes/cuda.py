@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_attn.errors import NotTestedError
-from runtimes.cudart import candidates as _candidates
+from edge_attn.runtimes.cudart import candidates as _candidates
 
 OUT_OF_MEMORY = 2
 ATTRIBUTES = (75, 76, 16, 18)

@@ -9,9 +9,9 @@ from pathlib import Path
 from edge_attn.config import RuntimeOptions
 from edge_attn.errors import InputError, UsageError
 from edge_attn.registry import HOUSE, RUNTIMES, VERBS, resolve
-from runtimes.picture import alignment_svg, write
-from runtimes.translate import Translator
-from runtimes.verify import verify
+from edge_attn.runtimes.picture import alignment_svg, write
+from edge_attn.runtimes.translate import Translator
+from edge_attn.runtimes.verify import verify
 
 CHECKPOINT = HOUSE / "edge_attn" / "pretrained" / "en-fr"
 READY = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"

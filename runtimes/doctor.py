@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_attn import __version__
-from runtimes.doctor_check import Check
-from runtimes.doctor_device import check_board, check_cache, check_cuda, check_gpu, check_memory, check_system
-from runtimes.doctor_software import (
+from edge_attn.runtimes.doctor_check import Check
+from edge_attn.runtimes.doctor_device import check_board, check_cache, check_cuda, check_gpu, check_memory, check_system
+from edge_attn.runtimes.doctor_software import (
     check_onnxruntime,
     check_providers,
     check_runtimes,
     check_tensorrt,
     check_tensorrt_rtx,
 )
-from runtimes.machine import Machine, here
+from edge_attn.runtimes.machine import Machine, here
 
 CHECKS: Mapping[str, Callable[[Machine], Check]] = {
     "board": check_board,

@@ -6,8 +6,8 @@ import re
 import shlex
 
 from edge_attn.errors import InputError
-from runtimes.doctor_check import Check
-from runtimes.doctor_facts import (
+from edge_attn.runtimes.doctor_check import Check
+from edge_attn.runtimes.doctor_facts import (
     CUDA_PACKAGES,
     Board,
     board,
@@ -22,7 +22,7 @@ from runtimes.doctor_facts import (
     onnxruntimes,
     pip,
 )
-from runtimes.machine import TOO_SLOW, Machine
+from edge_attn.runtimes.machine import TOO_SLOW, Machine
 
 BUILD_NEEDS = 2 * 2**30
 """Bytes that must be available for TensorRT to build engines of our size: its libraries, CUDA's context, the workspace

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from runtimes.machine import Machine
+from edge_attn.runtimes.machine import Machine
 
 JETPACKS: dict[tuple[int, int, int], str] = {
     (32, 1, 0): "4",

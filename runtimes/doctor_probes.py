@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from runtimes.cudart import candidates
+from edge_attn.runtimes.cudart import candidates
 
 MODULES = {
     "cuda": "ctypes",

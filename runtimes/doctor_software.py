@@ -6,9 +6,9 @@ import shlex
 from collections import Counter
 
 from edge_attn import __version__
-from runtimes.doctor_check import Check
-from runtimes.doctor_device import LEND, check_cuda
-from runtimes.doctor_facts import (
+from edge_attn.runtimes.doctor_check import Check
+from edge_attn.runtimes.doctor_device import LEND, check_cuda
+from edge_attn.runtimes.doctor_facts import (
     LIBNVINFER,
     Board,
     board,
@@ -22,8 +22,8 @@ from runtimes.doctor_facts import (
     tensorrt_wheels,
     version,
 )
-from runtimes.machine import SILENT, Machine
-from runtimes.trt_compat import OLDEST
+from edge_attn.runtimes.machine import SILENT, Machine
+from edge_attn.runtimes.trt_compat import OLDEST
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 APT = "sudo apt update && sudo apt install"

@@ -11,8 +11,8 @@ from typing import Any
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import MissingExtraError, UsageError
 from edge_attn.pairs import read_pairs
-from runtimes.base import DEFAULT
-from runtimes.translate import Translation, Translator
+from edge_attn.runtimes.base import DEFAULT
+from edge_attn.runtimes.translate import Translation, Translator
 
 BINS = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 30), (31, 40), (41, 60))
 """Words of the source between white space."""

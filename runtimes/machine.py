@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtimes import doctor_probes
-from runtimes.engine_cache import cache_folder
+from edge_attn.runtimes import doctor_probes
+from edge_attn.runtimes.engine_cache import cache_folder
 
 TIMEOUT = 10.0
 """Seconds for a command."""
@@ -31,7 +31,7 @@ SILENT = "no answer"
 NOT_FOUND, TOO_SLOW = 127, 124
 """Exit codes, as a shell and `timeout` have them."""
 
-CHILD = "import sys; sys.path[:] = sys.argv[2:]; from runtimes.doctor_probes import main; main(sys.argv[1])"
+CHILD = "import sys; sys.path[:] = sys.argv[2:]; from edge_attn.runtimes.doctor_probes import main; main(sys.argv[1])"
 
 
 @dataclass(frozen=True)

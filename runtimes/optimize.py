@@ -21,14 +21,14 @@ from edge_attn.config import RuntimeOptions, from_mapping, read_toml
 from edge_attn.errors import BundleError, ConfigError, InputError, NotTestedError, UsageError
 from edge_attn.golden import Golden
 from edge_attn.registry import TARGETS, resolve
-from runtimes.base import open_runtime
-from runtimes.plugins import plugins_for
-from runtimes.targets import requirements
-from runtimes.targets.making import Say, Wanted, calibration, make
-from runtimes.targets.recipes import Recipe
-from runtimes.trt_build import BuildConfig
-from runtimes.trt_compat import numbers
-from runtimes.verify import check
+from edge_attn.runtimes.base import open_runtime
+from edge_attn.runtimes.plugins import plugins_for
+from edge_attn.runtimes.targets import requirements
+from edge_attn.runtimes.targets.making import Say, Wanted, calibration, make
+from edge_attn.runtimes.targets.recipes import Recipe
+from edge_attn.runtimes.trt_build import BuildConfig
+from edge_attn.runtimes.trt_compat import numbers
+from edge_attn.runtimes.verify import check
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("onnxruntime", "gpu") from error
 
-from runtimes.ort import onnxruntime_packages, open_session, run_bound, session_settings
+from edge_attn.runtimes.ort import onnxruntime_packages, open_session, run_bound, session_settings
 
 DEFAULT = RuntimeOptions()
 INSTALL = "pip install 'edge-attn[gpu]'"

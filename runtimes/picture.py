@@ -8,8 +8,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from edge_attn.errors import InputError
-from runtimes.evaluate import Evaluation
-from runtimes.translate import Translation
+from edge_attn.runtimes.evaluate import Evaluation
+from edge_attn.runtimes.translate import Translation
 
 CELL, LABEL, GAP = 22, 90, 36
 COLOURS = ("#1f5fa8", "#c2571a", "#3c8d40", "#7a4fa3")

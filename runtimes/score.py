@@ -24,12 +24,12 @@ from edge_attn import golden
 from edge_attn.config import RuntimeOptions
 from edge_attn.errors import InputError
 from edge_attn.pairs import each_pair
+from edge_attn.runtimes.base import DEFAULT
+from edge_attn.runtimes.translate import BATCH_TOKENS, Translator, by_length, pharaoh
+from edge_attn.runtimes.translate_file import WINDOW, open_output, plain, standard_output, writing
 from edge_attn.search import forced
 from edge_attn.spec import Runtime
 from edge_attn.text import EOS, SPECIAL, UNK
-from runtimes.base import DEFAULT
-from runtimes.translate import BATCH_TOKENS, Translator, by_length, pharaoh
-from runtimes.translate_file import WINDOW, open_output, plain, standard_output, writing
 
 Pair = tuple[str, str]
 

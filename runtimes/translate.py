@@ -16,14 +16,14 @@ from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.registry import RUNTIMES, SERVICES, resolve
+from edge_attn.runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
+from edge_attn.runtimes.unknown import check_replacement, replaced
 from edge_attn.search import Hypothesis, check, search
 from edge_attn.spec import Runtime
 from edge_attn.text import UNK, Text
-from runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
-from runtimes.unknown import check_replacement, replaced
 
 if TYPE_CHECKING:
-    from runtimes.score import Score
+    from edge_attn.runtimes.score import Score
 
 BATCH_TOKENS = 1024
 """Source tokens times beam of one batch, padding counted."""
@@ -188,7 +188,7 @@ class Translator:
         Raises:
             InputError: a pair that is not two strings.
         """
-        from runtimes.score import score_pairs  # which needs this module
+        from edge_attn.runtimes.score import score_pairs  # which needs this module
 
         scores = score_pairs(self, pairs, alignments, batch_tokens)
         for i, found in enumerate(scores):

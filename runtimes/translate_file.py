@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import InputError, UsageError
-from runtimes.base import DEFAULT, check_attention
-from runtimes.translate import Translation, Translator
-from runtimes.unknown import check_replacement, read_phrase_table
+from edge_attn.runtimes.base import DEFAULT, check_attention
+from edge_attn.runtimes.translate import Translation, Translator
+from edge_attn.runtimes.unknown import check_replacement, read_phrase_table
 
 WINDOW = 1024
 """Lines read ahead, at most, so that sentences of like length share a batch."""

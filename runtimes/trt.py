@@ -26,17 +26,17 @@ import numpy as np
 from edge_attn.bundle import Bundle, Target
 from edge_attn.config import RuntimeOptions, from_mapping
 from edge_attn.errors import BundleError, InputError, NotTestedError, UsageError
+from edge_attn.runtimes.cuda import mebibytes, open_cuda
+from edge_attn.runtimes.engine_cache import EngineCache, cache_folder
+from edge_attn.runtimes.trt_build import MEGA, BuildConfig
+from edge_attn.runtimes.trt_choice import Engines
+from edge_attn.runtimes.trt_compat import Door, numbers, open_door
+from edge_attn.runtimes.trt_contexts import Contexts, kernels_in
+from edge_attn.runtimes.trt_launch import Bound, Launches
+from edge_attn.runtimes.trt_memory import Buffer, Memory, OnDevice, Pinned
+from edge_attn.runtimes.trt_profiles import Buckets, Shape
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text import PAD
-from runtimes.cuda import mebibytes, open_cuda
-from runtimes.engine_cache import EngineCache, cache_folder
-from runtimes.trt_build import MEGA, BuildConfig
-from runtimes.trt_choice import Engines
-from runtimes.trt_compat import Door, numbers, open_door
-from runtimes.trt_contexts import Contexts, kernels_in
-from runtimes.trt_launch import Bound, Launches
-from runtimes.trt_memory import Buffer, Memory, OnDevice, Pinned
-from runtimes.trt_profiles import Buckets, Shape
 
 DEFAULT = RuntimeOptions()
 NEXT = "next_"

@@ -13,14 +13,13 @@ from pathlib import Path
 from edge_attn.bundle import Bundle, Target
 from edge_attn.config import at_least
 from edge_attn.errors import ConfigError, InputError, NotTestedError
-from edge_attn.spec import GraphSpec
-from runtimes.cuda import Gpu
-from runtimes.doctor_facts import memory
-from runtimes.engine_cache import EngineCache, EngineKey, Refused, write_whole
-from runtimes.machine import here
-from runtimes.onnx_nodes import Nodes, read_nodes
-from runtimes.plugins import Plugin
-from runtimes.trt_compat import (
+from edge_attn.runtimes.cuda import Gpu
+from edge_attn.runtimes.doctor_facts import memory
+from edge_attn.runtimes.engine_cache import EngineCache, EngineKey, Refused, write_whole
+from edge_attn.runtimes.machine import here
+from edge_attn.runtimes.onnx_nodes import Nodes, read_nodes
+from edge_attn.runtimes.plugins import Plugin
+from edge_attn.runtimes.trt_compat import (
     Builder,
     Door,
     IBuilderConfig,
@@ -30,9 +29,10 @@ from runtimes.trt_compat import (
     OnnxParser,
     ParserError,
 )
-from runtimes.trt_lint import lint_network, lint_nodes, make_attention_buildable
-from runtimes.trt_monitor import Progress, Report, bar, monitor
-from runtimes.trt_profiles import Buckets, Profile, at_most
+from edge_attn.runtimes.trt_lint import lint_network, lint_nodes, make_attention_buildable
+from edge_attn.runtimes.trt_monitor import Progress, Report, bar, monitor
+from edge_attn.runtimes.trt_profiles import Buckets, Profile, at_most
+from edge_attn.spec import GraphSpec
 
 MEGA = 1024**2
 FORGETS = re.compile(r"(?i)out of memory|outofmemory|bad_alloc|cudaerrormemoryallocation|insufficient (device )?memory")

@@ -26,16 +26,16 @@ import numpy as np
 
 from edge_attn.bundle import Bundle, Target
 from edge_attn.errors import BundleError, EdgeAttnError, InputError, NotTestedError
+from edge_attn.runtimes.cuda import Cuda, Gpu
+from edge_attn.runtimes.engine_cache import EngineCache, Refused, write_whole
+from edge_attn.runtimes.plugins import Plugin, plugins_for
+from edge_attn.runtimes.trt_build import FORGETS, BuildConfig, Plan, Say, TookTooLongError, engine_for
+from edge_attn.runtimes.trt_compat import Door
+from edge_attn.runtimes.trt_contexts import Contexts, kernels_in
+from edge_attn.runtimes.trt_launch import Bound, Launches
+from edge_attn.runtimes.trt_memory import Buffer, Memory
+from edge_attn.runtimes.trt_profiles import Bucket
 from edge_attn.spec import GraphSpec, TensorSpec
-from runtimes.cuda import Cuda, Gpu
-from runtimes.engine_cache import EngineCache, Refused, write_whole
-from runtimes.plugins import Plugin, plugins_for
-from runtimes.trt_build import FORGETS, BuildConfig, Plan, Say, TookTooLongError, engine_for
-from runtimes.trt_compat import Door
-from runtimes.trt_contexts import Contexts, kernels_in
-from runtimes.trt_launch import Bound, Launches
-from runtimes.trt_memory import Buffer, Memory
-from runtimes.trt_profiles import Bucket
 
 WINS = 0.98
 """The plugin is used if it takes at most this part of the time, the profiles' geometric mean; more is not told from

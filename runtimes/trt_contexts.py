@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtimes.cuda import Gpu
-from runtimes.engine_cache import write_whole
-from runtimes.trt_compat import Door, ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig
+from edge_attn.runtimes.cuda import Gpu
+from edge_attn.runtimes.engine_cache import write_whole
+from edge_attn.runtimes.trt_compat import Door, ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig
 
 
 def kernels_in(folder: Path, door: Door, gpu: Gpu) -> Path:

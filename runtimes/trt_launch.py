@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edge_attn.errors import BundleError, NotTestedError
+from edge_attn.runtimes.cuda import Cuda, mebibytes
+from edge_attn.runtimes.engine_cache import Refused
+from edge_attn.runtimes.trt_build import FORGETS, Plan
+from edge_attn.runtimes.trt_compat import Door, ICudaEngine, IExecutionContext, Runtime
+from edge_attn.runtimes.trt_contexts import Contexts
+from edge_attn.runtimes.trt_memory import Memory
 from edge_attn.spec import GraphSpec
-from runtimes.cuda import Cuda, mebibytes
-from runtimes.engine_cache import Refused
-from runtimes.trt_build import FORGETS, Plan
-from runtimes.trt_compat import Door, ICudaEngine, IExecutionContext, Runtime
-from runtimes.trt_contexts import Contexts
-from runtimes.trt_memory import Memory
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 """TensorRT's name of each dtype."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from edge_attn.spec import GraphSpec
-from runtimes.onnx_nodes import STANDARD, Nodes
-from runtimes.trt_compat import (
+from edge_attn.runtimes.onnx_nodes import STANDARD, Nodes
+from edge_attn.runtimes.trt_compat import (
     Door,
     IAttentionInputLayer,
     ILayer,
@@ -20,6 +19,7 @@ from runtimes.trt_compat import (
     ITripLimitLayer,
     OnnxParser,
 )
+from edge_attn.spec import GraphSpec
 
 DTYPES = {
     "FLOAT": "float32",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_attn.errors import EdgeAttnError
-from runtimes.cuda import Cuda
+from edge_attn.runtimes.cuda import Cuda
 
 TRANSFER = 1 << 20
 """Bytes of pinned memory through which values come and go, a part at a time."""

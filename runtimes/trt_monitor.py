@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from runtimes.trt_compat import Door
+from edge_attn.runtimes.trt_compat import Door
 
 Report = Callable[[float, str], None]
 """Called with the share that is done, from 0 to 1, and what is being done."""

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from edge_attn.errors import InputError, UsageError
 from edge_attn.pairs import each_pair
+from edge_attn.runtimes.base import check_attention
 from edge_attn.search import Hypothesis
 from edge_attn.spec import Runtime
 from edge_attn.text import UNK
-from runtimes.base import check_attention
 
 
 def read_phrase_table(path: Path) -> dict[str, str]:

@@ -14,10 +14,10 @@ from edge_attn.errors import InputError, TooLargeError, UsageError
 from edge_attn.golden import Golden
 from edge_attn.parity import LEVELS, RUN_BY_VERIFY, Level, bounds
 from edge_attn.registry import SERVICES, resolve
+from edge_attn.runtimes import levels as ladder
+from edge_attn.runtimes.base import DEFAULT, open_runtime
+from edge_attn.runtimes.report import Report
 from edge_attn.spec import Runtime
-from runtimes import levels as ladder
-from runtimes.base import DEFAULT, open_runtime
-from runtimes.report import Report
 
 
 def verify(

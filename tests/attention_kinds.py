@@ -27,12 +27,12 @@ from edge_attn import golden
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.registry import VERBS, resolve
-from runtimes.optimize import optimize
-from runtimes.ort import OrtCpu
-from runtimes.picture import write
-from runtimes.translate import Translation, Translator
-from runtimes.trt_compat import open_door
-from runtimes.verify import check
+from edge_attn.runtimes.optimize import optimize
+from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.picture import write
+from edge_attn.runtimes.translate import Translation, Translator
+from edge_attn.runtimes.trt_compat import open_door
+from edge_attn.runtimes.verify import check
 
 BASE = Path(__file__).resolve().parents[1] / "edge_attn" / "pretrained" / "date.toml"
 DATE = "wednesday, november 25, 2015"

@@ -20,12 +20,12 @@ from edge_attn import golden
 from edge_attn.bundle import Bundle
 from edge_attn.errors import EdgeAttnError, InputError, ParityError
 from edge_attn.registry import TARGETS, resolve
+from edge_attn.runtimes.optimize import optimize
+from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+from edge_attn.runtimes.trt_compat import Door, open_door
+from edge_attn.runtimes.verify import check
 from edge_attn.spec import GraphSpec
-from runtimes.optimize import optimize
-from runtimes.ort import OrtCpu
-from runtimes.trt_build import BuildConfig, build_engine
-from runtimes.trt_compat import Door, open_door
-from runtimes.verify import check
 
 KINDS = Path(__file__).resolve().parent / "data" / "kinds"
 HEAD = ("Family", "Attention × cell", "Target", "Precision", "Parses", "Builds", "Runs", "Verified")

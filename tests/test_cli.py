@@ -14,7 +14,6 @@ import pytest
 from edge_attn import __version__, cli, errors
 from edge_attn.config import RuntimeOptions
 from edge_attn.errors import EdgeAttnError
-from edge_attn.registry import HOUSE
 
 VERBS = (
     *("train", "export", "translate", "verify", "evaluate", "inspect", "demo", "score", "align", "optimize"),
@@ -109,34 +108,28 @@ def test_a_name_that_is_no_utf_8_is_printed_all_the_same(run_edge_attn, toy_bund
     assert b"b\\udcff.zip: seq2seq" in done.stdout
 
 
-def test_a_strangers_package_is_named_and_not_run(run_edge_attn, toy_bundle, tmp_path):
-    """A user's own runtimes/ or export.py, in the working folder or on PYTHONPATH."""
-    (tmp_path / "runtimes").mkdir()
-    for name in ("runtimes/__init__.py", "runtimes/inspect.py", "export.py"):
-        (tmp_path / name).write_text("raise SystemExit('a stranger ran')")
-    for verb, named in (
-        (["inspect", toy_bundle], "runtimes/__init__.py"),
-        (["export", "a", "--out", "b"], "export.py"),
-    ):
-        for where in ({"cwd": tmp_path}, {"env": {"PYTHONPATH": str(tmp_path)}}):
-            done = run_edge_attn(*verb, **where)
-            assert done.returncode == 2
-            assert done.stderr.decode() == (
-                f"edge-attn: the package {named.partition('/')[0].removesuffix('.py')!r} would be taken from "
-                f"{tmp_path / named}, which is not part of edge-attn ({HOUSE}); rename that file or run edge-attn from "
-                f"another folder\n"
-            )
+def test_files_named_like_our_folders_disturb_nothing(run_edge_attn, toy_bundle, tmp_path):
+    """A user's own runtimes/, export.py or tests/, in the working folder or on PYTHONPATH."""
+    for folder in ("runtimes", "tests"):
+        (tmp_path / folder).mkdir()
+    for name in ("runtimes/__init__.py", "runtimes/inspect.py", "export.py", "tests/__init__.py"):
+        (tmp_path / name).write_text("raise SystemExit('a file of the user was run')")
+    for where in ({"cwd": tmp_path}, {"env": {"PYTHONPATH": str(tmp_path)}}):
+        done = run_edge_attn("inspect", toy_bundle, **where)
+        assert (done.returncode, done.stderr) == (0, b"")
+        done = run_edge_attn("export", "a", "--out", tmp_path / "b", **where)
+        assert done.returncode in (3, 4), done.stderr  # 3 where torch is not installed
+        assert b"a file of the user" not in done.stderr
 
 
-def test_as_a_module_it_is_the_same(tmp_path):
-    (tmp_path / "export.py").write_text("raise SystemExit('a stranger ran')")
+def test_running_it_as_a_module_is_the_same(tmp_path):
+    (tmp_path / "export.py").write_text("raise SystemExit('a file of the user was run')")
     run = [sys.executable, "-m", "edge_attn.cli"]
     done = subprocess.run([*run, "--version"], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stdout) == (0, f"edge-attn, version {__version__}\n")
     export = [*run, "export", "a", "--out", "b"]
     done = subprocess.run(export, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60)
-    assert done.returncode == 2
-    assert str(tmp_path / "export.py") in done.stderr
+    assert done.returncode in (3, 4), done.stderr
 
 
 def seconds(code: str, *arguments: str) -> float:

@@ -10,10 +10,10 @@ import pytest
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.pairs import read_pairs
-from runtimes.demo import CHECKPOINT, READY, SENTENCES
-from runtimes.evaluate import evaluate
-from runtimes.translate import Translator
-from runtimes.verify import verify
+from edge_attn.runtimes.demo import CHECKPOINT, READY, SENTENCES
+from edge_attn.runtimes.evaluate import evaluate
+from edge_attn.runtimes.translate import Translator
+from edge_attn.runtimes.verify import verify
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "tatoeba-en-fr"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")

@@ -55,9 +55,9 @@ def test_a_bundle_is_loaded_and_translates_without_torch_and_onnx(toy_bundle):
 
 def test_every_module_of_the_device_side_loads_without_torch_and_onnx():
     code = """
-import importlib, pathlib, edge_attn, runtimes
-names = [f"runtimes.{p.stem}" for p in pathlib.Path(runtimes.__file__).parent.glob("*.py")]
-names.remove("runtimes.optimize")  # it rewrites graphs, and needs the extra `optimize`
+import importlib, pathlib, edge_attn.runtimes
+names = [f"edge_attn.runtimes.{p.stem}" for p in pathlib.Path(edge_attn.runtimes.__file__).parent.glob("*.py")]
+names.remove("edge_attn.runtimes.optimize")  # it rewrites graphs, and needs the extra `optimize`
 names += [f"edge_attn.{p.stem}" for p in pathlib.Path(edge_attn.__file__).parent.glob("*.py")]
 for name in names:
     try:
@@ -74,10 +74,10 @@ def test_translating_loads_neither_torch_nor_onnx(toy_bundle):
     assert loaded(code, "torch", "onnx", "onnxscript", "safetensors", "sacrebleu", "sentencepiece") == []
 
 
-@pytest.mark.parametrize("module", ["edge_attn", "runtimes.ort", "export.checks"])
+@pytest.mark.parametrize("module", ["edge_attn", "edge_attn.runtimes.ort", "edge_attn.export.checks"])
 def test_nothing_is_reported_to_anyone(toy_bundle, tmp_path, module):
     """ONNX Runtime would put a name for this device into the user's cache, and send it with what it is asked to run."""
-    if module == "export.checks":
+    if module == "edge_attn.export.checks":
         pytest.importorskip("torch", reason="needs torch")
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from edge_attn.errors import UsageError
 from edge_attn.registry import resolve
-from runtimes.trt_compat import Door
+from edge_attn.runtimes.trt_compat import Door
 
-PLUGINS = {("AdditiveAttention", "trt"): "runtimes.plugins.additive_attention:PLUGIN"}
+PLUGINS = {("AdditiveAttention", "trt"): "edge_attn.runtimes.plugins.additive_attention:PLUGIN"}
 """What there is: (op, target) and where the plugin lives."""
 
 

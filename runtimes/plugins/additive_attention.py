@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 from edge_attn.errors import NotTestedError
 from edge_attn.ops import DOMAIN
 from edge_attn.ops.additive import OP
-from runtimes.plugins import Plugin
-from runtimes.plugins.ptx import compile_ptx
-from runtimes.trt_compat import Door, PluginModule, TensorDesc, TensorrtModule
+from edge_attn.runtimes.plugins import Plugin
+from edge_attn.runtimes.plugins.ptx import compile_ptx
+from edge_attn.runtimes.trt_compat import Door, PluginModule, TensorDesc, TensorrtModule
 
 PLUGIN_ID = f"{DOMAIN}::{OP.name}"
 SOURCE = Path(__file__).with_name("additive_attention.cu")

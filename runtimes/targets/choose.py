@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from runtimes.report import Report
-from runtimes.targets.samples import Models
+from edge_attn.runtimes.report import Report
+from edge_attn.runtimes.targets.samples import Models
 
 ROUNDS = 7
 """Tries; the last one pins 2 ** (ROUNDS - 2) nodes beside those that overflow."""

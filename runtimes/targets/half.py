@@ -11,7 +11,7 @@ from collections.abc import Set
 import numpy as np
 import onnx
 
-from runtimes.targets.graph import opset, prune, subgraphs, types
+from edge_attn.runtimes.targets.graph import opset, prune, subgraphs, types
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 SUMS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")

@@ -14,7 +14,7 @@ import onnx
 import onnx.inliner
 
 from edge_attn.errors import BundleError
-from runtimes.targets.graph import Constants, constant, nodes, prune, types
+from edge_attn.runtimes.targets.graph import Constants, constant, nodes, prune, types
 
 
 def inline(model: onnx.ModelProto, plugins: Set[str] = frozenset()) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from edge_attn.errors import InputError
-from runtimes.targets.graph import Constants, prune
+from edge_attn.runtimes.targets.graph import Constants, prune
 
 LEVELS = 127.0
 """-128 is left out, so that the range is symmetric."""

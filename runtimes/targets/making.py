@@ -20,17 +20,17 @@ from edge_attn.config import RuntimeOptions
 from edge_attn.errors import InputError, ParityError
 from edge_attn.golden import Golden
 from edge_attn.ops import DOMAIN
+from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.report import Report
+from edge_attn.runtimes.targets.choose import Chosen, choose
+from edge_attn.runtimes.targets.graph import load, nodes
+from edge_attn.runtimes.targets.inline import without_bodies
+from edge_attn.runtimes.targets.recipes import Recipe, inlined
+from edge_attn.runtimes.targets.requirements import WITH_PLUGINS, Version
+from edge_attn.runtimes.targets.samples import Models, log_probs, view
+from edge_attn.runtimes.trt_build import BuildConfig
+from edge_attn.runtimes.verify import check
 from edge_attn.spec import GraphSpec
-from runtimes.ort import OrtCpu
-from runtimes.report import Report
-from runtimes.targets.choose import Chosen, choose
-from runtimes.targets.graph import load, nodes
-from runtimes.targets.inline import without_bodies
-from runtimes.targets.recipes import Recipe, inlined
-from runtimes.targets.requirements import WITH_PLUGINS, Version
-from runtimes.targets.samples import Models, log_probs, view
-from runtimes.trt_build import BuildConfig
-from runtimes.verify import check
 
 Say = Callable[[str], object]
 

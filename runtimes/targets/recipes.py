@@ -11,16 +11,16 @@ import onnx
 
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions
-from runtimes.targets.choose import Lowering
-from runtimes.targets.graph import load
-from runtimes.targets.half import half
-from runtimes.targets.half import lowerable as may_be_half
-from runtimes.targets.inline import inline
-from runtimes.targets.int8 import activations, int8
-from runtimes.targets.int8 import lowerable as may_be_int8
-from runtimes.targets.requirements import Version, check
-from runtimes.targets.samples import Models, largest
-from runtimes.trt_compat import OLDEST
+from edge_attn.runtimes.targets.choose import Lowering
+from edge_attn.runtimes.targets.graph import load
+from edge_attn.runtimes.targets.half import half
+from edge_attn.runtimes.targets.half import lowerable as may_be_half
+from edge_attn.runtimes.targets.inline import inline
+from edge_attn.runtimes.targets.int8 import activations, int8
+from edge_attn.runtimes.targets.int8 import lowerable as may_be_int8
+from edge_attn.runtimes.targets.requirements import Version, check
+from edge_attn.runtimes.targets.samples import Models, largest
+from edge_attn.runtimes.trt_compat import OLDEST
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 Maker: TypeAlias = Callable[[Bundle, Models, Sequence[str], RuntimeOptions], Lowering]

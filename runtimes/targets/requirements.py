@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 import onnx
 
 from edge_attn.errors import InputError, UsageError
-from runtimes.targets.graph import Constants, module_path, nodes, opset
-from runtimes.targets.half import SUMS
-from runtimes.trt_compat import OLDEST
+from edge_attn.runtimes.targets.graph import Constants, module_path, nodes, opset
+from edge_attn.runtimes.targets.half import SUMS
+from edge_attn.runtimes.trt_compat import OLDEST
 
 Version = tuple[int, ...]
 

@@ -16,9 +16,9 @@ from edge_attn import golden
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.golden import Golden
+from edge_attn.runtimes.ort import OrtCpu
 from edge_attn.search import forced
 from edge_attn.spec import GraphSpec, Runtime, TensorSpec, Value
-from runtimes.ort import OrtCpu
 
 Models = Mapping[str, onnx.ModelProto]
 

@@ -25,8 +25,8 @@ import numpy as np
 
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.pairs import read_pairs
+from edge_attn.runtimes.translate import Translator
 from edge_attn.search import search
-from runtimes.translate import Translator
 
 MAX_LENGTH = 100
 Sources = list[list[int]]

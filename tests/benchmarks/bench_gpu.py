@@ -38,8 +38,8 @@ from gpu_targets import read_sources, with_targets
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import EdgeAttnError, NotTestedError
+from edge_attn.runtimes.base import open_runtime
 from edge_attn.search import pad_sources, search
-from runtimes.base import open_runtime
 
 BATCHES = (1, 32)
 OURS = ("ort-cuda", "trt", "trt-rtx")

@@ -40,7 +40,7 @@ def with_targets(bundle: Path, folder: Path, minutes: float, attempt: Attempt) -
 
 
 def _optimize(bundle: Path, target: str, precision: str, profiles: Path) -> None:
-    from runtimes.optimize import optimize
+    from edge_attn.runtimes.optimize import optimize
 
     options = {"profiles": profiles} if target == "trt" else {}
     optimize(bundle, target, precision, force=True, say=lambda line: None, **options)

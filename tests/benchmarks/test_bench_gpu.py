@@ -15,9 +15,9 @@ from edge_attn.bundle import Bundle
 from edge_attn.config import read_toml
 from edge_attn.errors import InputError, NotTestedError, ParityError
 from edge_attn.registry import HOUSE
+from edge_attn.runtimes.trt_build import BuildConfig
+from edge_attn.runtimes.trt_profiles import Buckets
 from edge_attn.spec import GraphSpec, TensorSpec
-from runtimes.trt_build import BuildConfig
-from runtimes.trt_profiles import Buckets
 
 pytest.importorskip("torch", reason="torch is not installed: a device needs none")
 pytest.importorskip("onnx", reason="needs torch and onnx: the step's weights are counted in its graph")
@@ -282,7 +282,6 @@ def test_every_runtime_and_way_is_a_contender(bench, greedy, toy_checkpoint, toy
 
 def test_the_targets_are_made_in_a_copy_for_greedy_decoding(bench, monkeypatch, toy_bundle, tmp_path):
     """optimize itself has its own tests; here is what it is asked for, and that one that fails costs no other."""
-    import runtimes.optimize
 
     made = []
 
@@ -292,7 +291,7 @@ def test_the_targets_are_made_in_a_copy_for_greedy_decoding(bench, monkeypatch, 
         profiles = options.get("profiles")
         made.append((target, precision, profiles and read_toml(BuildConfig, profiles)))
 
-    monkeypatch.setattr(runtimes.optimize, "optimize", optimize)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.optimize", optimize)
     before, missing = toy_bundle.read_bytes(), bench.Missing()
     copy = bench.with_targets(toy_bundle, tmp_path, 2.5, missing.attempt)
     assert copy.parent == tmp_path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export.pipeline import export
+from edge_attn.export.pipeline import export
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.errors import ExportError
+from edge_attn.export import checks
+from edge_attn.export.trace import example_inputs, trace
 from edge_attn.models import torch_ops
 from edge_attn.models.recurrent import RecurrentLayer
 from edge_attn.spec import GraphSpec, TensorSpec
-from export import checks
-from export.trace import example_inputs, trace
 
 torch.set_num_threads(1)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import edge_attn
 from edge_attn.errors import ExportError, InputError
+from edge_attn.export import lower
 from edge_attn.models.attention import Additive, General
 from edge_attn.models.recurrent import RecurrentLayer
 from edge_attn.ops import DOMAIN
-from export import lower
 
 torch.set_num_threads(1)
 

@@ -21,11 +21,11 @@ import edge_attn
 from edge_attn.bundle import Bundle
 from edge_attn.config import Config, DataConfig, Seq2SeqConfig, TextConfig, TrainingConfig
 from edge_attn.errors import CheckpointError, ExportError, InputError
+from edge_attn.export import checks, pipeline
+from edge_attn.export.pipeline import export, graph_model
 from edge_attn.models.graphs import graphs
 from edge_attn.text import Text
 from edge_attn.training import checkpoint
-from export import checks, pipeline
-from export.pipeline import export, graph_model
 
 torch.set_num_threads(1)
 
@@ -152,7 +152,7 @@ def test_killed_in_the_middle_there_is_no_bundle_and_the_next_export_succeeds(ti
         "import pathlib, sys, time\n"
         "def stop(self, other):\n    print('now', flush=True); time.sleep(60)\n"
         "pathlib.Path.rename = stop\n"
-        "from export.pipeline import export\n"
+        "from edge_attn.export.pipeline import export\n"
         "export(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
     )
     out = tmp_path / "bundle"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edge_attn.errors import ExportError
+from edge_attn.export.golden import LEAST, STRANGE, choose
 from edge_attn.text import UNK, Text
-from export.golden import LEAST, STRANGE, choose
 
 LINES = [
     "the cat sees a dog",

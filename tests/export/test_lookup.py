@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from export import lookup
+from edge_attn.export import lookup
 
 RANDOM = np.random.default_rng(0)
 TABLE, WEIGHTS = RANDOM.standard_normal((7, 3), dtype=np.float32), RANDOM.standard_normal((3, 5), dtype=np.float32)

@@ -7,9 +7,9 @@ import pytest
 from op_writings import REGISTERED
 
 from edge_attn.errors import ExportError
+from edge_attn.export import lower
 from edge_attn.ops import DOMAIN, DOMAIN_VERSION
 from edge_attn.registry import OPS
-from export import lower
 
 
 def test_every_op_has_a_translation_and_a_schema():

@@ -9,7 +9,7 @@ from on_a_gpu import open_or_skip
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions
 from edge_attn.errors import BundleError, InputError, NotTestedError
-from runtimes.ort import OrtCpu
+from edge_attn.runtimes.ort import OrtCpu
 
 OPTIONS = RuntimeOptions()
 AWAY = [

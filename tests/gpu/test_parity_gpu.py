@@ -17,11 +17,11 @@ from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import NotTestedError
 from edge_attn.registry import HOUSE, SERVES
+from edge_attn.runtimes.base import open_runtime
+from edge_attn.runtimes.verify import check
 from edge_attn.search import Decoding, search
 from edge_attn.spec import Runtime
 from edge_attn.text import BOS
-from runtimes.base import open_runtime
-from runtimes.verify import check
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_gpu")]
 
@@ -48,7 +48,7 @@ def optimized(toy_bundle, tmp_path_factory) -> Callable[[str, str, str], Bundle]
         target = TARGETS.get(runtime, runtime)
         if f"{target}-{precision}" not in Bundle.open(path).manifest.targets:
             pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
-            from runtimes.optimize import optimize
+            from edge_attn.runtimes.optimize import optimize
 
             optimize(path, target, precision, say=lambda line: None)
         return Bundle.open(path)
@@ -99,7 +99,7 @@ def test_ort_cuda_keeps_what_it_computes_on_the_device(opened: Open):
 @pytest.mark.parametrize("runtime", ON_A_GPU)
 def test_memory_on_the_device_does_not_grow(opened: Open, runtime: str):
     """Free bytes after some sentences, and after many more of the same."""
-    from runtimes.cuda import open_cuda
+    from edge_attn.runtimes.cuda import open_cuda
 
     bundle, running = opened("toy", runtime, "fp32")
     try:

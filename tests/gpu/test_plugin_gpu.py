@@ -15,8 +15,8 @@ from edge_attn import golden
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions
 from edge_attn.registry import HOUSE, SERVES
-from runtimes import trt_choice
-from runtimes.verify import check
+from edge_attn.runtimes import trt_choice
+from edge_attn.runtimes.verify import check
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_gpu")]
 
@@ -34,7 +34,7 @@ def test_both_engines_hold_and_their_times_are_printed(
     toy_bundle, tmp_path, monkeypatch, capsys, which: str, precision: str
 ):
     pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
-    from runtimes.optimize import optimize
+    from edge_attn.runtimes.optimize import optimize
 
     source = {"toy": toy_bundle, "embedded": HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"}[which]
     path = Path(shutil.copy(source, tmp_path / f"{which}.zip"))

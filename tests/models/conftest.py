@@ -17,9 +17,9 @@ def tensorrt_builds() -> Callable[..., None]:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     from onnx.inliner import inline_local_functions
 
-    from runtimes.trt_build import BuildConfig, build_engine
-    from runtimes.trt_compat import open_door
-    from runtimes.trt_profiles import Profile
+    from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+    from edge_attn.runtimes.trt_compat import open_door
+    from edge_attn.runtimes.trt_profiles import Profile
 
     def build(model: Any, spec: GraphSpec) -> None:
         axes = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
@@ -37,7 +37,7 @@ def runs_as_torch() -> Callable[..., None]:
     import onnxruntime
     import torch
 
-    from export.trace import trace
+    from edge_attn.export.trace import trace
 
     def run(module: Any, spec: GraphSpec, given: Callable[..., Sequence[Any]], op: str) -> None:
         model = trace(module, spec, given(2, 3, 5))

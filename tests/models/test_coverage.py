@@ -12,6 +12,7 @@ from torch import Tensor
 from edge_attn import golden
 from edge_attn.config import Seq2SeqConfig
 from edge_attn.errors import ConfigError
+from edge_attn.export.pipeline import graph_model
 from edge_attn.models.attention import Additive, Attention, Memory, State, make_attention
 from edge_attn.models.coverage import Coverage
 from edge_attn.models.graphs import graphs
@@ -20,7 +21,6 @@ from edge_attn.models.reference import Reference
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import masked_softmax
 from edge_attn.registry import ATTENTIONS, resolve
-from export.pipeline import graph_model
 
 torch.set_num_threads(1)
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.errors import ConfigError
+from edge_attn.export.trace import trace
 from edge_attn.models.attention import Attention, Memory
 from edge_attn.models.local import Local, Monotonic, Predictive
 from edge_attn.models.normalise import NORMALISERS
 from edge_attn.ops import local as local_op
 from edge_attn.registry import ATTENTIONS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
-from export.trace import trace
 
 torch.set_num_threads(1)
 

@@ -16,13 +16,13 @@ from op_writings import REGISTERED
 from torch import Tensor, nn
 
 from edge_attn.errors import ExportError, InputError
+from edge_attn.export import lower
+from edge_attn.export.trace import trace
 from edge_attn.models import torch_ops
 from edge_attn.models.recurrent import GATES, RecurrentLayer
 from edge_attn.ops import DOMAIN
 from edge_attn.registry import ATTENTIONS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
-from export import lower
-from export.trace import trace
 
 torch.set_num_threads(1)
 

@@ -16,9 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from op_cases import CASES, Arrays
 
 from edge_attn import models
+from edge_attn.export import lower
 from edge_attn.models.torch_ops import REGISTERED
 from edge_attn.ops import DOMAIN
-from export import lower
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,9 @@ import pytest
 from op_cases import CASES, expected
 from op_writings import inlined_model, model
 
+from edge_attn.export import lower
 from edge_attn.ops import DOMAIN, OPSET
 from edge_attn.registry import OPS
-from export import lower
 
 
 def test_an_op_is_in_the_table_by_its_own_name() -> None:

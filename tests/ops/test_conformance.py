@@ -39,8 +39,8 @@ from op_writings import (
     torch_eager,
 )
 
+from edge_attn.export import lower
 from edge_attn.registry import OPS
-from export import lower
 
 # ---- the table
 

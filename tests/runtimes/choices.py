@@ -9,11 +9,11 @@ import pytest
 
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
+from edge_attn.runtimes import trt_build, trt_choice
+from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.plugins import Plugin, additive_attention
+from edge_attn.runtimes.trt import Trt
 from edge_attn.search import search
-from runtimes import trt_build, trt_choice
-from runtimes.ort import OrtCpu
-from runtimes.plugins import Plugin, additive_attention
-from runtimes.trt import Trt
 
 STEP, VARIANT = "graphs/step.onnx", "targets/trt-fp32/step.plugins.onnx"
 PLUGINS = {"ops": ["AdditiveAttention"], "graphs": {"step": VARIANT}}

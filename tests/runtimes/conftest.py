@@ -20,12 +20,12 @@ import pytest
 from edge_attn import golden
 from edge_attn.bundle import Bundle, Target
 from edge_attn.config import RuntimeOptions
+from edge_attn.runtimes import trt, trt_build
+from edge_attn.runtimes.base import open_runtime
+from edge_attn.runtimes.cuda import Cuda
+from edge_attn.runtimes.trt import Trt
+from edge_attn.runtimes.trt_compat import Capability, Door
 from edge_attn.spec import GraphSpec
-from runtimes import trt, trt_build
-from runtimes.base import open_runtime
-from runtimes.cuda import Cuda
-from runtimes.trt import Trt
-from runtimes.trt_compat import Capability, Door
 
 
 def sibling(name: str) -> ModuleType:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from runtimes.engine_cache import EngineCache, EngineKey
+from edge_attn.runtimes.engine_cache import EngineCache, EngineKey
 
 KEY = EngineKey(
     what="toy.zip: step for trt-fp16",
@@ -26,7 +26,7 @@ ENGINE = bytes(range(256)) * 40
 BUILD = """
 import sys, time
 from pathlib import Path
-from runtimes.engine_cache import EngineCache, EngineKey
+from edge_attn.runtimes.engine_cache import EngineCache, EngineKey
 
 def make():
     with open({log!r}, "a") as file:

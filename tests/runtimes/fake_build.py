@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from edge_attn.bundle import Bundle
+from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+from edge_attn.runtimes.trt_compat import Capability, Door
 from edge_attn.spec import GraphSpec
-from runtimes.trt_build import BuildConfig, build_engine
-from runtimes.trt_compat import Capability, Door
 
 DEFAULT = BuildConfig()
 DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from runtimes.doctor import Report
-from runtimes.doctor_check import Check
-from runtimes.machine import Machine, Usage
+from edge_attn.runtimes.doctor import Report
+from edge_attn.runtimes.doctor_check import Check
+from edge_attn.runtimes.machine import Machine, Usage
 
 MACHINES = Path(__file__).resolve().parent.parent / "data" / "machines"
 NAMES = sorted(path.stem for path in MACHINES.glob("*.json"))

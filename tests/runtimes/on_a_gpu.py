@@ -11,11 +11,11 @@ import pytest
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions
 from edge_attn.errors import EdgeAttnError, InputError, NotTestedError
+from edge_attn.runtimes.base import open_runtime
+from edge_attn.runtimes.trt_compat import open_door
 from edge_attn.search import Decoding
 from edge_attn.spec import Runtime
 from edge_attn.text import BOS
-from runtimes.base import open_runtime
-from runtimes.trt_compat import open_door
 
 WRONG = re.compile(r"^CUDA failed in|(?i:illegal|misaligned|launch failure|invalid (value|argument|resource))")
 """What CUDA says of a wrong call, or of a kernel that went astray: a defect, wherever it shows."""
@@ -29,7 +29,7 @@ def skip_where_absent(name: str) -> None:
     """Skips the test where the runtime's library is not installed, before anything is made for it."""
     try:
         if name == "ort-cuda":
-            from runtimes.ort_cuda import OrtCuda, provider_fault
+            from edge_attn.runtimes.ort_cuda import OrtCuda, provider_fault
 
             fault = provider_fault(OrtCuda.wanted)
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from edge_attn.bundle import Bundle, write_bundle
-from runtimes.optimize import optimize
+from edge_attn.runtimes.optimize import optimize
 
 
 def quietly(path: Path, target: str = "trt", precision: str = "fp16", **options: object) -> list[str]:

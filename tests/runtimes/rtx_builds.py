@@ -16,10 +16,10 @@ from pathlib import Path
 
 from edge_attn.bundle import Bundle
 from edge_attn.errors import EdgeAttnError
+from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+from edge_attn.runtimes.trt_compat import Door, open_door
+from edge_attn.runtimes.trt_profiles import Profile
 from edge_attn.spec import GraphSpec, TensorSpec
-from runtimes.trt_build import BuildConfig, build_engine
-from runtimes.trt_compat import Door, open_door
-from runtimes.trt_profiles import Profile
 
 
 def graphs(path: Path) -> Iterator[tuple[str, bytes, GraphSpec, list[Profile]]]:

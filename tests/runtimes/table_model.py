@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from edge_attn.runtimes.translate import Translator
 from edge_attn.spec import GraphSpec, TensorSpec
 from edge_attn.text import BOS, EOS, PAD, SPECIAL, Text, WordTokenizer
-from runtimes.translate import Translator
 
 WORDS = ("a", "b", "c")
 NAMES = {name: i for i, name in enumerate((*SPECIAL, *WORDS))}

@@ -11,7 +11,7 @@ from table_model import KNOWN, TableModel, table, translator
 
 import edge_attn
 from edge_attn import golden
-from runtimes import score
+from edge_attn.runtimes import score
 
 READY = Path(golden.__file__).parent / "pretrained" / "en-fr.zip"
 KINDS = sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))

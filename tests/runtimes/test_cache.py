@@ -13,8 +13,8 @@ import pytest
 from engine_processes import ENGINE, KEY, build, start, wait_for
 
 from edge_attn.errors import InputError
-from runtimes.cache import clear_cache, list_cache
-from runtimes.engine_cache import EngineCache, cache_folder
+from edge_attn.runtimes.cache import clear_cache, list_cache
+from edge_attn.runtimes.engine_cache import EngineCache, cache_folder
 
 NOBODY = 65534
 

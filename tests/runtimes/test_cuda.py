@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edge_attn.errors import NotTestedError
-from runtimes import cuda, doctor_probes
-from runtimes.cuda import Cuda, Gpu, open_cuda
+from edge_attn.runtimes import cuda, doctor_probes
+from edge_attn.runtimes.cuda import Cuda, Gpu, open_cuda
 
 SOURCE = Path(__file__).with_name("fake_cudart.c")
 

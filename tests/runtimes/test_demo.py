@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from edge_attn.bundle import Bundle
-from runtimes import demo
+from edge_attn.runtimes import demo
 
 SENTENCES = ("every good cat calls a child", "the king sees this old tree")
 TOKENS = {*" ".join(SENTENCES).split(), "chaque", "chat", "bon", "appelle", "un", "enfant"}
@@ -65,7 +65,7 @@ def test_a_parity_that_does_not_hold_is_the_exit_code(edge_attn_cli, monkeypatch
     def wrong(_, value):
         return value * value.dtype.type(1.01) if value.dtype.kind == "f" else value
 
-    monkeypatch.setattr("runtimes.ort.OrtCpu.numpy", wrong)
+    monkeypatch.setattr("edge_attn.runtimes.ort.OrtCpu.numpy", wrong)
     assert "parity fails" in edge_attn_cli("demo", "--out", tmp_path, code=1).stdout
 
 

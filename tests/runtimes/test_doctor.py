@@ -10,10 +10,10 @@ import pytest
 from machines import LEND, MACHINES, NAMES, PIP, REBOOT, checks, recorded
 
 from edge_attn import __version__
-from runtimes.doctor import CHECKS, doctor
-from runtimes.doctor_check import STATUSES, Check
-from runtimes.doctor_facts import board
-from runtimes.machine import Machine
+from edge_attn.runtimes.doctor import CHECKS, doctor
+from edge_attn.runtimes.doctor_check import STATUSES, Check
+from edge_attn.runtimes.doctor_facts import board
+from edge_attn.runtimes.machine import Machine
 
 # ---- recorded machines
 

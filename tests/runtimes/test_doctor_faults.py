@@ -10,8 +10,8 @@ from machines import LEND, PIP, REBOOT, answers, checks, python, recorded
 
 from edge_attn import __version__
 from edge_attn.errors import InputError
-from runtimes.doctor import doctor
-from runtimes.doctor_check import Check
+from edge_attn.runtimes.doctor import doctor
+from edge_attn.runtimes.doctor_check import Check
 
 
 def check(name: str, of: str, **changes: Any) -> Check:

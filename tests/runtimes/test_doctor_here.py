@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from runtimes import doctor_probes, machine
-from runtimes.doctor import Report, doctor
-from runtimes.doctor_check import Check
-from runtimes.machine import here
+from edge_attn.runtimes import doctor_probes, machine
+from edge_attn.runtimes.doctor import Report, doctor
+from edge_attn.runtimes.doctor_check import Check
+from edge_attn.runtimes.machine import here
 
 
 def checks(report: Report) -> dict[str, Check]:

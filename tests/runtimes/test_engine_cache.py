@@ -16,7 +16,7 @@ from engine_processes import ENGINE, KEY, build, files, start, wait_for
 
 from edge_attn.errors import InputError
 from edge_attn.locks import alone, is_held
-from runtimes.engine_cache import EngineCache, EngineKey, Refused
+from edge_attn.runtimes.engine_cache import EngineCache, EngineKey, Refused
 
 # ---- one process
 

@@ -10,8 +10,8 @@ import pytest
 
 from edge_attn.config import SearchConfig
 from edge_attn.errors import InputError, UsageError
-from runtimes.evaluate import BINS, _joined, evaluate
-from runtimes.translate import Translator
+from edge_attn.runtimes.evaluate import BINS, _joined, evaluate
+from edge_attn.runtimes.translate import Translator
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed: pip install 'edge-attn[evaluate]'")
 

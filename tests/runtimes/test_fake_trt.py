@@ -15,8 +15,8 @@ import pytest
 from fake_cuda import Fault
 
 from edge_attn.bundle import Bundle
-from runtimes.cuda import Cuda
-from runtimes.trt_profiles import Buckets
+from edge_attn.runtimes.cuda import Cuda
+from edge_attn.runtimes.trt_profiles import Buckets
 
 
 class Log(list):

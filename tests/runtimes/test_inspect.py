@@ -7,7 +7,7 @@ import json
 import zipfile
 
 from edge_attn.bundle import Bundle
-from runtimes.inspect import inspect, show
+from edge_attn.runtimes.inspect import inspect, show
 
 
 def test_as_json_it_is_the_manifest_and_more(edge_attn_cli, toy_bundle):

@@ -12,7 +12,7 @@ import pytest
 
 from edge_attn.cli import cli
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS
-from runtimes.doctor_device import LEND
+from edge_attn.runtimes.doctor_device import LEND
 
 HOUSE = Path(__file__).resolve().parents[2]
 if not (HOUSE / "runtimes").is_dir():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_attn.bundle import Bundle
 from edge_attn.errors import BundleError
 from edge_attn.registry import HOUSE
-from runtimes.onnx_nodes import Node, read_nodes
+from edge_attn.runtimes.onnx_nodes import Node, read_nodes
 
 NO_ONNX = "onnx is not installed, and torch is not installed: a device needs none"
 EMBEDDED = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"

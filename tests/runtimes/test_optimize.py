@@ -19,10 +19,10 @@ from edge_attn.config import RuntimeOptions  # noqa: E402
 from edge_attn.errors import NotTestedError  # noqa: E402
 from edge_attn.ops import DOMAIN  # noqa: E402
 from edge_attn.registry import PRECISIONS, TARGETS, resolve  # noqa: E402
-from runtimes.targets import recipes  # noqa: E402
-from runtimes.targets.graph import Constants, load, types  # noqa: E402
-from runtimes.targets.inline import inline  # noqa: E402
-from runtimes.targets.samples import largest, log_probs, view  # noqa: E402
+from edge_attn.runtimes.targets import recipes  # noqa: E402
+from edge_attn.runtimes.targets.graph import Constants, load, types  # noqa: E402
+from edge_attn.runtimes.targets.inline import inline  # noqa: E402
+from edge_attn.runtimes.targets.samples import largest, log_probs, view  # noqa: E402
 
 KINDS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))}
 PAIRS = [(name, precision) for name in TARGETS for precision in resolve("target", TARGETS, name).precisions]
@@ -225,7 +225,7 @@ def test_a_build_that_cannot_be_keeps_the_graphs_and_says_what_to_do(edge_attn_c
     def absent(*arguments):
         raise NotTestedError("tensorrt is not installed; run: edge-attn doctor")
 
-    monkeypatch.setattr("runtimes.optimize.open_runtime", absent)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.open_runtime", absent)
     command = ("optimize", copied, "--target", "trt", "--precision", "fp16", "--threads", 1, "--build")
     said = f"{copied} holds trt-fp16, but it was not built or run here: tensorrt is not installed"
     edge_attn_cli(*command, code=3, said=said)
@@ -233,7 +233,7 @@ def test_a_build_that_cannot_be_keeps_the_graphs_and_says_what_to_do(edge_attn_c
 
 
 def test_a_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
-    from runtimes.ort import OrtCpu
+    from edge_attn.runtimes.ort import OrtCpu
 
     opened = []
 
@@ -248,7 +248,7 @@ def test_a_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
         opened.append((name, options.precision, Engine(bundle, options)))
         return opened[0][2]
 
-    monkeypatch.setattr("runtimes.optimize.open_runtime", build)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.open_runtime", build)
     said = quietly(copied, "trt", "fp16", build=True)
     assert [entry[:2] for entry in opened] == [("trt", "fp16")]
     assert opened[0][2].closed

@@ -15,10 +15,10 @@ from optimize_cases import quietly
 from edge_attn.bundle import Bundle, update_bundle
 from edge_attn.errors import ConfigError, NotTestedError, UsageError
 from edge_attn.parity import Level
-from runtimes.optimize import optimize
-from runtimes.report import Report
-from runtimes.trt import build_config
-from runtimes.trt_build import BuildConfig
+from edge_attn.runtimes.optimize import optimize
+from edge_attn.runtimes.report import Report
+from edge_attn.runtimes.trt import build_config
+from edge_attn.runtimes.trt_build import BuildConfig
 
 LINES = "the red king\na small cat sees a dog\n"
 
@@ -30,8 +30,8 @@ def holds(bundle: Bundle, runtime, said, levels=()) -> Report:
 @pytest.fixture
 def unverified(monkeypatch) -> None:
     """What is made is taken as it is: other tests verify it."""
-    monkeypatch.setattr("runtimes.targets.making.check", holds)
-    monkeypatch.setattr("runtimes.optimize.check", holds)
+    monkeypatch.setattr("edge_attn.runtimes.targets.making.check", holds)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.check", holds)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def builds(monkeypatch, unverified) -> list[BuildConfig]:
         found.append(build_config(bundle.target(name, options.precision)))
         return SimpleNamespace(close=lambda: None)
 
-    monkeypatch.setattr("runtimes.optimize.open_runtime", build)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.open_runtime", build)
     return found
 
 
@@ -87,8 +87,8 @@ def test_what_is_not_said_again_stays_with_force(copied, unverified, tables):
 
 def test_what_is_built_as_it_is_may_lie_where_nothing_can_be_written(copied, builds, monkeypatch):
     quietly(copied, "trt", "fp32")
-    monkeypatch.setattr("runtimes.optimize.check_output", None)
-    monkeypatch.setattr("runtimes.optimize.update_bundle", None)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.check_output", None)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.update_bundle", None)
     quietly(copied, "trt", "fp32", build=True)
     assert builds == [BuildConfig()]
 
@@ -114,7 +114,7 @@ def test_a_beam_that_the_engines_cannot_hold_is_foretold(copied, unverified, tab
     def none(*arguments):
         raise NotTestedError("there is none")
 
-    monkeypatch.setattr("runtimes.optimize.open_runtime", none)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.open_runtime", none)
     said = quietly(copied, "trt", "fp32", profiles=tables["narrow"])
     assert said[0].startswith("engines for a beam of up to 1 cannot run the golden beam search, whose beam is 5: L3")
     with pytest.raises(NotTestedError):

@@ -15,9 +15,9 @@ from optimize_cases import quietly  # noqa: E402
 from edge_attn.bundle import Bundle, update_bundle  # noqa: E402
 from edge_attn.errors import InputError, ParityError, UsageError  # noqa: E402
 from edge_attn.ops import DOMAIN  # noqa: E402
-from runtimes.optimize import optimize  # noqa: E402
-from runtimes.targets import making, recipes  # noqa: E402
-from runtimes.targets.graph import load, nodes  # noqa: E402
+from edge_attn.runtimes.optimize import optimize  # noqa: E402
+from edge_attn.runtimes.targets import making, recipes  # noqa: E402
+from edge_attn.runtimes.targets.graph import load, nodes  # noqa: E402
 
 KINDS = Path(__file__).parents[1] / "data" / "kinds"
 OFFER = ("AdditiveAttention",)

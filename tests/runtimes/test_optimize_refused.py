@@ -18,10 +18,10 @@ from edge_attn import locks  # noqa: E402
 from edge_attn.bundle import Bundle, write_bundle  # noqa: E402
 from edge_attn.errors import ConfigError, InputError, ParityError, UsageError  # noqa: E402
 from edge_attn.registry import TARGETS  # noqa: E402
-from runtimes import optimize as optimize_module  # noqa: E402
-from runtimes.optimize import optimize  # noqa: E402
-from runtimes.targets import recipes  # noqa: E402
-from runtimes.targets.samples import largest  # noqa: E402
+from edge_attn.runtimes import optimize as optimize_module  # noqa: E402
+from edge_attn.runtimes.optimize import optimize  # noqa: E402
+from edge_attn.runtimes.targets import recipes  # noqa: E402
+from edge_attn.runtimes.targets.samples import largest  # noqa: E402
 
 KINDS = {path.stem: path for path in sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))}
 
@@ -81,7 +81,7 @@ def newer(model: onnx.ModelProto) -> None:
     ],
 )
 def test_what_the_oldest_version_cannot_read_is_said_before_anything_runs(copied, monkeypatch, change, sentence):
-    monkeypatch.setattr("runtimes.targets.making.choose", None)
+    monkeypatch.setattr("edge_attn.runtimes.targets.making.choose", None)
     refused(planted(copied, "step", change), InputError, sentence, "trt", "fp32")
 
 
@@ -214,11 +214,11 @@ def test_a_bundle_that_cannot_be_written_is_said_before_the_work(copied, monkeyp
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", read_only)
-    monkeypatch.setattr("runtimes.optimize.make", None)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.make", None)
     refused(copied, InputError, "toy.zip cannot be written: Read-only file system", "trt")
 
 
 def test_a_full_disk_is_said_before_the_work(copied, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    monkeypatch.setattr("runtimes.optimize.make", None)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.make", None)
     refused(copied, InputError, "toy.zip cannot be written: 0.0 MB are free in", "trt")

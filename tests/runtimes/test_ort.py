@@ -10,11 +10,11 @@ import pytest
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions
 from edge_attn.errors import BundleError
+from edge_attn.runtimes.base import open_runtime
+from edge_attn.runtimes.ort import OrtCpu
 from edge_attn.search import Decoding
 from edge_attn.spec import GraphSpec, TensorSpec
 from edge_attn.text import BOS
-from runtimes.base import open_runtime
-from runtimes.ort import OrtCpu
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_bundle_without_a_tensor_that_the_task_needs_is_refused(bundle, monkey
     spec = bundle.manifest.graphs[graph]
     outputs = tuple(tensor for tensor in spec.outputs if tensor.name != missing)
     assert len(outputs) < len(spec.outputs)
-    monkeypatch.setattr("runtimes.ort._check", lambda *_: None)
+    monkeypatch.setattr("edge_attn.runtimes.ort._check", lambda *_: None)
     with pytest.raises(BundleError, match=f"the graph '{graph}' has no output '{missing}'"):
         open_runtime(with_graph(bundle, graph, outputs=outputs), "ort-cpu")
 

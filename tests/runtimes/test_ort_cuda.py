@@ -19,13 +19,13 @@ from edge_attn import golden
 from edge_attn.bundle import Bundle, Target
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import BundleError, MissingExtraError, NotTestedError
+from edge_attn.runtimes import ort_cuda
+from edge_attn.runtimes.base import open_runtime
+from edge_attn.runtimes.ort import OrtCpu, onnxruntime_packages
+from edge_attn.runtimes.ort_cuda import OrtCuda, provider_fault
+from edge_attn.runtimes.verify import check
 from edge_attn.search import Decoding, search
 from edge_attn.text import BOS
-from runtimes import ort_cuda
-from runtimes.base import open_runtime
-from runtimes.ort import OrtCpu, onnxruntime_packages
-from runtimes.ort_cuda import OrtCuda, provider_fault
-from runtimes.verify import check
 
 FALLBACK = RuntimeOptions(allow_fallback=True)
 CUDA = "CUDAExecutionProvider"
@@ -188,9 +188,9 @@ def test_a_module_that_lost_its_files_is_named(bundle, monkeypatch, runtime):
 
 def test_without_onnxruntime_the_extra_is_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "runtimes.ort_cuda")
+    monkeypatch.delitem(sys.modules, "edge_attn.runtimes.ort_cuda")
     with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed; run: pip install 'edge-attn\[gpu\]'"):
-        importlib.import_module("runtimes.ort_cuda")
+        importlib.import_module("edge_attn.runtimes.ort_cuda")
 
 
 @pytest.mark.usefixtures("no_cuda")

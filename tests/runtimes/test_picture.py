@@ -9,9 +9,9 @@ import pytest
 
 import edge_attn
 from edge_attn.errors import InputError
-from runtimes.evaluate import Bin, Evaluation, Score
-from runtimes.picture import alignment_svg, length_svg, picture, write
-from runtimes.translate import Translation
+from edge_attn.runtimes.evaluate import Bin, Evaluation, Score
+from edge_attn.runtimes.picture import alignment_svg, length_svg, picture, write
+from edge_attn.runtimes.translate import Translation
 
 
 def texts(svg: str) -> list[str]:

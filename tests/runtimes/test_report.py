@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from edge_attn.parity import LEVELS, Finding, Flip, Level
-from runtimes.report import SCHEMA, Report
-from runtimes.verify import verify
+from edge_attn.runtimes.report import SCHEMA, Report
+from edge_attn.runtimes.verify import verify
 
 NAN, INF = math.nan, math.inf
 

@@ -17,10 +17,10 @@ from table_model import KNOWN, WORDS, TableModel, random_tables, table, translat
 import edge_attn
 from edge_attn import golden
 from edge_attn.errors import InputError
+from edge_attn.runtimes import score
+from edge_attn.runtimes.score import Total, score_pairs
+from edge_attn.runtimes.translate import SourceCutWarning, Translator
 from edge_attn.text import EOS
-from runtimes import score
-from runtimes.score import Total, score_pairs
-from runtimes.translate import SourceCutWarning, Translator
 
 READY = Path(golden.__file__).parent / "pretrained" / "en-fr.zip"
 

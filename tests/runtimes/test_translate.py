@@ -12,10 +12,10 @@ import pytest
 import edge_attn
 from edge_attn.config import SearchConfig
 from edge_attn.errors import BundleError, InputError, UsageError
+from edge_attn.runtimes import translate
+from edge_attn.runtimes.translate import SourceCutWarning, Translation, Translator
 from edge_attn.search import forced
 from edge_attn.text import EOS
-from runtimes import translate
-from runtimes.translate import SourceCutWarning, Translation, Translator
 
 SENTENCE = "every good cat calls a child"
 SAID = "chaque chat bon appelle un enfant"

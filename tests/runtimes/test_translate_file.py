@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from runtimes import translate_file
+from edge_attn.runtimes import translate_file
 
 LONGEST = translate_file.LONGEST_LINE
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtimes import translate_file
-from runtimes.translate_file import LONGEST_LINE
+from edge_attn.runtimes import translate_file
+from edge_attn.runtimes.translate_file import LONGEST_LINE
 
 
 @pytest.fixture

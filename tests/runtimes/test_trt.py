@@ -20,13 +20,13 @@ from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import BundleError, InputError, NotTestedError
 from edge_attn.registry import PRECISIONS
+from edge_attn.runtimes import trt
+from edge_attn.runtimes.base import open_runtime
+from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.translate import Translator
+from edge_attn.runtimes.trt import Trt, TrtRtx
+from edge_attn.runtimes.verify import check
 from edge_attn.search import search
-from runtimes import trt
-from runtimes.base import open_runtime
-from runtimes.ort import OrtCpu
-from runtimes.translate import Translator
-from runtimes.trt import Trt, TrtRtx
-from runtimes.verify import check
 
 KINDS = sorted((Path(__file__).parents[1] / "data" / "kinds").glob("*.zip"))
 
@@ -145,7 +145,7 @@ def test_without_tensorrt_or_cuda_it_is_not_tested(monkeypatch, bundle, jetson):
         with pytest.raises(NotTestedError, match="does not load here"):
             open_runtime(bundle, name)
     monkeypatch.setattr(trt, "open_door", jetson.door)
-    monkeypatch.setattr("runtimes.cuda._candidates", lambda: iter(()))
+    monkeypatch.setattr("edge_attn.runtimes.cuda._candidates", lambda: iter(()))
     with pytest.raises(NotTestedError, match="CUDA is not here"):
         Trt(bundle)
 
@@ -219,7 +219,7 @@ def test_optimize_builds_and_verifies_on_the_engine_that_translates(jetson, toy_
     profiles = tmp_path / "profiles.toml"
     profiles.write_text("[buckets]\nbatch = [1, 32]\nsrc = [8]\n")
     said: list[str] = []
-    optimize = importlib.import_module("runtimes.optimize").optimize
+    optimize = importlib.import_module("edge_attn.runtimes.optimize").optimize
     options = {"profiles": profiles, "build": True, "cache_dir": jetson.cache}
     assert optimize(path, "trt", precision, say=said.append, **options) == 0, said
     assert said[-1].startswith(f"{path} on trt (tensorrt 10.3.0 on Orin")
@@ -236,7 +236,7 @@ def test_optimize_builds_and_verifies_on_the_engine_that_translates(jetson, toy_
 def test_verify_holds_on_a_gpu(needs_gpu, toy_bundle, tmp_path, name, precision):
     skip_where_absent(name)
     pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
-    optimize = importlib.import_module("runtimes.optimize").optimize
+    optimize = importlib.import_module("edge_attn.runtimes.optimize").optimize
     path = Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
     assert optimize(path, "trt", precision, say=lambda sentence: None) == 0
     opened = Bundle.open(path)

@@ -16,14 +16,14 @@ from fake_build import FakeBuild, run, say, stepping
 from edge_attn.bundle import Bundle, Target
 from edge_attn.config import read_toml
 from edge_attn.errors import ConfigError, InputError, NotTestedError
-from runtimes import trt_build
-from runtimes.cuda import Gpu
-from runtimes.engine_cache import EngineCache
-from runtimes.plugins import Plugin
-from runtimes.trt_build import BuildConfig, check_memory, engine_for
-from runtimes.trt_compat import Door
-from runtimes.trt_monitor import Progress
-from runtimes.trt_profiles import Buckets
+from edge_attn.runtimes import trt_build
+from edge_attn.runtimes.cuda import Gpu
+from edge_attn.runtimes.engine_cache import EngineCache
+from edge_attn.runtimes.plugins import Plugin
+from edge_attn.runtimes.trt_build import BuildConfig, check_memory, engine_for
+from edge_attn.runtimes.trt_compat import Door
+from edge_attn.runtimes.trt_monitor import Progress
+from edge_attn.runtimes.trt_profiles import Buckets
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import pytest
 from edge_attn.bundle import Bundle
 from edge_attn.errors import NotTestedError
 from edge_attn.registry import HOUSE
-from runtimes.trt_build import BuildConfig, build_engine
-from runtimes.trt_compat import open_door
+from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+from edge_attn.runtimes.trt_compat import open_door
 
 onnx_parser = pytest.importorskip("onnx.parser", reason="onnx is not installed, and torch is not installed")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
@@ -72,7 +72,7 @@ def test_the_portable_graphs_build(version, toy_bundle):
 @pytest.mark.slow
 def test_every_kind_builds_in_what_the_old_version_takes(tmp_path):
     """What the installed version builds stands in the README's table: tests/test_support_table.py."""
-    from runtimes.optimize import optimize  # it needs onnx, which a device may not have
+    from edge_attn.runtimes.optimize import optimize  # it needs onnx, which a device may not have
 
     if not OLD:
         pytest.skip(NO_OLD)
@@ -223,10 +223,10 @@ def test_an_interruption_ends_the_build(toy_bundle):
 FETCH = """
 from pathlib import Path
 from edge_attn.bundle import Bundle, Target
-from runtimes.cuda import Gpu
-from runtimes.engine_cache import EngineCache
-from runtimes.trt_build import BuildConfig, engine_for
-from runtimes.trt_compat import open_door
+from edge_attn.runtimes.cuda import Gpu
+from edge_attn.runtimes.engine_cache import EngineCache
+from edge_attn.runtimes.trt_build import BuildConfig, engine_for
+from edge_attn.runtimes.trt_compat import open_door
 
 bundle, cache = Bundle.open({bundle!r}), EngineCache(Path({folder!r}))
 gpu = Gpu("Orin", (8, 7), 8, True, 1 << 33, 1 << 33)

@@ -15,10 +15,10 @@ from choices import BUCKETS, QUICK, SLOW, STEP, VARIANT, WITH, WITHOUT, runs, wi
 from edge_attn import golden
 from edge_attn.bundle import Bundle
 from edge_attn.errors import BundleError
-from runtimes import trt_choice
-from runtimes.cache import clear_cache
-from runtimes.trt_choice import TURNS, WARM, plugins_of
-from runtimes.verify import check
+from edge_attn.runtimes import trt_choice
+from edge_attn.runtimes.cache import clear_cache
+from edge_attn.runtimes.trt_choice import TURNS, WARM, plugins_of
+from edge_attn.runtimes.verify import check
 
 both, registered = choices.both, choices.registered
 
@@ -196,7 +196,7 @@ def test_a_bundle_without_variants(jetson, both):
 
 def test_what_optimize_offers_is_what_is_decided_on(jetson, copied, capsys):
     pytest.importorskip("onnx", reason="torch is not installed: a device needs none")
-    optimize = importlib.import_module("runtimes.optimize").optimize
+    optimize = importlib.import_module("edge_attn.runtimes.optimize").optimize
     profiles = copied.with_name("profiles.toml")
     profiles.write_text("[buckets]\nbatch = [32]\nsrc = [8]\n")
     said: list[str] = []

@@ -17,14 +17,14 @@ from choices import PLUGINS, STEP, VARIANT, WITH, WITHOUT, raising, runs, tokens
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions
 from edge_attn.errors import InputError, NotTestedError
-from runtimes import engine_cache, trt_choice
-from runtimes.cuda import FUNCTIONS
-from runtimes.engine_cache import EngineCache
-from runtimes.ort import OrtCpu
-from runtimes.plugins import additive_attention
-from runtimes.trt import TrtRtx
-from runtimes.trt_build import TookTooLongError
-from runtimes.trt_launch import Launches
+from edge_attn.runtimes import engine_cache, trt_choice
+from edge_attn.runtimes.cuda import FUNCTIONS
+from edge_attn.runtimes.engine_cache import EngineCache
+from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.plugins import additive_attention
+from edge_attn.runtimes.trt import TrtRtx
+from edge_attn.runtimes.trt_build import TookTooLongError
+from edge_attn.runtimes.trt_launch import Launches
 
 both, built_as, registered = choices.both, choices.built_as, choices.registered
 

@@ -17,11 +17,11 @@ import trt_surface as surface
 
 from edge_attn.errors import NotTestedError
 from edge_attn.registry import HOUSE
-from runtimes.trt_compat import Capability, Door, open_door
+from edge_attn.runtimes.trt_compat import Capability, Door, open_door
 
 BINDINGS = os.environ.get("EDGE_ATTN_TRT_BINDINGS", "")
 RECORDING: dict[str, Any] = json.loads(surface.RECORDING.read_text(encoding="utf-8"))
-COMPAT = (HOUSE / "runtimes" / "trt_compat.py").read_text(encoding="utf-8")
+COMPAT = (HOUSE / "edge_attn" / "runtimes" / "trt_compat.py").read_text(encoding="utf-8")
 RECORD = "python tests/runtimes/trt_surface.py record FOLDER CLASS"
 
 
@@ -171,7 +171,7 @@ def test_the_recording_has_the_versions_that_we_name():
     ]
 
 
-HEAD = "from runtimes.trt_compat import Builder, Door, ILayer\n"
+HEAD = "from edge_attn.runtimes.trt_compat import Builder, Door, ILayer\n"
 PLANTED = [
     ("def f(door: Door): return door.trt.BuilderFlag.FP16", "tensorrt 11.4.0.106 has no BuilderFlag.FP16"),
     ("def f(door: Door):\n trt = door.trt\n return trt.BuilderFlag.FP16", "has no BuilderFlag.FP16"),
@@ -218,10 +218,10 @@ def test_what_a_version_lacks_is_found(planted, said):
 @pytest.mark.parametrize("instead", ["trt.BuilderFlag.FP16", "options.int8_calibrator", "builder.platform_has_tf32"])
 def test_what_is_planted_in_our_own_source_is_found(instead):
     files = attributes.sources(HOUSE)
-    before = files["runtimes/trt_build.py"]
-    files["runtimes/trt_build.py"] = before.replace("trt.MemoryPoolType.WORKSPACE", instead)
-    assert files["runtimes/trt_build.py"] != before
-    assert any(fault.startswith("runtimes/trt_build.py") for fault in faults(files))
+    before = files["edge_attn/runtimes/trt_build.py"]
+    files["edge_attn/runtimes/trt_build.py"] = before.replace("trt.MemoryPoolType.WORKSPACE", instead)
+    assert files["edge_attn/runtimes/trt_build.py"] != before
+    assert any(fault.startswith("edge_attn/runtimes/trt_build.py") for fault in faults(files))
 
 
 GUARDED = [
@@ -241,7 +241,9 @@ def test_a_capability_guards_what_only_some_versions_have(guarded):
 
 def test_nothing_else_of_ours_touches_tensorrt():
     watched = attributes.sources(HOUSE)
-    for path in [*HOUSE.glob("runtimes/**/*.py"), *HOUSE.glob("edge_attn/**/*.py"), *HOUSE.glob("export/**/*.py")]:
+    for path in [
+        path for folder in ("", "export", "runtimes") for path in (HOUSE / "edge_attn" / folder).rglob("*.py")
+    ]:
         name = path.relative_to(HOUSE).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

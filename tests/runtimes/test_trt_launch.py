@@ -13,10 +13,10 @@ from fake_cuda import Fault
 from edge_attn.bundle import Bundle
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import BundleError, NotTestedError
+from edge_attn.runtimes import trt_launch
+from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.trt import Trt, TrtRtx
 from edge_attn.search import Decoding, search
-from runtimes import trt_launch
-from runtimes.ort import OrtCpu
-from runtimes.trt import Trt, TrtRtx
 
 
 def test_shapes_are_those_of_a_few_launches(jetson, runtime, sources):

@@ -9,12 +9,12 @@ import pytest
 
 from edge_attn.bundle import Bundle
 from edge_attn.errors import BundleError, InputError
+from edge_attn.runtimes.onnx_nodes import Node, Nodes
+from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+from edge_attn.runtimes.trt_compat import Capability, Door, open_door
+from edge_attn.runtimes.trt_lint import lint_nodes
+from edge_attn.runtimes.trt_profiles import Buckets, Profile
 from edge_attn.spec import GraphSpec, TensorSpec
-from runtimes.onnx_nodes import Node, Nodes
-from runtimes.trt_build import BuildConfig, build_engine
-from runtimes.trt_compat import Capability, Door, open_door
-from runtimes.trt_lint import lint_nodes
-from runtimes.trt_profiles import Buckets, Profile
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs none")
 parser = pytest.importorskip("onnx.parser")

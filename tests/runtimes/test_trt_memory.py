@@ -9,11 +9,11 @@ import pytest
 
 from edge_attn.config import RuntimeOptions, SearchConfig
 from edge_attn.errors import EdgeAttnError, NotTestedError, UsageError
+from edge_attn.runtimes import trt, trt_memory
+from edge_attn.runtimes.cuda import Cuda
+from edge_attn.runtimes.ort import OrtCpu
 from edge_attn.search import Decoding, search
 from edge_attn.text import BOS
-from runtimes import trt, trt_memory
-from runtimes.cuda import Cuda
-from runtimes.ort import OrtCpu
 
 
 def test_states_and_memory_stay_on_the_device(jetson, runtime, sources):

@@ -6,8 +6,8 @@ import pytest
 
 from edge_attn.bundle import Bundle
 from edge_attn.errors import BundleError, ConfigError, InputError
+from edge_attn.runtimes.trt_profiles import Bucket, Buckets
 from edge_attn.spec import GraphSpec, TensorSpec
-from runtimes.trt_profiles import Bucket, Buckets
 
 STEP = GraphSpec(
     "graphs/step.onnx",

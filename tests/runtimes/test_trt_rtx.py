@@ -18,10 +18,10 @@ from edge_attn.bundle import Bundle
 from edge_attn.errors import InputError
 from edge_attn.ops import DOMAIN
 from edge_attn.registry import HOUSE
+from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+from edge_attn.runtimes.trt_compat import open_door
+from edge_attn.runtimes.trt_profiles import Profile
 from edge_attn.spec import GraphSpec, TensorSpec
-from runtimes.trt_build import BuildConfig, build_engine
-from runtimes.trt_compat import open_door
-from runtimes.trt_profiles import Profile
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 

@@ -9,9 +9,9 @@ from fake_build import FakeBuild, run, say, stepping
 
 from edge_attn.bundle import Bundle, Target
 from edge_attn.errors import InputError, NotTestedError
-from runtimes.cuda import Gpu
-from runtimes.engine_cache import EngineCache
-from runtimes.trt_build import BuildConfig, engine_for
+from edge_attn.runtimes.cuda import Gpu
+from edge_attn.runtimes.engine_cache import EngineCache
+from edge_attn.runtimes.trt_build import BuildConfig, engine_for
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from table_model import NAMES, TableModel, table, translator
 import edge_attn
 from edge_attn import golden
 from edge_attn.errors import InputError, UsageError
+from edge_attn.runtimes.unknown import read_phrase_table, replaced
 from edge_attn.search import Hypothesis
 from edge_attn.text import SPECIAL, UNK, CharacterTokenizer, Text
-from runtimes.unknown import read_phrase_table, replaced
 
 READY = Path(golden.__file__).parent / "pretrained" / "en-fr.zip"
 NO_ATTENTION = Path(__file__).parents[1] / "data" / "kinds" / "none-gru.zip"

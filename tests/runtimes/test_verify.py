@@ -12,9 +12,9 @@ from verify_reports import failing, planted, statuses
 
 from edge_attn.config import RuntimeOptions, Seq2SeqConfig
 from edge_attn.errors import BundleError, InputError, UsageError
+from edge_attn.runtimes.verify import verify
 from edge_attn.text import Text
 from edge_attn.training import checkpoint
-from runtimes.verify import verify
 
 torch.set_num_threads(1)
 
@@ -168,8 +168,8 @@ def test_without_torch_verify_runs_and_a_reference_is_not_tested(run_edge_attn, 
 def test_a_folded_memory_of_the_plain_ones_shape_is_told_apart(tmp_path):
     """Luong's layout with a decoder as wide as the encoder's output: what is folded, and what is not, look the same."""
     from edge_attn.config import Config, DataConfig, TextConfig, TrainingConfig
+    from edge_attn.export.pipeline import export
     from edge_attn.training import checkpoint
-    from export.pipeline import export
 
     pairs = [(" ".join(f"w{i} w{i + 1} w{i + 2}".split()), f"v{i} v{i + 1}") for i in range(80)]
     model = Seq2SeqConfig(embedding=8, encoder_hidden=4, decoder_hidden=8, attention_size=4, attend="after")

@@ -17,8 +17,8 @@ from edge_attn.bundle import FORMAT, Bundle, Manifest
 from edge_attn.config import RuntimeOptions, Seq2SeqConfig
 from edge_attn.models.reference import Reference, record_model
 from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.runtimes.verify import check, verify
 from edge_attn.text import EOS, Text
-from runtimes.verify import check, verify
 
 torch.set_num_threads(1)
 

@@ -12,10 +12,10 @@ from verify_reports import failing, statuses
 
 from edge_attn.errors import TooLargeError
 from edge_attn.golden import Golden, Said
+from edge_attn.runtimes import levels
+from edge_attn.runtimes.verify import check
 from edge_attn.search import Hypothesis
 from edge_attn.spec import GraphSpec, Value
-from runtimes import levels
-from runtimes.verify import check
 
 
 @dataclasses.dataclass

@@ -386,5 +386,5 @@ def capabilities(test: ast.expr) -> tuple[Guard, ...]:
 
 def sources(house: Path) -> dict[str, str]:
     """Our files that hold TensorRT in their hands."""
-    files = [*house.glob("runtimes/trt*.py"), *house.glob("runtimes/plugins/**/*.py")]
+    files = [*house.glob("edge_attn/runtimes/trt*.py"), *house.glob("edge_attn/runtimes/plugins/**/*.py")]
     return {path.relative_to(house).as_posix(): path.read_text(encoding="utf-8") for path in sorted(files)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_attn.bundle import Bundle, write_bundle
-from runtimes.report import Report
+from edge_attn.runtimes.report import Report
 
 Files = dict[str, bytes]
 

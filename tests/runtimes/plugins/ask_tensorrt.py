@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from runtimes.plugins import plugins_for
-from runtimes.trt_compat import open_door
+from edge_attn.runtimes.plugins import plugins_for
+from edge_attn.runtimes.trt_compat import open_door
 
 
 def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:

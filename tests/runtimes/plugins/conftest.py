@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.plugins.additive_attention import SOURCE
+from edge_attn.runtimes.plugins.additive_attention import SOURCE
 
 HERE = Path(__file__).resolve().parent
 Compile = Callable[[str], ctypes.CDLL]

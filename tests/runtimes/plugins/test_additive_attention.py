@@ -17,8 +17,8 @@ import pytest
 
 from edge_attn.errors import NotTestedError
 from edge_attn.ops.additive import OP
-from runtimes.plugins.additive_attention import BLOCKS, KERNELS, SOURCE, ptx
-from runtimes.plugins.driver import Gpu
+from edge_attn.runtimes.plugins.additive_attention import BLOCKS, KERNELS, SOURCE, ptx
+from edge_attn.runtimes.plugins.driver import Gpu
 
 TYPES = {"fp32": np.float32, "fp16": np.float16}
 BOUNDS = {"fp32": (2e-6, 2e-5), "fp16": (1e-7, 5.5e-4)}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from edge_attn.errors import NotTestedError
-from runtimes.plugins import ptx as module
-from runtimes.plugins.additive_attention import KERNELS, SOURCE
-from runtimes.plugins.ptx import compile_ptx, driver_cuda, newest_ptx, nvccs, nvrtcs, with_nvcc, with_nvrtc
+from edge_attn.runtimes.plugins import ptx as module
+from edge_attn.runtimes.plugins.additive_attention import KERNELS, SOURCE
+from edge_attn.runtimes.plugins.ptx import compile_ptx, driver_cuda, newest_ptx, nvccs, nvrtcs, with_nvcc, with_nvrtc
 
 ARCHITECTURES = {"sm_87": "Orin", "sm_90": "Hopper", "sm_110": "Thor"}
 COMPILERS = {"nvcc": (nvccs, with_nvcc), "NVRTC": (nvrtcs, with_nvrtc)}

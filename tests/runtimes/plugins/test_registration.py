@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 
 from edge_attn.errors import NotTestedError, UsageError
-from runtimes.plugins import plugins_for
-from runtimes.plugins.additive_attention import BLOCKS, KERNELS, PLUGIN, plugin_hash, ptx, register
-from runtimes.plugins.ptx import compilers
-from runtimes.trt_compat import Capability, Door
+from edge_attn.runtimes.plugins import plugins_for
+from edge_attn.runtimes.plugins.additive_attention import BLOCKS, KERNELS, PLUGIN, plugin_hash, ptx, register
+from edge_attn.runtimes.plugins.ptx import compilers
+from edge_attn.runtimes.trt_compat import Capability, Door
 
 HERE = Path(__file__).resolve().parent
 VARIABLE = "EDGE_ATTN_TRT_LEAN"
@@ -101,7 +101,8 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_tensorrt_refuses_what_is_wrong(lean, what):
     name, wrong, said = BROKEN[what]
-    before = f"import runtimes.plugins.additive_attention as a; a.{name} = {wrong}; a.ptx = lambda architecture: b''"
+    before = "import edge_attn.runtimes.plugins.additive_attention as a; "
+    before += f"a.{name} = {wrong}; a.ptx = lambda architecture: b''"
     done = ask(lean, "fp32", 1, 1, 2, 2, 2, 64, before=before)
     assert done.returncode != 0
     assert said in done.stderr
@@ -119,7 +120,7 @@ def test_a_tensorrt_without_such_plugins_is_refused(capability):
 
 
 def test_a_package_for_plugins_that_does_not_load_is_a_sentence(monkeypatch):
-    monkeypatch.setattr("runtimes.plugins.additive_attention.ptx", lambda architecture: b"")
+    monkeypatch.setattr("edge_attn.runtimes.plugins.additive_attention.ptx", lambda architecture: b"")
     door = Door(SimpleNamespace(__name__="tensorrt_without"), Capability((10, 13, 2)), "tensorrt 10.13.2")
     with pytest.raises(NotTestedError, match=r"the plugins of tensorrt 10\.13\.2 do not load here: No module named"):
         register(door, "sm_87")

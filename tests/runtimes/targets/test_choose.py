@@ -8,8 +8,8 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 
 from edge_attn.parity import Level  # noqa: E402
-from runtimes.report import Report  # noqa: E402
-from runtimes.targets.choose import ROUNDS, Lowering, choose, divergence, rank  # noqa: E402
+from edge_attn.runtimes.report import Report  # noqa: E402
+from edge_attn.runtimes.targets.choose import ROUNDS, Lowering, choose, divergence, rank  # noqa: E402
 
 NODES = [f"n{i}" for i in range(100)]
 """A graph is stood for by a model whose nodes are named; a lowered one has the names of the lowered nodes only."""

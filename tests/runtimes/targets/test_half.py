@@ -13,9 +13,9 @@ import onnxruntime as ort  # noqa: E402
 
 from edge_attn.bundle import Bundle  # noqa: E402
 from edge_attn.errors import InputError  # noqa: E402
-from runtimes.targets.graph import load, types  # noqa: E402
-from runtimes.targets.half import ISLANDS, half, lowerable  # noqa: E402
-from runtimes.targets.inline import inline  # noqa: E402
+from edge_attn.runtimes.targets.graph import load, types  # noqa: E402
+from edge_attn.runtimes.targets.half import ISLANDS, half, lowerable  # noqa: E402
+from edge_attn.runtimes.targets.inline import inline  # noqa: E402
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 MODEL = """
@@ -113,8 +113,8 @@ def test_every_graph_of_the_toy_is_mostly_fp16(toy_bundle):
 def test_tensorrt_still_refuses_a_recurrence_with_lengths_in_fp16(toy_bundle):
     """Once it does not, the recipe of `trt` may lower it."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
-    from runtimes.trt_build import BuildConfig, build_engine
-    from runtimes.trt_compat import open_door
+    from edge_attn.runtimes.trt_build import BuildConfig, build_engine
+    from edge_attn.runtimes.trt_compat import open_door
 
     spec = Bundle.open(toy_bundle).manifest.graphs["encoder"]
     model = inline(load(Bundle.open(toy_bundle).read(spec.file), "encoder"))

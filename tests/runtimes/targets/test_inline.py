@@ -12,8 +12,8 @@ import onnxruntime as ort  # noqa: E402
 from edge_attn.bundle import Bundle  # noqa: E402
 from edge_attn.errors import BundleError  # noqa: E402
 from edge_attn.registry import HOUSE  # noqa: E402
-from runtimes.targets.graph import Constants, constant, load, module_path, nodes, prune  # noqa: E402
-from runtimes.targets.inline import inline, without_bodies  # noqa: E402
+from edge_attn.runtimes.targets.graph import Constants, constant, load, module_path, nodes, prune  # noqa: E402
+from edge_attn.runtimes.targets.inline import inline, without_bodies  # noqa: E402
 
 READY = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
 

@@ -10,7 +10,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 import onnxruntime as ort  # noqa: E402
 
 from edge_attn.errors import InputError  # noqa: E402
-from runtimes.targets.int8 import activations, int8, lowerable  # noqa: E402
+from edge_attn.runtimes.targets.int8 import activations, int8, lowerable  # noqa: E402
 
 MODEL = """
 <ir_version: 10, opset_import: ["" : 18]>

@@ -11,9 +11,9 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 
 from edge_attn.bundle import Bundle  # noqa: E402
 from edge_attn.errors import InputError, UsageError  # noqa: E402
-from runtimes.targets.graph import SCOPES, load  # noqa: E402
-from runtimes.targets.inline import inline  # noqa: E402
-from runtimes.targets.requirements import OLDEST, check, version  # noqa: E402
+from edge_attn.runtimes.targets.graph import SCOPES, load  # noqa: E402
+from edge_attn.runtimes.targets.inline import inline  # noqa: E402
+from edge_attn.runtimes.targets.requirements import OLDEST, check, version  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "data"
 BUNDLES = [DATA / "toy-bundle.zip", *sorted((DATA / "kinds").glob("*.zip"))]
