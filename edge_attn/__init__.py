@@ -29,7 +29,7 @@ def load(
 ) -> Any:
     """The bundle at `bundle` (a folder or its zip), ready for its task on `runtime`.
 
-    The options are those of `RuntimeOptions`, edge_attn/config.py.
+    The options are those of `RuntimeOptions`, edge_attn/config/training.py.
 
     Raises:
         BundleError: it is not a bundle, or was damaged.
@@ -38,8 +38,8 @@ def load(
     """
     from pathlib import Path
 
-    from edge_attn.bundle import Bundle
-    from edge_attn.config import RuntimeOptions
+    from edge_attn.bundle.bundle import Bundle
+    from edge_attn.config.runtime import RuntimeOptions
     from edge_attn.registry import TASKS, resolve
 
     folder = None if cache_dir is None else Path(cache_dir)

@@ -7,34 +7,33 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from edge_attn.errors import MissingExtraError, UsageError
 
 VERBS = {
-    "train": "edge_attn.training.loop:train",
+    "train": "edge_attn.training.trainer:train",
     "export": "edge_attn.export.pipeline:export",
-    "translate": "edge_attn.runtimes.translate_file:translate_file",
-    "verify": "edge_attn.runtimes.verify:verify",
-    "evaluate": "edge_attn.runtimes.evaluate:evaluate",
-    "score": "edge_attn.runtimes.score:score",
-    "align": "edge_attn.runtimes.align:align",
-    "inspect": "edge_attn.runtimes.inspect:inspect",
-    "show": "edge_attn.runtimes.inspect:show",
-    "picture": "edge_attn.runtimes.picture:picture",
-    "demo": "edge_attn.runtimes.demo:demo",
-    "optimize": "edge_attn.runtimes.optimize:optimize",
-    "doctor": "edge_attn.runtimes.doctor:doctor",
-    "cache list": "edge_attn.runtimes.cache:list_cache",
-    "cache clear": "edge_attn.runtimes.cache:clear_cache",
+    "translate": "edge_attn.runtimes.commands.translate:translate_file",
+    "verify": "edge_attn.runtimes.verification.verify:verify",
+    "evaluate": "edge_attn.runtimes.commands.evaluate:evaluate",
+    "score": "edge_attn.runtimes.commands.score:score",
+    "align": "edge_attn.runtimes.commands.align:align",
+    "inspect": "edge_attn.runtimes.commands.inspect:inspect",
+    "show": "edge_attn.runtimes.commands.inspect:show",
+    "picture": "edge_attn.runtimes.commands.plots:picture",
+    "demo": "edge_attn.runtimes.commands.demo:demo",
+    "optimize": "edge_attn.runtimes.optimize.optimize:optimize",
+    "doctor": "edge_attn.runtimes.doctor.doctor:doctor",
+    "cache list": "edge_attn.runtimes.commands.cache:list_cache",
+    "cache clear": "edge_attn.runtimes.commands.cache:clear_cache",
 }
 RUNTIMES = {
-    "ort-cpu": "edge_attn.runtimes.ort:OrtCpu",
-    "ort-cuda": "edge_attn.runtimes.ort_cuda:OrtCuda",
-    "trt": "edge_attn.runtimes.trt:Trt",
-    "trt-rtx": "edge_attn.runtimes.trt:TrtRtx",
-    "torch": "edge_attn.models.reference:Reference",
+    "ort-cpu": "edge_attn.runtimes.ort.cpu:OrtCpu",
+    "ort-cuda": "edge_attn.runtimes.ort.cuda:OrtCuda",
+    "trt": "edge_attn.runtimes.trt.runtime:Trt",
+    "trt-rtx": "edge_attn.runtimes.trt.runtime:TrtRtx",
+    "torch": "edge_attn.reference:Reference",
 }
 PRECISIONS = ("fp32", "fp16", "int8")
 SERVES = {
@@ -46,50 +45,50 @@ SERVES = {
 }
 """The precisions in which each runtime runs a bundle."""
 TARGETS = {
-    "ort-cuda": "edge_attn.runtimes.targets.recipes:ORT_CUDA",
-    "trt": "edge_attn.runtimes.targets.recipes:TRT",
+    "ort-cuda": "edge_attn.runtimes.optimize.targets:ORT_CUDA",
+    "trt": "edge_attn.runtimes.optimize.targets:TRT",
 }
 """What `optimize` makes graphs for; trt-rtx runs those of trt."""
 SERVICES = {
-    "open reference": "edge_attn.models.reference:open_checkpoint",
-    "record reference": "edge_attn.models.reference:record_live",
-    "verify": "edge_attn.runtimes.verify:check_on",
+    "open reference": "edge_attn.reference:open_checkpoint",
+    "record reference": "edge_attn.reference:record_live",
+    "verify": "edge_attn.runtimes.verification.verify:check_on",
     "export module": "edge_attn.export.pipeline:export_module",
 }
 """What one room asks of another that it does not import."""
-TASKS = {"seq2seq": "edge_attn.runtimes.translate:Translator"}
+TASKS = {"seq2seq": "edge_attn.runtimes.tasks.translation:Translator"}
 FAMILIES = {"seq2seq": "edge_attn.models.seq2seq:Seq2Seq"}
 ATTENTIONS = {
-    "additive": "edge_attn.models.attention:Additive",
-    "concat": "edge_attn.models.attention:Additive",
-    "dot": "edge_attn.models.attention:Dot",
-    "general": "edge_attn.models.attention:General",
-    "scaled": "edge_attn.models.attention:Scaled",
-    "location": "edge_attn.models.location:Location",
-    "pooling": "edge_attn.models.pooling:PooledAttention",
-    "multi-head": "edge_attn.models.multi_head:MultiHead",
-    "keras-dot": "edge_attn.models.keras:KerasDot",
-    "keras-concat": "edge_attn.models.keras:KerasConcat",
-    "keras-additive": "edge_attn.models.keras:KerasAdditive",
-    "none": "edge_attn.models.attention:NoAttention",
+    "additive": "edge_attn.models.layers.attention:Additive",
+    "concat": "edge_attn.models.layers.attention:Additive",
+    "dot": "edge_attn.models.layers.attention:Dot",
+    "general": "edge_attn.models.layers.attention:General",
+    "scaled": "edge_attn.models.layers.attention:Scaled",
+    "location": "edge_attn.models.layers.location:Location",
+    "pooling": "edge_attn.models.layers.pooling:PooledAttention",
+    "multi-head": "edge_attn.models.layers.multi_head:MultiHead",
+    "keras-dot": "edge_attn.models.layers.keras:KerasDot",
+    "keras-concat": "edge_attn.models.layers.keras:KerasConcat",
+    "keras-additive": "edge_attn.models.layers.keras:KerasAdditive",
+    "none": "edge_attn.models.layers.attention:NoAttention",
 }
 FOCUSES = {
-    "local-m": "edge_attn.models.local:Monotonic",
-    "local-p": "edge_attn.models.local:Predictive",
-    "hard": "edge_attn.models.hard:Hard",
-    "coverage": "edge_attn.models.coverage:Coverage",
+    "local-m": "edge_attn.models.layers.local:Monotonic",
+    "local-p": "edge_attn.models.layers.local:Predictive",
+    "hard": "edge_attn.models.layers.hard:Hard",
+    "coverage": "edge_attn.models.layers.coverage:Coverage",
 }
 """What goes around an attention that has energies."""
 CELLS = {
-    "gru": "edge_attn.models.recurrent:GruCell",
-    "lstm": "edge_attn.models.recurrent:LstmCell",
-    "lstmn": "edge_attn.models.lstmn:LstmnCell",
+    "gru": "edge_attn.models.layers.recurrent:GruCell",
+    "lstm": "edge_attn.models.layers.recurrent:LstmCell",
+    "lstmn": "edge_attn.models.layers.lstmn:LstmnCell",
 }
 """The decoder's."""
 LAYERS = {
-    "gru": "edge_attn.models.recurrent:RecurrentLayer",
-    "lstm": "edge_attn.models.recurrent:RecurrentLayer",
-    "lstmn": "edge_attn.models.lstmn:LstmnLayer",
+    "gru": "edge_attn.models.layers.recurrent:RecurrentLayer",
+    "lstm": "edge_attn.models.layers.recurrent:RecurrentLayer",
+    "lstmn": "edge_attn.models.layers.lstmn:LstmnLayer",
 }
 """The encoder's, by the same names; a row is made with its own name and its sizes."""
 OPS = {
@@ -108,9 +107,9 @@ OPS = {
     "SparsemaxAttention": "edge_attn.ops.sparsemax_attention:OP",
 }
 TOKENIZERS = {
-    "sentencepiece": "edge_attn.text:SentencePieceTokenizer",
-    "words": "edge_attn.text:WordTokenizer",
-    "characters": "edge_attn.text:CharacterTokenizer",
+    "sentencepiece": "edge_attn.text.tokenizers:SentencePieceTokenizer",
+    "words": "edge_attn.text.tokenizers:WordTokenizer",
+    "characters": "edge_attn.text.tokenizers:CharacterTokenizer",
 }
 
 EXTRAS = {
@@ -126,8 +125,6 @@ EXTRAS = {
 """The extra that brings each optional package."""
 OF_RUNTIMES = {**EXTRAS, "onnx": "optimize"}
 """The same for what the device side needs."""
-
-HOUSE = Path(__file__).resolve().parent.parent
 
 
 def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:

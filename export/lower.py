@@ -10,7 +10,7 @@ import onnx
 import onnxscript
 
 from edge_attn.errors import ExportError
-from edge_attn.models import torch_ops
+from edge_attn.models.layers import torch_ops
 from edge_attn.ops import DOMAIN, DOMAIN_VERSION, OPSET, Op
 from edge_attn.registry import OPS, resolve
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_attn.bundle import Bundle
-from edge_attn.config import RuntimeOptions
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import BundleError, NotTestedError, UsageError
 from edge_attn.registry import PRECISIONS, RUNTIMES, SERVES, resolve
 from edge_attn.spec import GraphSpec, Runtime

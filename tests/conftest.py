@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,25 +12,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from paths import DATA
 
 from edge_attn.cli import cli
 
-DATA = Path(__file__).resolve().parent / "data"
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def _sibling(name: str) -> None:
-    """Lets the tests import a module beside this file; they are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-for name in ("table_decoder", "enumeration", "bundle_files"):  # in the order in which they import each other
-    _sibling(name)
 
 
 @pytest.fixture(scope="session")

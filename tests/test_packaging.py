@@ -10,17 +10,18 @@ import zipfile
 from importlib import metadata
 
 import pytest
+from paths import PROJECT
 
 import edge_attn
-from edge_attn.registry import EXTRAS, HOUSE
+from edge_attn.registry import EXTRAS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-PROJECT = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PRETRAINED = HOUSE / "edge_attn" / "pretrained"
+METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PRETRAINED = PROJECT / "edge_attn" / "pretrained"
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def tracked() -> list[str]:
     """The files that git tracks, or would track."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=HOUSE,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return [name for name in dict.fromkeys(listed.stdout.split("\0")) if name and (HOUSE / name).is_file()]
+    return [name for name in dict.fromkeys(listed.stdout.split("\0")) if name and (PROJECT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def wheel(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for name in tracked:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(HOUSE / name, copy / name, follow_symlinks=False)
+        shutil.copy(PROJECT / name, copy / name, follow_symlinks=False)
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(copy)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -52,7 +53,7 @@ def wheel(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def test_the_version_is_told_once():
-    assert PROJECT["version"] == edge_attn.__version__ == metadata.version("edge-attn")
+    assert METADATA["version"] == edge_attn.__version__ == metadata.version("edge-attn")
 
 
 def test_the_distribution_installs_one_import_package(wheel: list[str]):
@@ -68,21 +69,21 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: list[str
 
 
 def test_extras():
-    extras = PROJECT["optional-dependencies"]
+    extras = METADATA["optional-dependencies"]
     assert {"cpu", "gpu", "trt", "trt-rtx", "optimize", "export", "train", "evaluate", "keras", "test"} == set(extras)
     assert set(EXTRAS.values()) <= set(extras)
 
 
 def test_a_device_needs_neither_torch_nor_onnx():
-    needed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cpu"]
+    needed = METADATA["dependencies"] + METADATA["optional-dependencies"]["cpu"]
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in needed}
     assert names == {"numpy", "click", "sentencepiece", "tqdm", "tomli", "onnxruntime"}
 
 
 def test_constraints_pin_every_dependency():
-    pinned = re.findall(r"^([\w-]+)==", (HOUSE / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    extras = PROJECT["optional-dependencies"]
-    asked = PROJECT["dependencies"] + [r for name in ("cpu", "export", "train", "test") for r in extras[name]]
+    pinned = re.findall(r"^([\w-]+)==", (PROJECT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    extras = METADATA["optional-dependencies"]
+    asked = METADATA["dependencies"] + [r for name in ("cpu", "export", "train", "test") for r in extras[name]]
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in asked} - {"edge-attn"}
     assert names <= set(pinned)
 
@@ -93,7 +94,7 @@ def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index(tracked:
     path = re.compile(rb"(^|[^A-Za-z0-9_.])/(" + ours + rb")", re.MULTILINE)
     index = re.compile(b"|".join([rb"--(extra-)?index" + rb"-url", rb"index_" + rb"url *=", rb"find" + rb"-links"]))
     for name in tracked:
-        data = (HOUSE / name).read_bytes()
+        data = (PROJECT / name).read_bytes()
         if b"\0" not in data:
             assert not path.search(data), f"{name}: {path.search(data)}"
             assert not index.search(data), f"{name}: {index.search(data)}"

@@ -10,12 +10,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from paths import PROJECT
 
 from edge_attn.errors import EdgeAttnError
 from edge_attn.registry import VERBS
 
-HOUSE = Path(__file__).resolve().parent.parent
-README = (HOUSE / "README.md").read_text(encoding="utf-8")
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 VENV = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
 SETUP = (
@@ -26,7 +26,7 @@ SETUP = (
 
 
 def test_ci_runs_the_two_command_lines_which_come_first():
-    ci = (HOUSE / ".ci" / "run").read_text(encoding="utf-8")
+    ci = (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
     for marker, line, (language, code) in zip(("demo", "tests"), SETUP, BLOCKS, strict=False):
         assert (language, code) == ("bash", line)
         assert f"\n<!-- {marker} -->\n```bash\n{line}```\n" in README
@@ -49,7 +49,7 @@ def test_every_other_block_runs(tmp_path: Path):
     ("file", "code"), re.findall(r"^<!-- (\S+\.py) -->\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 )
 def test_code_that_it_quotes_stands_in_its_file(file: str, code: str):
-    lines = (HOUSE / file).read_text(encoding="utf-8").splitlines()
+    lines = (PROJECT / file).read_text(encoding="utf-8").splitlines()
     assert [line for line in code.splitlines() if line not in lines] == []
 
 
@@ -80,4 +80,4 @@ def test_every_exit_code_is_told():
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`((?:edge_attn|export|runtimes|tests)/[\w/.-]*)`", README))))
 def test_every_file_that_it_names_exists(target: str):
-    assert (HOUSE / target).exists()
+    assert (PROJECT / target).exists()

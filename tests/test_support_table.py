@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from paths import PROJECT, TESTS
 
-from edge_attn.bundle import Bundle
+from edge_attn.bundle.bundle import Bundle
 from edge_attn.registry import ATTENTIONS, CELLS, FAMILIES, FOCUSES
 
 onnx = pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the targets' graphs")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = PROJECT / "README.md"
 
 
 @pytest.fixture
 def support(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(TESTS / "tools"))
     return importlib.import_module("support_table")
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edge_attn.errors import ConfigError, InputError, MissingExtraError
-from edge_attn.models.keras import KerasAdditiveAttention, KerasAttention, KerasLayer
+from edge_attn.models.layers.keras import KerasAdditiveAttention, KerasAttention, KerasLayer
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 KINDS = ("Attention", "AdditiveAttention")

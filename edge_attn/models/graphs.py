@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_attn.models.folded import Folded, deployed
+from edge_attn.models.folding import Folded, deployed
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.spec import GraphSpec, TensorSpec
 

@@ -25,12 +25,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from edge_attn.config import Seq2SeqConfig
+from edge_attn.config.training import Seq2SeqConfig
 from edge_attn.errors import ConfigError
-from edge_attn.models.attention import Memory, State, make_attention
-from edge_attn.models.recurrent import Cell
+from edge_attn.models.layers.attention import Memory, State, make_attention
+from edge_attn.models.layers.recurrent import Cell
 from edge_attn.registry import CELLS, LAYERS, resolve
-from edge_attn.text import PAD
+from edge_attn.text.tokenizers import PAD
 
 
 class Encoder(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edge_attn.errors import InputError
-from edge_attn.text import BOS, EOS, PAD, Text
+from edge_attn.text.tokenizers import BOS, EOS, PAD, Text
 
 
 def choose_samples(text: Text, sources: Sequence[str], count: int = 96) -> list[str]:

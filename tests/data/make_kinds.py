@@ -15,12 +15,12 @@ from pathlib import Path
 
 from make_toy import pairs, write_pairs
 
-from edge_attn.bundle import FORMAT, FileEntry, Manifest, write_bundle
+from edge_attn.bundle.bundle import FORMAT, FileEntry, Manifest, write_bundle
+from edge_attn.checkpoint import load
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import graphs
-from edge_attn.models.reference import record_model
+from edge_attn.reference import record_model
 from edge_attn.registry import ATTENTIONS
-from edge_attn.training.checkpoint import load
 
 HERE = Path(__file__).resolve().parent
 WITH = {

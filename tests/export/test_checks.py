@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from edge_attn.errors import ExportError
 from edge_attn.export import checks
 from edge_attn.export.trace import example_inputs, trace
-from edge_attn.models import torch_ops
-from edge_attn.models.recurrent import RecurrentLayer
+from edge_attn.models.layers import torch_ops
+from edge_attn.models.layers.recurrent import RecurrentLayer
 from edge_attn.spec import GraphSpec, TensorSpec
 
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import edge_attn
 from edge_attn.errors import ExportError, InputError
 from edge_attn.export import lower
-from edge_attn.models.attention import Additive, General
-from edge_attn.models.recurrent import RecurrentLayer
+from edge_attn.models.layers.attention import Additive, General
+from edge_attn.models.layers.recurrent import RecurrentLayer
 from edge_attn.ops import DOMAIN
 
 torch.set_num_threads(1)

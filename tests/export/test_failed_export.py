@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edge_attn
-from edge_attn.bundle import Bundle
-from edge_attn.config import Config, DataConfig, Seq2SeqConfig, TextConfig, TrainingConfig
+from edge_attn import checkpoint
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.training import Config, DataConfig, Seq2SeqConfig, TextConfig, TrainingConfig
 from edge_attn.errors import CheckpointError, ExportError, InputError
 from edge_attn.export import checks, pipeline
 from edge_attn.export.pipeline import export, graph_model
 from edge_attn.models.graphs import graphs
-from edge_attn.text import Text
-from edge_attn.training import checkpoint
+from edge_attn.text.tokenizers import Text
 
 torch.set_num_threads(1)
 

@@ -13,16 +13,17 @@ from plain_onnxruntime import holds_in_plain_onnxruntime
 from safetensors.torch import load_file
 
 import edge_attn
-from edge_attn.bundle import FORMAT, Bundle
-from edge_attn.config import RuntimeOptions, Seq2SeqConfig
+from edge_attn import checkpoint
+from edge_attn.bundle.bundle import FORMAT, Bundle
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.training import Seq2SeqConfig
 from edge_attn.export import lower
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import graphs
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import DOMAIN
 from edge_attn.registry import ATTENTIONS
-from edge_attn.runtimes.verify import verify
-from edge_attn.training import checkpoint
+from edge_attn.runtimes.verification.verify import verify
 
 torch.set_num_threads(1)
 

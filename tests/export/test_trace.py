@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edge_attn.errors import ExportError
 from edge_attn.export.trace import IR_VERSION, example_inputs, store_as_fp16, trace
-from edge_attn.models import torch_ops
+from edge_attn.models.layers import torch_ops
 from edge_attn.spec import GraphSpec, TensorSpec
 
 torch.set_num_threads(1)

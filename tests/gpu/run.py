@@ -10,7 +10,7 @@ bundle's golden sentences. The model is the embedded one, or that of --bundle an
     doctor.json                    `edge-attn doctor --json`
     machine.json                   the same machine as the tests of doctor can ask it again (tests/data/machines)
     tests.xml, tests.txt           every test marked gpu: parity of each runtime through verify, CUDA, our kernel
-    benchmark.json, benchmark.txt  tests/benchmarks/bench_gpu.py
+    benchmark.json, benchmark.txt  tests/tools/bench_gpu.py
     summary.json                   date, GPU and versions; of each step its command, exit code, seconds, last words
 
 Each step goes on if another fails. Exit code 0: all of them did what they should; 1: one did not; 3: there is no GPU.
@@ -33,8 +33,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-HOUSE = Path(__file__).resolve().parents[2]
-EMBEDDED = HOUSE / "edge_attn" / "pretrained" / "en-fr"
+from paths import EMBEDDED_CHECKPOINT
+
+PROJECT = Path(__file__).resolve().parents[2]
+EMBEDDED = EMBEDDED_CHECKPOINT
 MARK = "pytest.mark.gpu"
 TOO_LONG = 124
 """Exit code, as `timeout` has it."""
@@ -58,14 +60,14 @@ class Step:
 
 def steps(options: argparse.Namespace, gpu: bool) -> list[Step]:
     folder, python = options.folder, sys.executable
-    marked = sorted(str(path) for path in (HOUSE / "tests").rglob("test_*.py") if MARK in path.read_text("utf-8"))
+    marked = sorted(str(path) for path in (PROJECT / "tests").rglob("test_*.py") if MARK in path.read_text("utf-8"))
     pytest = (python, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", *marked)
-    benchmark = [python, str(HOUSE / "tests" / "benchmarks" / "bench_gpu.py"), options.checkpoint, options.bundle]
+    benchmark = [python, str(PROJECT / "tests" / "tools" / "bench_gpu.py"), options.checkpoint, options.bundle]
     benchmark += [options.corpus] * (options.corpus is not None) + ["--json", folder / "benchmark.json"]
     benchmark += ["--cache-dir", options.cache_dir] * (options.cache_dir is not None)
     return [
         Step("doctor", "doctor.json", (python, "-m", "edge_attn.cli", "doctor", "--json"), (0, 3)),
-        Step("machine", "machine.json", (python, str(HOUSE / "tests" / "data" / "machines" / "record.py"))),
+        Step("machine", "machine.json", (python, str(PROJECT / "tests" / "data" / "machines" / "record.py"))),
         Step("tests", "tests.txt", (*pytest, f"--junitxml={folder / 'tests.xml'}"), on_gpu=gpu),
         Step("benchmark", "benchmark.txt", tuple(map(str, benchmark)), (0,) if gpu else (3,), gpu),
     ]
@@ -78,12 +80,12 @@ def carry_out(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
     path, errors = folder / step.file, folder / f"{step.name}.errors"
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     environment["PYTHONUNBUFFERED"] = "1"
-    environment["PYTHONPATH"] = os.pathsep.join([str(HOUSE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     started = time.monotonic()
     with path.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(
             step.command,
-            cwd=HOUSE,
+            cwd=PROJECT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -111,7 +113,7 @@ def carry_out(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
 
 def shown(command: Sequence[str]) -> str:
     """As someone would type it in the checkout."""
-    return shlex.join(("python", *command[1:])).replace(f"{HOUSE}{os.sep}", "")
+    return shlex.join(("python", *command[1:])).replace(f"{PROJECT}{os.sep}", "")
 
 
 def all_contenders(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
@@ -149,7 +151,7 @@ RUN: dict[str, Callable[[Step, Path, float], dict[str, Any]]] = {"tests": counte
 
 def main() -> int:
     options = arguments()
-    sys.path[:0] = [str(HOUSE), str(HOUSE / "tests" / "benchmarks")]
+    sys.path[:0] = [str(PROJECT), str(PROJECT / "tests" / "tools")]
     from gpu_machine import machine
 
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,10 @@ import on_a_gpu
 import pytest
 from on_a_gpu import open_or_skip
 
-from edge_attn.bundle import Bundle
-from edge_attn.config import RuntimeOptions
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import BundleError, InputError, NotTestedError
-from edge_attn.runtimes.ort import OrtCpu
+from edge_attn.runtimes.ort.cpu import OrtCpu
 
 OPTIONS = RuntimeOptions()
 AWAY = [

@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from on_a_gpu import open_or_skip, skip_where_absent
+from paths import EMBEDDED_BUNDLE
 
-from edge_attn import golden
-from edge_attn.bundle import Bundle
-from edge_attn.config import RuntimeOptions, SearchConfig
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.decoding.beam_search import Decoding, search
+from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import NotTestedError
-from edge_attn.registry import HOUSE, SERVES
+from edge_attn.parity import golden
+from edge_attn.registry import SERVES
 from edge_attn.runtimes.base import open_runtime
-from edge_attn.runtimes.verify import check
-from edge_attn.search import Decoding, search
+from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import Runtime
-from edge_attn.text import BOS
+from edge_attn.text.tokenizers import BOS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_gpu")]
 
@@ -39,7 +41,7 @@ Open = Callable[[str, str, str], tuple[Bundle, Runtime]]
 def optimized(toy_bundle, tmp_path_factory) -> Callable[[str, str, str], Bundle]:
     """A copy of a bundle with the graphs for a runtime in a precision; `optimize` makes each once."""
     folder = tmp_path_factory.mktemp("optimized")
-    embedded = HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"
+    embedded = EMBEDDED_BUNDLE
 
     def make(which: str, runtime: str, precision: str) -> Bundle:
         path = folder / f"{which}.zip"
@@ -48,7 +50,7 @@ def optimized(toy_bundle, tmp_path_factory) -> Callable[[str, str, str], Bundle]
         target = TARGETS.get(runtime, runtime)
         if f"{target}-{precision}" not in Bundle.open(path).manifest.targets:
             pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
-            from edge_attn.runtimes.optimize import optimize
+            from edge_attn.runtimes.optimize.optimize import optimize
 
             optimize(path, target, precision, say=lambda line: None)
         return Bundle.open(path)
@@ -99,7 +101,7 @@ def test_ort_cuda_keeps_what_it_computes_on_the_device(opened: Open):
 @pytest.mark.parametrize("runtime", ON_A_GPU)
 def test_memory_on_the_device_does_not_grow(opened: Open, runtime: str):
     """Free bytes after some sentences, and after many more of the same."""
-    from edge_attn.runtimes.cuda import open_cuda
+    from edge_attn.runtimes.trt.cudart import open_cuda
 
     bundle, running = opened("toy", runtime, "fp32")
     try:

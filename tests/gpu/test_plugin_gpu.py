@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from on_a_gpu import open_or_skip
+from paths import EMBEDDED_BUNDLE
 
-from edge_attn import golden
-from edge_attn.bundle import Bundle
-from edge_attn.config import RuntimeOptions
-from edge_attn.registry import HOUSE, SERVES
-from edge_attn.runtimes import trt_choice
-from edge_attn.runtimes.verify import check
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.parity import golden
+from edge_attn.registry import SERVES
+from edge_attn.runtimes.trt import autotune as trt_choice
+from edge_attn.runtimes.verification.verify import check
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_gpu")]
 
@@ -34,9 +35,9 @@ def test_both_engines_hold_and_their_times_are_printed(
     toy_bundle, tmp_path, monkeypatch, capsys, which: str, precision: str
 ):
     pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
-    from edge_attn.runtimes.optimize import optimize
+    from edge_attn.runtimes.optimize.optimize import optimize
 
-    source = {"toy": toy_bundle, "embedded": HOUSE / "edge_attn" / "pretrained" / "en-fr.zip"}[which]
+    source = {"toy": toy_bundle, "embedded": EMBEDDED_BUNDLE}[which]
     path = Path(shutil.copy(source, tmp_path / f"{which}.zip"))
     optimize(path, "trt", precision, plugins=("AdditiveAttention",), say=lambda line: None)
     bundle = Bundle.open(path)

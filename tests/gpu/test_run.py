@@ -53,7 +53,7 @@ def test_without_a_gpu_it_ends_with_3_and_its_files(tmp_path, gpu):
 
 @pytest.fixture(scope="module")
 def gpu() -> str | None:
-    sys.path.insert(0, str(SCRIPT.parents[1] / "benchmarks"))
+    sys.path.insert(0, str(SCRIPT.parents[1] / "tools"))
     try:
         return importlib.import_module("gpu_machine").gpu_name()
     finally:
@@ -140,7 +140,7 @@ def test_tests_that_were_all_skipped_on_a_gpu_show_nothing(script, tmp_path, rep
 
 def test_the_benchmarks_contenders_are_known_by_name(script, monkeypatch):
     pytest.importorskip("torch", reason="torch is not installed: a device needs none")
-    monkeypatch.syspath_prepend(str(SCRIPT.parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(SCRIPT.parents[1] / "tools"))
     bench = importlib.import_module("bench_gpu")
     assert sorted(script.CONTENDERS) == sorted(bench.OURS + bench.TORCH)
 

@@ -5,44 +5,26 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fake_cuda
+import fake_trt
 import pytest
 
-from edge_attn import golden
-from edge_attn.bundle import Bundle, Target
-from edge_attn.config import RuntimeOptions
-from edge_attn.runtimes import trt, trt_build
+from edge_attn.bundle.bundle import Bundle, Target
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.parity import golden
 from edge_attn.runtimes.base import open_runtime
-from edge_attn.runtimes.cuda import Cuda
-from edge_attn.runtimes.trt import Trt
-from edge_attn.runtimes.trt_compat import Capability, Door
+from edge_attn.runtimes.trt import builder as trt_build
+from edge_attn.runtimes.trt import runtime as trt
+from edge_attn.runtimes.trt.api import Capability, Door
+from edge_attn.runtimes.trt.cudart import Cuda
+from edge_attn.runtimes.trt.runtime import Trt
 from edge_attn.spec import GraphSpec
-
-
-def sibling(name: str) -> ModuleType:
-    """A module beside this file; the tests are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_cuda, fake_trt = sibling("fake_cuda"), sibling("fake_trt")
-sibling("table_model")
-for name in ("trt_kinds", "trt_attributes", "trt_surface"):  # in the order in which they import each other
-    sibling(name)
-
 
 BUCKETS = {"batch": [1, 8, 32], "src": [6, 12], "beam": 5}
 

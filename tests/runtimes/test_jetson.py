@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import click
 import pytest
+from paths import PROJECT
 
 from edge_attn.cli import cli
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS
-from edge_attn.runtimes.doctor_device import LEND
+from edge_attn.runtimes.doctor.hardware import LEND
 
-HOUSE = Path(__file__).resolve().parents[2]
-if not (HOUSE / "runtimes").is_dir():
+if not (PROJECT / "runtimes").is_dir():
     pytest.skip("needs the checkout: the chapter is not in the wheel", allow_module_level=True)
 
 if sys.version_info >= (3, 11):
@@ -23,10 +22,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-CHAPTER = (HOUSE / "runtimes" / "README.md").read_text(encoding="utf-8")
-JETSON = HOUSE / "runtimes" / "jetson"
+CHAPTER = (PROJECT / "runtimes" / "README.md").read_text(encoding="utf-8")
+JETSON = PROJECT / "runtimes" / "jetson"
 FILES = {path.name: path.read_text(encoding="utf-8") for path in sorted(JETSON.iterdir())}
-EXTRAS = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+EXTRAS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
 
 def commands(text: str) -> list[str]:

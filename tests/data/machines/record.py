@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edge_attn.runtimes.doctor import doctor
-from edge_attn.runtimes.machine import Machine, here
+from edge_attn.runtimes.doctor.doctor import doctor
+from edge_attn.runtimes.doctor.machine import Machine, here
 
 
 def record() -> dict[str, Any]:

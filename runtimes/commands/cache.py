@@ -1,0 +1,40 @@
+"""`edge-attn cache list` and `edge-attn cache clear`: the engines that were built on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_attn.errors import InputError
+from edge_attn.runtimes.trt.engine_cache import EngineCache, Entry, cache_folder
+
+
+def list_cache(cache_dir: Path | None = None) -> str:
+    """What `edge-attn cache list` prints: a line an engine, the one used longest ago first."""
+    cache = EngineCache(cache_folder(cache_dir))
+    entries = cache.entries()
+    building = _being_built(sum(entry.building for entry in entries))
+    return "\n".join([*map(str, entries), f"{cache.folder}: {_engines(entries)}{building}"])
+
+
+def clear_cache(cache_dir: Path | None = None) -> str:
+    """What `edge-attn cache clear` prints, after it has removed every engine and what their builds measured.
+
+    Raises:
+        InputError: something is left that nobody is building.
+    """
+    cache = EngineCache(cache_folder(cache_dir))
+    cleared = cache.clear()
+    said = f"{cache.folder}: removed {_engines(cleared.removed)}{_being_built(cleared.building)}"
+    if cleared.faults:
+        raise InputError(f"{said}; {len(cleared.faults)} cannot be removed: {cleared.faults[0].strerror}")
+    return said
+
+
+def _engines(entries: list[Entry]) -> str:
+    """How many there are, and their size."""
+    count, size = sum(entry.size > 0 for entry in entries), sum(entry.size for entry in entries)
+    return f"{count} engine{'' if count == 1 else 's'}, {size / 1e6:.1f} MB"
+
+
+def _being_built(count: int) -> str:
+    return f"; {count} {'is' if count == 1 else 'are'} being built" if count else ""

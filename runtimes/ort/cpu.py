@@ -1,0 +1,135 @@
+"""ONNX Runtime on a CPU. Its values are numpy arrays, where it made them: there is no device to copy from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.errors import BundleError, NotTestedError
+from edge_attn.spec import GraphSpec, Value
+
+DEFAULT = RuntimeOptions()
+FROM_ORT = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+class OrtCpu:
+    """Every graph of a bundle in ONNX Runtime's CPU provider."""
+
+    name = "ort-cpu"
+    max_batch: int | None = None
+
+    def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULT) -> None:
+        self.graphs: Mapping[str, GraphSpec] = bundle.manifest.graphs
+        self.precision = bundle.manifest.precision
+        settings = session_settings(options)
+        if self.precision == "int8":  # as written: fused kernels round otherwise, and 1.23 has a wrong one
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        self._sessions = {
+            name: open_session(bundle, spec, settings, ["CPUExecutionProvider"]) for name, spec in self.graphs.items()
+        }
+        self.provider = ", ".join(sorted({p for s in self._sessions.values() for p in s.get_providers()}))
+        self._outputs = {name: [tensor.name for tensor in spec.outputs] for name, spec in self.graphs.items()}
+
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        names = self._outputs[graph]  # arrays in and out: bound OrtValues give the same, and cost 35 us more a step
+        return dict(zip(names, self._sessions[graph].run(names, inputs), strict=True))
+
+    def numpy(self, value: Value) -> np.ndarray:
+        result: np.ndarray = value
+        return result
+
+    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+        taken: np.ndarray = value[index]
+        return taken
+
+    def close(self) -> None:
+        """Nothing to do: the sessions go with their last reader."""
+
+
+def onnxruntime_packages() -> list[str]:
+    """The installed packages that bring the module `onnxruntime`; where there are two, one overwrote the other."""
+    return sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", [])))
+
+
+def session_settings(options: RuntimeOptions) -> ort.SessionOptions:
+    """
+    Raises:
+        NotTestedError: the module is empty, as pip leaves it when it removes one of two packages that bring it.
+    """
+    if not hasattr(ort, "InferenceSession"):
+        packages = onnxruntime_packages() or ["onnxruntime"]
+        raise NotTestedError(
+            "the module onnxruntime is there, but empty: another package that brings it was removed; "
+            f"run: pip install --force-reinstall --no-deps {packages[-1]}"
+        )
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+    return settings
+
+
+def open_session(
+    bundle: Bundle, spec: GraphSpec, settings: ort.SessionOptions, providers: Sequence[Any]
+) -> ort.InferenceSession:
+    """The graph that `spec` describes, in the first of `providers` that loads; ask the session which that is.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph, or its inputs and outputs are not those of the manifest.
+    """
+    where = f"{bundle.path}: {spec.file}"
+    try:  # by itself ONNX Runtime would print on standard output that a provider fails, and go on with the CPU
+        session = ort.InferenceSession(bundle.read(spec.file), settings, providers=providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors share no class but Exception
+        raise BundleError(f"{where} is not a graph that ONNX Runtime loads: {error}") from error
+    _check(where, session, spec)
+    return session
+
+
+def run_bound(
+    session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Value], device: str
+) -> dict[str, Value]:
+    """The `outputs` by name, as OrtValues on `device`. Inputs are taken where they are."""
+    binding = session.io_binding()  # run_with_ort_values does the same, and takes a sixth longer
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            value = ort.OrtValue.ortvalue_from_numpy(value)
+        binding.bind_ortvalue_input(name, value)
+    for name in outputs:
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding)
+    return dict(zip(outputs, binding.get_outputs(), strict=True))
+
+
+def _check(where: str, session: ort.InferenceSession, spec: GraphSpec) -> None:
+    """The graph's inputs and outputs are those of the manifest."""
+    for kind, found, expected in (
+        ("input", session.get_inputs(), spec.inputs),
+        ("output", session.get_outputs(), spec.outputs),
+    ):
+        has = {tensor.name: (FROM_ORT.get(tensor.type, tensor.type), list(tensor.shape)) for tensor in found}
+        wants = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in expected}
+        for name in [*wants, *has]:
+            if has.get(name) != wants.get(name):
+                raise BundleError(
+                    f"{where} does not fit the manifest: {kind} {name} is {_show(has.get(name))}, "
+                    f"the manifest says {_show(wants.get(name))}"
+                )
+
+
+def _show(tensor: tuple[str, list[object]] | None) -> str:
+    return "absent" if tensor is None else f"{tensor[0]} ({', '.join(map(str, tensor[1]))})"

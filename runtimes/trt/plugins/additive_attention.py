@@ -1,0 +1,131 @@
+"""The op AdditiveAttention as one kernel (additive_attention.cu), for TensorRT 10.13 and later: an ahead-of-time plugin
+whose PTX is baked into the engine, so that running the engine needs neither this file nor a compiler.
+
+    query (batch, tgt, attn), keys (batch, src, attn), values (batch, src, value), mask (batch, src), v (attn)
+    -> context (batch, tgt, value), weights (batch, tgt, src)
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from edge_attn.errors import NotTestedError
+from edge_attn.ops import DOMAIN
+from edge_attn.ops.additive import OP
+from edge_attn.runtimes.trt.api import Door, PluginModule, TensorDesc, TensorrtModule
+from edge_attn.runtimes.trt.plugins import Plugin
+from edge_attn.runtimes.trt.plugins.ptx import compile_ptx
+
+PLUGIN_ID = f"{DOMAIN}::{OP.name}"
+SOURCE = Path(__file__).with_name("additive_attention.cu")
+KERNELS = {"fp32": "additive_attention_fp32", "fp16": "additive_attention_fp16"}
+"""Kernel by precision. Each takes the op's inputs, the sizes tgt, src, attn, value (int32) and the op's outputs."""
+BLOCKS = (64, 128, 256)
+"""Threads a block, which TensorRT tries out (its tactics); the grid is batch * tgt blocks."""
+FLOATS = "FP32|FP16"
+"""All floats of a call have one type."""
+TYPES = ", ".join([*(FLOATS if kind == "T" else "BOOL" for kind in OP.inputs.values()), *(FLOATS for _ in OP.outputs)])
+Outputs: TypeAlias = tuple[TensorDesc, TensorDesc]
+
+
+@functools.cache
+def ptx(architecture: str) -> bytes:
+    """Both kernels for `architecture`, as "sm_87".
+
+    Raises:
+        NotTestedError: there is no CUDA compiler whose PTX the driver takes, or none knows the architecture.
+    """
+    return compile_ptx(SOURCE.read_text(encoding="utf-8"), architecture)
+
+
+def plugin_hash() -> str:
+    """Of the source and of how it is compiled and launched."""
+    files = (SOURCE, Path(__file__), Path(__file__).with_name("ptx.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def register(door: Door, architecture: str) -> None:
+    """Makes TensorRT know the plugin, before a network is parsed; again for another architecture.
+
+    Args:
+        door: TensorRT.
+        architecture: of the GPU that the engine is built for, as "sm_87".
+
+    Raises:
+        NotTestedError: this TensorRT has no such plugins, its package for them does not load, or there is no CUDA
+            compiler whose PTX the driver takes.
+    """
+    if not door.capability.aot_plugins:
+        raise NotTestedError(f"{door.name} takes no ahead-of-time plugin, expected TensorRT 10.13 or newer")
+    compiled = ptx(architecture)
+    try:
+        plugin: PluginModule = importlib.import_module(f"{door.trt.__name__}.plugin")
+    except (ImportError, OSError) as error:
+        raise NotTestedError(f"the plugins of {door.name} do not load here: {error}") from error
+    if not hasattr(getattr(plugin.op, DOMAIN, None), OP.name):
+        plugin.register(PLUGIN_ID)(_describe(plugin))
+    plugin.autotune(PLUGIN_ID)(_autotune(plugin))
+    plugin.aot_impl(PLUGIN_ID)(_implement(plugin, door.trt, compiled))
+
+
+PLUGIN = Plugin(OP.name, register, plugin_hash)
+
+
+# What TensorRT asks. It reads the signatures, with types that exist only once it is loaded: see _typed.
+
+
+def _describe(plugin: PluginModule) -> Callable[..., Any]:
+    def describe(
+        query: TensorDesc, keys: TensorDesc, values: TensorDesc, mask: TensorDesc, v: TensorDesc
+    ) -> tuple[TensorDesc, TensorDesc]:
+        batch, tgt, _ = query.shape_expr
+        context = plugin.from_shape_expr((batch, tgt, values.shape_expr[2]), query.dtype)
+        weights = plugin.from_shape_expr((batch, tgt, keys.shape_expr[1]), query.dtype)
+        return context, weights
+
+    return _typed(plugin, describe, tuple[plugin.TensorDesc, plugin.TensorDesc])
+
+
+def _autotune(plugin: PluginModule) -> Callable[..., Any]:
+    def autotune(
+        query: TensorDesc, keys: TensorDesc, values: TensorDesc, mask: TensorDesc, v: TensorDesc, outputs: Outputs
+    ) -> list[Any]:
+        return [plugin.AutoTuneCombination(TYPES, "LINEAR", BLOCKS)]
+
+    return _typed(plugin, autotune, list[plugin.AutoTuneCombination])
+
+
+def _implement(plugin: PluginModule, trt: TensorrtModule, compiled: bytes) -> Callable[..., Any]:
+    kernels = {trt.DataType.FLOAT: KERNELS["fp32"], trt.DataType.HALF: KERNELS["fp16"]}
+
+    def implement(
+        query: TensorDesc,
+        keys: TensorDesc,
+        values: TensorDesc,
+        mask: TensorDesc,
+        v: TensorDesc,
+        outputs: Outputs,
+        tactic: int,
+    ) -> tuple[str, bytes, Any, Any]:
+        batch, tgt, attn = query.shape_expr
+        sizes = (tgt, keys.shape_expr[1], attn, values.shape_expr[2])
+        launch = plugin.KernelLaunchParams(grid_x=batch * tgt, block_x=tactic)
+        arguments = plugin.SymIntExprs(len(sizes))
+        for index, size in enumerate(sizes):
+            arguments[index] = plugin.SymInt32(size)
+        return kernels[query.dtype], compiled, launch, arguments
+
+    return _typed(plugin, implement, tuple[str, bytes, plugin.KernelLaunchParams, plugin.SymIntExprs])
+
+
+def _typed(plugin: PluginModule, function: Callable[..., Any], gives: Any) -> Callable[..., Any]:
+    """`function` with TensorRT's own types in its signature, which it checks."""
+    known = {"outputs": tuple[plugin.TensorDesc, plugin.TensorDesc], "tactic": int}
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    function.__annotations__ = {name: known.get(name, plugin.TensorDesc) for name in names} | {"return": gives}
+    return function

@@ -1,0 +1,232 @@
+"""A configuration is read whole or refused with a sentence that names the file and the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from paths import PACKAGE
+
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.training import (
+    Config,
+    DataConfig,
+    Seq2SeqConfig,
+    TextConfig,
+    TrainingConfig,
+    from_mapping,
+    read_config,
+)
+from edge_attn.decoding.options import SearchConfig
+from edge_attn.errors import ConfigError, InputError, UsageError
+from edge_attn.registry import ATTENTIONS, FAMILIES, TOKENIZERS
+
+DATA = '[data]\ntrain = "train.tsv"\nvalid = "valid.tsv"\n'
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(content: str | bytes) -> Config:
+        path = tmp_path / "run.toml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return read_config(path)
+
+    return read
+
+
+def test_what_is_not_given_has_its_default(read):
+    config = read(DATA + "[training]\nseed = 7\n")
+    assert config == Config(DataConfig("train.tsv", "valid.tsv"), training=TrainingConfig(seed=7))
+
+
+def test_a_whole_number_is_a_fraction_too(read):
+    found = read(DATA + "[training]\nclip = 5\n").training.clip
+    assert (found, type(found)) == (5.0, float)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[model]\ncells = 'gru'\n", "model: unknown key 'cells'; known: .*cell"),
+        ("[moddel]\n", "unknown key 'moddel'; known: data, model, text, training"),
+        ("[model]\nembedding = true\n", "model: embedding must be of type int, found True"),
+        ("[model]\nembedding = 1.5\n", "model: embedding must be of type int, found 1.5"),
+        ("[model]\ndropout = '0.1'\n", "model: dropout must be of type float, found '0.1'"),
+        ("[model]\ndropout = true\n", "model: dropout must be of type float, found True"),
+        ("[model]\ntied_output = 1\n", "model: tied_output must be of type bool, found 1"),
+        ("[model.cell]\nname = 'gru'\n", "model: cell must be of type str, found {'name': 'gru'}"),
+        ("[training]\nseed = [1]\n", r"training: seed must be of type int, found \[1\]"),
+        ("[model]\ncell = 'rnn'\n", "model: cell must be one of gru, lstm, lstmn, found 'rnn'"),
+        ("[model]\nencoder_cell = 'rnn'\n", "encoder_cell must be one of .*lstmn, found 'rnn'"),
+        ("[model]\nattention = 'luong'\n", "attention must be one of additive, .*location.*, found 'luong'"),
+        ("[model]\nnormaliser = 'entmax'\n", "normaliser must be one of softmax, sparsemax, found 'entmax'"),
+        ("[model]\nfocus = 'local'\n", "focus must be one of global, local-m, local-p, hard, found 'local'"),
+        ("[model]\nfocus = 'local-m'\n", "window must be at least 1, found 0"),
+        ("[model]\nfocus = 'local-p'\nwindow = -2\n", "window must be at least 1, found -2"),
+        (
+            "[model]\nwindow = 3\n",
+            "focus = 'global' has no window, found window = 3; it belongs to local-m and local-p",
+        ),
+        ("[model]\nfocus = 'hard'\nwindow = 3\n", "focus = 'hard' has no window"),
+        ("[model]\nfocus = 'hard'\nnormaliser = 'sparsemax'\n", "has no normaliser but 'softmax'"),
+        ("[model]\nfocus = 'hard'\nhard_training = 'gumbel'\n", "hard_training must be one of straight-through, reinf"),
+        ("[model]\nhard_training = 'reinforce'\n", "'reinforce' needs focus = 'hard', found 'global'"),
+        ("[model]\nfocus = 'hard'\ncoverage = true\n", "coverage needs focus = 'global', found 'hard'"),
+        ("[model]\nheads = 0\n", "heads must be at least 1, found 0"),
+        ("[model]\npositions = 0\n", "positions must be at least 1, found 0"),
+        ("[model]\ntape = 0\n", "tape must be at least 1, found 0"),
+        (
+            "[model]\nattention = 'dot'\nencoder_hidden = 3\ndecoder_hidden = 5\n",
+            "decoder_hidden = 2 \\* encoder_hidden",
+        ),
+        ("[model]\nembedding = 0\n", "embedding must be at least 1, found 0"),
+        ("[model]\ndropout = 1.0\n", r"dropout must lie in \[0, 1\), found 1.0"),
+        ("[model]\ndropout = nan\n", "dropout must lie in"),
+        ("[text]\nkind = 'bytes'\n", "kind must be one of"),
+        ("[text]\nsource_size = 4\n", "source_size must be at least 5, found 4"),
+        ("[training]\nseed = -1\n", "seed must be at least 0, found -1"),
+        ("[training]\nseed = 9223372036854775808\n", "seed must be less than"),
+        ("[training]\nwarmup = -1\n", "warmup must be at least 0"),
+        ("[training]\nupdates = 0\n", "updates must be at least 1"),
+        ("[training]\nlearning_rate = nan\n", "learning_rate must be positive and finite, found nan"),
+        ("[training]\nlearning_rate = inf\n", "learning_rate must be positive and finite, found inf"),
+        ("[training]\nclip = 0\n", "clip must be positive and finite, found 0.0"),
+        ("[training]\nlabel_smoothing = 1\n", "label_smoothing must lie in"),
+        ("[training]\nstorage = 'int8'\n", "storage must be one of fp32, fp16"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(read, content, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read(DATA + content)
+    assert "run.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "the key 'data' is missing"),
+        ("data = 3\n", "data must be a table, found 3"),
+        ("[data]\nvalid = 'v.tsv'\n", "the key 'train' is missing"),
+        ("[data]\ntrain = 't.tsv'\n", "either valid or holdout"),
+        ("[data]\ntrain = 't.tsv'\nvalid = 'v.tsv'\nholdout = 2\n", "either valid or holdout"),
+        ("[data]\ntrain = 't.tsv'\nholdout = -1\n", "holdout must be at least 0, found -1"),
+        ("[data]\ntrain = 't.tsv'\nholdout = 1\nseparator = ''\n", "separator must not be empty"),
+        ("[data]\ntrain = 't.tsv'\nholdout = 1\nmax_tokens = 0\n", "max_tokens must be at least 1"),
+        ("[data\n", "is not TOML"),
+        ("a = " + "[" * 100_000, "is not TOML"),
+        ("a = " + "9" * 5000, "is not TOML: .*digits"),
+        (b"[data]\ntrain = '\xff'\n", "is not TOML: .*utf-8"),
+    ],
+)
+def test_a_bad_file_is_refused(read, content, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        read(content)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.toml cannot be read: No such file"):
+        read_config(tmp_path / "none.toml")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"beam": 0}, "beam must be at least 1, found 0"),
+        ({"n_best": 0}, r"n_best must lie between 1 and the beam \(4\), found 0"),
+        ({"n_best": 5}, r"n_best must lie between 1 and the beam \(4\), found 5"),
+        ({"max_length": 0}, "max_length must be at least 1, found 0"),
+        ({"length_penalty": float("nan")}, "length_penalty must lie between 0 and 10, found nan"),
+        ({"length_penalty": -1.0}, "length_penalty must lie between 0 and 10, found -1.0"),
+        ({"length_penalty_kind": "gnmt"}, "length_penalty_kind must be one of none, avg, wu, found 'gnmt'"),
+        ({"coverage_penalty": -0.1}, "coverage_penalty must lie between 0 and 10, found -0.1"),
+        ({"repetition_penalty": 0.9}, "repetition_penalty must lie between 1 and 10, found 0.9"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0, found -1"),
+        ({"min_length": -1}, "min_length must be at least 0, found -1"),
+        ({"min_length": 9, "max_length": 8}, r"min_length must be at most max_length \(8\), found 9"),
+        ({"groups": 0}, "groups must be at least 1, found 0"),
+        ({"groups": 3, "diversity": 0.5}, r"groups must divide the beam \(4\), found 3"),
+        ({"groups": 2}, "groups above 1 and a diversity above 0 need each other, found groups 2 and diversity 0"),
+        ({"diversity": 0.5}, "need each other, found groups 1 and diversity 0.5"),
+        ({"groups": 2, "diversity": float("inf")}, "diversity must lie between 0 and 100, found inf"),
+        ({"alternatives": -1}, "alternatives must be at least 0, found -1"),
+        (
+            {"alternatives": 2, "n_best": 2},
+            "alternatives are searched for one by one: without sample, groups or n_best",
+        ),
+        ({"alternatives": 2, "beam": 1, "sample": True}, "alternatives are searched for one by one"),
+        ({"alternatives": 2, "groups": 2, "diversity": 0.5}, "alternatives are searched for one by one"),
+        ({"sample": True}, "sampling draws one token at a time: it needs a beam of 1, found beam 4"),
+        ({"sample": True, "beam": 1, "n_best": 0}, "n_best must be at least 1, found 0"),
+        ({"sample": True, "beam": 1, "temperature": 0.0}, "temperature must lie between 0.01 and 100, found 0.0"),
+        ({"sample": True, "beam": 1, "top_k": -1}, "top_k must be at least 0, found -1"),
+        ({"sample": True, "beam": 1, "top_p": 0.0}, "top_p must lie between 1e-06 and 1, found 0.0"),
+        ({"sample": True, "beam": 1, "top_p": 1.1}, "top_p must lie between 1e-06 and 1, found 1.1"),
+        ({"sample": True, "beam": 1, "seed": -1}, "seed must be at least 0, found -1"),
+        ({"temperature": 0.5}, "temperature is for sampling, and sample is off"),
+        ({"top_k": 5}, "top_k is for sampling, and sample is off"),
+        ({"top_p": 0.5}, "top_p is for sampling, and sample is off"),
+        ({"seed": 7}, "seed is for sampling, and sample is off"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_a_usage_error(options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        SearchConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (1, 4, 1)),
+        ({"beam": 6, "groups": 3, "diversity": 0.5, "n_best": 5}, (3, 6, 5)),
+        ({"beam": 1, "sample": True, "n_best": 7}, (7, 7, 7)),
+        ({"beam": 2, "alternatives": 3}, (3, 6, 3)),
+    ],
+)
+def test_a_search_knows_how_many_it_is_how_wide_and_how_much_it_gives(options, expected):
+    config = SearchConfig(**options)
+    assert (config.searches, config.width, config.returned) == expected
+
+
+def test_the_first_four_options_keep_their_places():
+    assert SearchConfig(3, 2, 0.5, 9) == SearchConfig(beam=3, n_best=2, length_penalty=0.5, max_length=9)
+
+
+def test_a_configuration_survives_json():
+    config = Config(DataConfig("a.tsv", holdout=3), training=TrainingConfig(learning_rate=2.5e-3, clip=1e-7))
+    content = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_mapping(Config, content, "config.json") == config
+
+
+def test_every_choice_has_its_row():
+    """The names that a configuration accepts are the rows of the tables, no more and no fewer."""
+    for attention in ATTENTIONS:
+        Seq2SeqConfig(attention=attention)
+    for family in FAMILIES:
+        Seq2SeqConfig(family=family)
+    for kind in TOKENIZERS:
+        TextConfig(kind=kind)
+    for wrong in ({"attention": "x"}, {"family": "x"}):
+        with pytest.raises(ConfigError) as caught:
+            Seq2SeqConfig(**wrong)
+        names = str(caught.value).partition("one of ")[2].partition(", found")[0].split(", ")
+        assert set(names) == set(ATTENTIONS if "attention" in wrong else FAMILIES)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "pretrained").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_house_are_read(path):
+    assert read_config(path).model.family == "seq2seq"
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_runtime_has_at_least_one_thread(threads):
+    with pytest.raises(UsageError, match=f"threads must be at least 1, found {threads}"):
+        RuntimeOptions(threads)
+
+
+def test_a_runtime_runs_in_fp32_without_fallback_by_default():
+    assert RuntimeOptions() == RuntimeOptions(None, "fp32", False, None)

@@ -1,0 +1,55 @@
+"""What tests of single modules share: their ONNX models against torch, and in TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_attn.spec import GraphSpec
+
+
+@pytest.fixture(scope="session")
+def tensorrt_builds() -> Callable[..., None]:
+    """Builds a model with its functions, and inlined, with every axis dynamic."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    from onnx.inliner import inline_local_functions
+
+    from edge_attn.runtimes.trt.api import open_door
+    from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+    from edge_attn.runtimes.trt.profiles import Profile
+
+    def build(model: Any, spec: GraphSpec) -> None:
+        axes = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
+        profiles = [Profile(dict.fromkeys(axes, (1, 4, 32)))]
+        for graph in (model, inline_local_functions(model)):
+            source = graph.SerializeToString()
+            assert build_engine(open_door(rtx=True), source, spec, profiles, BuildConfig(), lambda *said: None)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def runs_as_torch() -> Callable[..., None]:
+    """Traces a module, which must call the one op `op`, and runs it beside torch at many sizes, the zeros exact."""
+    import onnxruntime
+    import torch
+
+    from edge_attn.export.trace import trace
+
+    def run(module: Any, spec: GraphSpec, given: Callable[..., Sequence[Any]], op: str) -> None:
+        model = trace(module, spec, given(2, 3, 5))
+        assert [node.op_type for node in model.graph.node if node.domain == "edge_attn"] == [op]
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        for sizes in ((1, 1, 1), (2, 5, 3), (4, 2, 3), (4, 2, 30)):
+            tensors = given(*sizes)
+            feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, tensors, strict=True)}
+            with torch.no_grad():
+                wanted = module(*tensors)
+            for ours, theirs in zip(session.run(None, feed), wanted, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+                assert ((ours == 0) == (theirs.numpy() == 0)).all()
+
+    return run

@@ -1,0 +1,135 @@
+"""Location-based attention: decided by position alone, for sentences shorter and longer than W."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edge_attn
+from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.models.layers.attention import make_attention
+from edge_attn.models.layers.location import Location
+from edge_attn.models.layers.normalizers import NORMALISERS, attend
+from edge_attn.ops.location import oracle
+
+torch.set_num_threads(1)
+
+HIDDEN, VALUE, POSITIONS = 6, 5, 4
+SOURCES = (1, 3, POSITIONS, 7)
+"""Shorter than W, as long, longer."""
+
+
+def location() -> Location:
+    torch.manual_seed(0)
+    return Location(HIDDEN, VALUE, 8, positions=POSITIONS).double()
+
+
+def sentence(src: int, tgt: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """query, values, mask: a full row, a row of one token, an empty row."""
+    torch.manual_seed(src)
+    lengths = torch.tensor([src, 1, 0])
+    query, values = torch.randn(3, tgt, HIDDEN).double(), torch.randn(3, src, VALUE).double()
+    return query, values, torch.arange(src) < lengths[:, None]
+
+
+@pytest.mark.parametrize("src", SOURCES)
+@torch.no_grad()
+def test_the_module_says_its_equation(src: int) -> None:
+    module, (query, values, mask) = location(), sentence(src)
+    context, weights = module(query, module.prepare(values, mask, values[:, 0]))
+    wanted = oracle(query.numpy(), module.w.numpy(), values.numpy(), mask.numpy())
+    np.testing.assert_allclose(context, wanted[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(weights, wanted[1], rtol=1e-12, atol=1e-12)
+    assert (weights[:, :, POSITIONS:] == 0).all()
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(3).double())
+
+
+def test_the_oracle_says_luongs_equation() -> None:
+    """a_t = softmax(W h_t), of which a short sentence takes the top part."""
+    module, (query, values, mask) = location(), sentence(3)
+    _, weights = oracle(query.numpy(), module.w.detach().numpy(), values.numpy(), mask.numpy())
+    wanted = (query[0] @ module.w.T)[:, :3].softmax(-1).detach()
+    np.testing.assert_allclose(weights[0], wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("src", SOURCES)
+@torch.no_grad()
+def test_what_is_made_of_its_energies_leaves_out_positions_past_w(src: int, normaliser: str) -> None:
+    module, (query, values, mask) = location(), sentence(src)
+    memory = module.prepare(values, mask, values[:, 0])
+    _, weights = attend(module.energy(query, memory), values, memory["mask"], normaliser)
+    assert (weights[:, :, POSITIONS:] == 0).all()
+    module.normaliser = normaliser
+    torch.testing.assert_close(module(query, memory)[1], weights)
+
+
+@torch.no_grad()
+def test_the_source_says_nothing_of_the_weights() -> None:
+    module, (query, values, mask) = location(), sentence(POSITIONS)
+    context, weights = module(query, module.prepare(values, mask, values[:, 0]))
+    other, same = module(query, module.prepare(values.flip(1), mask, values[:, 0]))
+    assert torch.equal(weights, same)
+    assert not torch.equal(context, other)
+
+
+def test_a_row_of_w_hears_only_of_sentences_that_reach_it() -> None:
+    module, (query, values, mask) = location(), sentence(2)
+    context, _ = module(query, module.prepare(values, mask, values[:, 0]))
+    context.square().sum().backward()
+    assert module.w.grad is not None
+    assert (module.w.grad[:2] != 0).all()
+    assert (module.w.grad[2:] == 0).all()
+
+
+@torch.no_grad()
+def test_folded_contexts_are_those_multiplied_by_the_weight() -> None:
+    module, (query, values, mask) = location(), sentence(3)
+    memory, weight = module.prepare(values, mask, values[:, 0]), torch.randn(2, VALUE).double()
+    context, weights = module(query, memory)
+    folded = module.fold(memory, weight)
+    assert folded is not None
+    torch.testing.assert_close(module(query, folded), (context @ weight.T, weights))
+
+
+def test_the_configuration_says_the_positions() -> None:
+    made = make_attention(Seq2SeqConfig(attention="location", positions=17), HIDDEN, VALUE)
+    assert isinstance(made, Location)
+    assert made.w.shape == (17, HIDDEN)
+
+
+class Whole(nn.Module):
+    """A user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = location().float()
+
+    def forward(self, query: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        context, weights = self.attention(query, self.attention.prepare(values, mask, values[:, 0]))
+        return context, weights
+
+
+@torch.no_grad()
+def test_it_exports_and_runs_on_sentences_of_any_length(tmp_path: Path) -> None:
+    module = Whole()
+    inputs = {
+        "query": ("float32", ["batch", "tgt", HIDDEN]),
+        "values": ("float32", ["batch", "src", VALUE]),
+        "mask": ("bool", ["batch", "src"]),
+    }
+    outputs = {"context": ("float32", ["batch", "tgt", VALUE]), "weights": ("float32", ["batch", "tgt", "src"])}
+    edge_attn.export_module(module, tmp_path / "location.onnx", inputs, outputs)
+    session = onnxruntime.InferenceSession(tmp_path / "location.onnx", providers=["CPUExecutionProvider"])
+    for src in (*SOURCES, 50):
+        query, values, mask = sentence(src)
+        given = (query.float(), values.float(), mask)
+        said = session.run(None, {name: tensor.numpy() for name, tensor in zip(inputs, given, strict=True)})
+        for ours, theirs in zip(said, module(*given), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+            assert (ours[theirs.numpy() == 0] == 0).all()

@@ -1,0 +1,189 @@
+"""Softmax and sparsemax over energies: values as the oracles say, gradients, masks of either shape, ties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edge_attn.errors import ConfigError
+from edge_attn.models.layers import torch_ops
+from edge_attn.models.layers.attention import Attention
+from edge_attn.models.layers.normalizers import NORMALISERS, attend, softmax_attention, sparsemax
+from edge_attn.ops import masked_softmax
+from edge_attn.ops import sparsemax_attention as sparsemax_op
+from edge_attn.registry import ATTENTIONS, resolve
+from edge_attn.spec import GraphSpec, TensorSpec
+
+torch.set_num_threads(1)
+
+MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
+ORACLES = {"softmax": masked_softmax, "sparsemax": sparsemax_op.sparsemax}
+KINDS = {"additive": 7, "dot": 6, "general": 7, "scaled": 6}
+"""Value sizes."""
+
+
+def random_tensor(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_every_normaliser_is_tested_here() -> None:
+    assert set(ORACLES) == set(NORMALISERS)
+
+
+@pytest.mark.parametrize("mask", [MASK, MASK[:, None, :], MASK[:, None, :].expand(-1, 2, -1)], ids=["2d", "one", "own"])
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@torch.no_grad()
+def test_attend_says_the_equation_for_masks_of_either_shape(normaliser: str, mask: Tensor) -> None:
+    energy, values = random_tensor(3, 2, 5, seed=1), random_tensor(3, 5, 4, seed=2)
+    context, weights = attend(energy, values, mask, normaliser)
+    wanted = ORACLES[normaliser](energy.numpy(), MASK[:, None, :].numpy())
+    np.testing.assert_allclose(weights, wanted, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(context, wanted @ values.numpy(), rtol=1e-12, atol=1e-12)
+    assert (weights[2] == 0).all()
+    assert (context[2] == 0).all()
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+def test_gradients_are_right_and_padding_gets_none(normaliser: str) -> None:
+    energy = (0.2 * random_tensor(3, 2, 5, seed=1)).requires_grad_()  # no key alone in the support, where it is flat
+    values = random_tensor(3, 5, 4, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda e, h: attend(e, h, MASK, normaliser), (energy, values))
+    context, weights = attend(energy, values, MASK, normaliser)
+    (context.square().sum() + weights.square().sum()).backward()
+    assert energy.grad is not None
+    assert (energy.grad.transpose(1, 2)[~MASK] == 0).all()
+    assert (energy.grad[:2] != 0).any(-1).all()
+
+
+def test_an_unknown_normaliser_is_one_sentence() -> None:
+    energy = random_tensor(3, 2, 5, seed=1)
+    with pytest.raises(ConfigError, match=r"^normaliser must be one of softmax, sparsemax, found 'entmax'$"):
+        attend(energy, energy.transpose(1, 2), MASK, "entmax")
+
+
+# ---- sparsemax
+
+
+def sorted_sparsemax(z: Tensor) -> Tensor:
+    """Martins and Astudillo 2016, algorithm 1."""
+    largest_first = z.sort(-1, descending=True).values
+    sums = largest_first.cumsum(-1)
+    k = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype)
+    size = (1 + k * largest_first > sums).sum(-1, keepdim=True)
+    return (z - (sums.gather(-1, size - 1) - 1) / size).clamp(min=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.3, 1.0, 10.0, 1e6])
+@pytest.mark.parametrize("size", [1, 2, 7, 50])
+def test_sparsemax_without_sorting_is_that_of_the_paper(size: int, scale: float) -> None:
+    z = scale * random_tensor(200, size, seed=size)
+    weights = sparsemax(z, torch.ones(size, dtype=torch.bool))
+    torch.testing.assert_close(weights, sorted_sparsemax(z), rtol=1e-12, atol=1e-9 if scale == 1e6 else 1e-12)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(200, dtype=z.dtype), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("energy", "wanted"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], [0.25, 0.25, 0.25, 0.25]),
+        ([5.0, 5.0, 1.0], [0.5, 0.5, 0.0]),
+        ([1.0, 0.0], [1.0, 0.0]),
+        ([0.5, 0.0], [0.75, 0.25]),
+        ([1.0, 0.5, 0.5], [2 / 3, 1 / 6, 1 / 6]),
+        ([1.0, 0.5, 0.5, 0.5], [0.625, 0.125, 0.125, 0.125]),
+        ([2.0**20, 2.0**20 - 0.5], [0.75, 0.25]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparsemax_by_hand(energy: list[float], wanted: list[float], dtype: torch.dtype) -> None:
+    weights = sparsemax(torch.tensor(energy, dtype=dtype), torch.ones(len(energy), dtype=torch.bool))
+    torch.testing.assert_close(weights, torch.tensor(wanted, dtype=dtype))
+    assert ((weights == 0) == (torch.tensor(wanted) == 0)).all()
+
+
+def test_the_jacobian_of_sparsemax_is_that_of_its_support() -> None:
+    """diag(s) - s s^T / |S|, s the support's indicator (Martins and Astudillo 2016, section 2.5)."""
+    z, mask = torch.tensor([1.0, 0.7, 0.4, -3.0, 0.9], dtype=torch.float64), torch.tensor([1, 1, 1, 1, 0]).bool()
+    s = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    assert torch.equal(sparsemax(z, mask) > 0, s.bool())
+    jacobian = torch.autograd.functional.jacobian(lambda e: sparsemax(e, mask), z)
+    torch.testing.assert_close(jacobian, torch.diag(s) - torch.outer(s, s) / 3)
+
+
+# ---- the penalty
+
+
+@pytest.mark.parametrize("penalty", [4.0, 1e9])
+@torch.no_grad()
+def test_a_penalty_is_heard_by_rows_with_no_key_alone(penalty: float) -> None:
+    energy, values = random_tensor(3, 2, 5, seed=1).float(), random_tensor(3, 5, 4, seed=2).float()
+    _, plain = attend(energy, values, MASK, "softmax")
+    context, weights = softmax_attention(energy, values, MASK[:, None, :], penalty)
+    assert torch.equal(weights[:2], plain[:2])
+    torch.testing.assert_close(weights[2], (energy[2] - penalty).softmax(-1), rtol=0, atol=0)
+    torch.testing.assert_close(context[2], weights[2] @ values[2])
+    if penalty == 1e9:  # beside which fp32 forgets energies near one, as in Keras
+        assert (weights[2] == 0.2).all()
+
+
+# ---- as an option of every soft kind
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_with_sparsemax_is_sparsemax_of_its_energies_and_learns(name: str) -> None:
+    torch.manual_seed(0)
+    module: nn.Module = resolve("attention", ATTENTIONS, name)(6, KINDS[name], 5).double()
+    module.normaliser = "sparsemax"  # type: ignore[assignment]
+    query, values = random_tensor(3, 2, 6, seed=3), random_tensor(3, 5, KINDS[name], seed=4)
+    memory = module.prepare(values, MASK, values[:, 0])  # type: ignore[operator]
+    context, weights = module(query, memory)
+    energy = module.energy(query, memory)  # type: ignore[operator]
+    torch.testing.assert_close(weights, sparsemax(energy, MASK[:, None, :]))
+    assert not torch.equal(weights, torch_ops.masked_softmax(energy, MASK[:, None, :]))
+    if list(module.parameters()):
+        context.square().sum().backward()
+    for parameter, value in module.named_parameters():
+        assert value.grad is not None, parameter
+        assert value.grad.isfinite().all(), parameter
+
+
+# ---- export
+
+
+class Whole(nn.Module):
+    def __init__(self, module: Attention) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, query: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        context, weights = self.module(query, self.module.prepare(values, mask, values[:, 0]))
+        return context, weights
+
+
+@pytest.mark.parametrize("score", KINDS)
+def test_sparsemax_exports_as_one_node_and_runs_at_other_sizes(score: str, runs_as_torch: Any) -> None:
+    torch.manual_seed(0)
+    module: Attention = resolve("attention", ATTENTIONS, score)(6, KINDS[score], 5)
+    module.normaliser = "sparsemax"
+    spec = GraphSpec(
+        "attention.onnx",
+        (
+            TensorSpec("query", "float32", ("batch", "tgt", 6)),
+            TensorSpec("values", "float32", ("batch", "src", KINDS[score])),
+            TensorSpec("mask", "bool", ("batch", "src")),
+        ),
+        (
+            TensorSpec("context", "float32", ("batch", "tgt", KINDS[score])),
+            TensorSpec("weights", "float32", ("batch", "tgt", "src")),
+        ),
+    )
+
+    def given(batch: int, tgt: int, src: int) -> list[Tensor]:
+        floats = random_tensor(batch, tgt, 6, seed=1), random_tensor(batch, src, KINDS[score], seed=2)
+        return [*(tensor.float() for tensor in floats), torch.arange(src) < torch.arange(src, src - batch, -1)[:, None]]
+
+    runs_as_torch(Whole(module), spec, given, "SparsemaxAttention")

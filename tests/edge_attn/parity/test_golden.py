@@ -1,0 +1,336 @@
+"""Golden data: what it holds, that it survives its files, and that what was damaged is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+
+import torch
+
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.errors import BundleError, InputError
+from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.parity import golden
+from edge_attn.parity.golden import FILES, LEAST_REST, PROJECTIONS, SUMMARY, TOP, Golden, observe, projection, summarize
+from edge_attn.reference import Reference, record_live, record_model
+from edge_attn.text.tokenizers import EOS, UNK, Text
+
+torch.set_num_threads(1)
+
+WORDS = [f"w{i}" for i in range(90)]
+LINES = [" ".join(WORDS[i : i + 1 + i % 7]) for i in range(0, 80, 4)]
+
+
+@pytest.fixture(scope="session")
+def toy_golden(toy_bundle) -> Golden:
+    return golden.load(Bundle.open(toy_bundle).read)
+
+
+@pytest.fixture(scope="session")
+def toy_text(toy_bundle) -> Text:
+    return Bundle.open(toy_bundle).text()
+
+
+def small(attention: str, words: int) -> tuple[Seq2Seq, Text]:
+    """An untrained model with sharp enough a distribution to end its sentences."""
+    text = Text.train("words", [(" ".join(WORDS[:words]),) * 2], 200, 200)
+    torch.manual_seed(5)
+    sizes = {"embedding": 16, "encoder_hidden": 8, "decoder_hidden": 16, "attention_size": 8}
+    model = Seq2Seq(Seq2SeqConfig(attention=attention, **sizes), len(text.source), len(text.target)).eval()
+    with torch.no_grad():
+        model.output.weight *= 6
+        model.output.bias[EOS] += 2
+    return model, text
+
+
+@pytest.fixture(scope="session", params=["additive, 94 entries", "additive, 13 entries", "none, 94 entries"])
+def made(request) -> tuple[Seq2Seq, Text, Golden]:
+    attention, entries = request.param.split(", ")
+    model, text = small(attention, int(entries.split()[0]) - 4)
+    return model, text, record_model(model, text, LINES, 9)
+
+
+# ---- what a bundle's golden data holds
+
+
+def test_the_sentences(toy_golden, toy_text, toy_bundle):
+    longest = Bundle.open(toy_bundle).manifest.max_source
+    lengths = [len(source) for source in toy_golden.sources]
+    assert len(toy_golden.sentences) >= 64
+    assert min(lengths) == 2  # one token and the end symbol
+    assert max(lengths) == longest
+    assert len(set(lengths)) > 5
+    assert any(UNK in source for source in toy_golden.sources)
+    encoded = [tuple(golden.encode(toy_text, line, longest)[0]) for line in toy_golden.sentences]
+    assert encoded == list(toy_golden.sources)
+
+
+def test_the_hypotheses(toy_golden, toy_text):
+    config = toy_golden.search
+    assert config.beam == config.n_best == 5
+    for said, n_best in zip(toy_golden.greedy, toy_golden.n_best, strict=True):
+        assert len(n_best) == 5
+        assert len({one.tokens for one in n_best}) == 5
+        for one in (said, *n_best):
+            assert one.text == toy_text.target.decode(one.tokens)
+            assert one.score == pytest.approx(one.log_prob / (len(one.tokens) + one.finished))
+            assert 0 < one.noise < 1e-3
+        ranked = [one.score for one in n_best if one.finished]
+        assert ranked == sorted(ranked, reverse=True)
+
+
+def test_the_arrays(toy_golden, toy_text):
+    arrays = toy_golden.arrays
+    steps = sum(len(said.tokens) + 1 for said in toy_golden.greedy)
+    top = min(TOP, len(toy_text.target))
+    assert arrays["steps.top_ids"].shape == arrays["steps.top_log_probs"].shape == (steps, top)
+    assert arrays["steps.projections"].shape == arrays["steps.next_state.hidden.0"].shape == (steps, PROJECTIONS)
+    assert arrays["steps.rest"].shape == arrays["steps.noise"].shape == (steps,)
+    assert len(arrays["encoder.memory.keys"]) == sum(map(len, toy_golden.sources))
+    assert len(arrays["encoder.state.hidden.0"]) == len(toy_golden.sentences)
+    assert (np.diff(arrays["steps.top_log_probs"], axis=1) <= 0).all()
+    assert (arrays["steps.noise"] > 0).all()
+    assert arrays["steps.noise"].max() < 1e-3
+    whole = np.exp(arrays["steps.top_log_probs"]).sum(1) + np.exp(arrays["steps.rest"])
+    np.testing.assert_allclose(whole, 1.0, atol=3e-6)
+    for rows, said, slices in zip(
+        toy_golden.alignments("steps.alignment"), toy_golden.greedy, toy_golden.steps(), strict=True
+    ):
+        assert len(rows) == len(said.tokens) + 1
+        np.testing.assert_allclose(rows.sum(1), 1.0, atol=1e-5)
+        best = arrays["steps.top_ids"][slices, 0].tolist()
+        assert best == [*said.tokens, EOS][: len(best)] or not said.finished
+    for rows, (best, *_), source in zip(
+        toy_golden.alignments("beam.alignment"), toy_golden.n_best, toy_golden.sources, strict=True
+    ):
+        assert rows.shape == (len(best.tokens) + best.finished, len(source))
+
+
+def test_it_is_what_the_checkpoint_says_now(toy_golden, toy_checkpoint):
+    said = record_live(toy_checkpoint, toy_golden.sentences[:9], 20, 16)
+    assert said.sources == toy_golden.sources[:9]
+    assert [one.text for one in said.greedy] == [one.text for one in toy_golden.greedy[:9]]
+    assert [[one.tokens for one in n_best] for n_best in said.n_best] == [
+        [one.tokens for one in n_best] for n_best in toy_golden.n_best[:9]
+    ]
+    assert said.vocabulary == toy_golden.vocabulary
+    rows = slice(0, said.steps()[-1].stop)
+    for name in SUMMARY:
+        np.testing.assert_allclose(said.arrays[f"steps.{name}"], toy_golden.arrays[f"steps.{name}"][rows], atol=1e-4)
+
+
+# ---- recording any model
+
+
+def test_a_recording_reads_back_as_it_was(made):
+    _, _, said = made
+    back = Golden.load(said.files())
+    assert back == said
+    assert back.arrays.keys() == said.arrays.keys()
+    assert all(np.array_equal(back.arrays[name], said.arrays[name]) for name in said.arrays)
+
+
+def test_its_files_are_the_same_bytes_again(made):
+    model, text, said = made
+    assert record_model(model, text, LINES, 9).files() == said.files()
+
+
+def test_a_small_vocabulary_is_recorded_whole(made):
+    _, text, said = made
+    assert said.arrays["steps.top_ids"].shape[1] == min(TOP, len(text.target))
+    whole = np.exp(said.arrays["steps.top_log_probs"].astype(np.float64)).sum(1)
+    if len(text.target) <= TOP:
+        assert (said.arrays["steps.rest"] == np.float32(LEAST_REST)).all()
+    else:
+        whole += np.exp(said.arrays["steps.rest"])
+    np.testing.assert_allclose(whole, 1.0, atol=3e-6)
+
+
+def test_without_attention_there_is_no_alignment(made):
+    model, _, said = made
+    attends = model.config.attention != "none"
+    assert ("steps.alignment" in said.arrays) is ("beam.alignment" in said.arrays) is attends
+    assert len(said.alignments("steps.alignment")) == (len(LINES) if attends else 0)
+    assert ("encoder.memory.summary" in said.arrays) is not attends
+
+
+def test_an_overlong_sentence_is_cut():
+    model, text = small("dot", 90)
+    said = record_model(model, text, [" ".join(WORDS[:30])], 9)
+    assert said.sources == (tuple(text.encode_source(" ".join(WORDS[:8]))),)
+    assert golden.encode(text, " ".join(WORDS[:30]), 9)[1]
+    assert not golden.encode(text, " ".join(WORDS[:8]), 9)[1]
+
+
+def test_noise_is_the_difference_between_two_precisions(made):
+    model, text, said = made
+    reference = Reference(model)
+    flat = golden.record(reference, reference, text, LINES, said.search, 9)
+    assert (flat.arrays["steps.noise"] == 0).all()
+    assert {one.noise for one in flat.greedy} == {0.0}
+    assert flat.sources == said.sources
+
+
+def test_a_batch_says_what_each_sentence_says_alone(made):
+    model, _, said = made
+    targets = [one.tokens for one in said.greedy]
+    runs = [observe(Reference(model), said.sources, targets, batch) for batch in (1, 7)]
+    for alone, batched in zip(*runs, strict=True):
+        np.testing.assert_allclose(alone.log_probs, batched.log_probs, atol=1e-5)
+        assert alone.encoder.keys() == batched.encoder.keys()
+        for name, value in alone.encoder.items():
+            np.testing.assert_allclose(value, batched.encoder[name], atol=1e-6)
+
+
+# ---- a change anywhere shows
+
+
+def test_the_projections_are_balanced_and_always_the_same():
+    signs = projection(1600) * 40
+    assert signs.shape == (1600, PROJECTIONS)
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    assert (signs.sum(0) == 0).all()
+    assert len(np.unique(signs, axis=1).T) == PROJECTIONS
+    assert np.array_equal(projection(1600) * 40, signs)
+    assert projection(3).shape == (3, PROJECTIONS)
+
+
+def test_one_rare_entry_among_thousands_shows_in_the_projections_alone():
+    random = np.random.default_rng(0)
+    row = random.standard_normal((1, 5000)) * 3
+    row -= np.log(np.exp(row).sum())
+    top = np.argsort(-row, axis=1)[:, :TOP]
+    changed = row.copy()
+    changed[0, row.argmin()] += 0.05
+    before, after = summarize(row, top), summarize(changed, top)
+    assert np.array_equal(before["top_log_probs"], after["top_log_probs"])
+    assert np.abs(before["rest"] - after["rest"]).max() < 1e-6
+    assert np.abs(before["projections"] - after["projections"]).max() == pytest.approx(0.05 / 5000**0.5)
+
+
+def test_the_digest_tells_two_vocabularies_apart():
+    one = Text.train("words", [("a b c", "a b c")], 9, 9).target
+    other = Text.train("words", [("a c b", "a c d")], 9, 9).target
+    assert golden.vocabulary_digest(one) == golden.vocabulary_digest(
+        type(one)(["<pad>", "<unk>", "<s>", "</s>", *"abc"])
+    )
+    assert golden.vocabulary_digest(one) != golden.vocabulary_digest(other)
+
+
+# ---- damage
+
+
+def npz(change) -> object:
+    """A change of the arrays, by name."""
+
+    def rewrite(files: dict[str, bytes]) -> None:
+        with np.load(io.BytesIO(files[FILES[1]])) as found:
+            arrays = {name: found[name] for name in found.files}
+        change(arrays)
+        data = io.BytesIO()
+        np.savez_compressed(data, **arrays)
+        files[FILES[1]] = data.getvalue()
+
+    return rewrite
+
+
+def text_of(change) -> object:
+    """A change of the content of the JSON file."""
+
+    def rewrite(files: dict[str, bytes]) -> None:
+        content = json.loads(files[FILES[0]])
+        made = change(content)
+        files[FILES[0]] = json.dumps(content if made is None else made).encode()
+
+    return rewrite
+
+
+def replace(name: str, data) -> object:
+    return lambda files: files.update({name: data(files[name])})
+
+
+def plain_array(_: bytes) -> bytes:
+    data = io.BytesIO()
+    np.save(data, np.zeros(3))
+    return data.getvalue()
+
+
+DAMAGE = {
+    "json cut": replace(FILES[0], lambda data: data[:-30]),
+    "json empty": replace(FILES[0], lambda data: b""),
+    "json not text": replace(FILES[0], lambda data: b"\xff\xfe\x00"),
+    "json deeply nested": replace(FILES[0], lambda data: b"[" * 100_000),
+    "json a list": text_of(lambda content: [1]),
+    "json a number": text_of(lambda content: 3),
+    "key missing": text_of(lambda content: content.pop("sources") and None),
+    "key unknown": text_of(lambda content: content.update(more=1)),
+    "tokens of text": text_of(lambda content: content["sources"].__setitem__(0, "text")),
+    "beam of zero": text_of(lambda content: content["search"].update(beam=0)),
+    "sentence lost": text_of(lambda content: content["sentences"].pop() and None),
+    "n-best list empty": text_of(lambda content: content["n_best"][0].clear()),
+    "no sentence": text_of(lambda content: {**content, "sentences": [], "sources": [], "greedy": [], "n_best": []}),
+    "npz cut": replace(FILES[1], lambda data: data[:-200]),
+    "npz empty": replace(FILES[1], lambda data: b""),
+    "npz noise": replace(FILES[1], lambda data: bytes(range(256)) * 9),
+    "npz bit flipped": replace(FILES[1], lambda data: data[:400] + bytes([data[400] ^ 4]) + data[401:]),
+    "npz an array": replace(FILES[1], plain_array),
+    "npz pickled": npz(lambda arrays: arrays.update({"steps.rest": np.array([{}], object)})),
+    "array lost": npz(lambda arrays: arrays.pop("steps.projections")),
+    "state lost": npz(lambda arrays: arrays.pop("steps.next_state.hidden.0")),
+    "row lost": npz(lambda arrays: arrays.update({"steps.rest": arrays["steps.rest"][1:]})),
+    "position lost": npz(lambda arrays: arrays.update({"encoder.memory.keys": arrays["encoder.memory.keys"][1:]})),
+    "weight lost": npz(lambda arrays: arrays.update({"steps.alignment": arrays["steps.alignment"][1:]})),
+    "array a number": npz(lambda arrays: arrays.update({"steps.rest": np.float32(1)})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_golden_data_is_refused(toy_golden, damage):
+    files = toy_golden.files()
+    DAMAGE[damage](files)
+    with pytest.raises(BundleError, match="the golden data"):
+        Golden.load(files)
+
+
+def test_a_bundle_without_golden_data():
+    def read(name: str) -> bytes:
+        raise BundleError(f"{name} is missing")
+
+    with pytest.raises(BundleError, match=r"golden/golden.json is missing"):
+        golden.load(read)
+
+
+# ---- sentences of the user
+
+
+def test_reading_sentences(tmp_path):
+    path = tmp_path / "lines"
+    path.write_bytes("  un chat \r\n\n\nl'été\n".encode())
+    assert golden.read_sentences(path) == ("un chat", "l'été")
+    for content, sentence in ((b" \n\n", "holds no sentence"), (b"\xff\n", "cannot be read as UTF-8 text")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=sentence):
+            golden.read_sentences(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        golden.read_sentences(tmp_path / "nothing")
+
+
+def test_batches_cover_everything_in_order():
+    assert golden.batches(0) == []
+    assert [list(batch) for batch in golden.batches(5, 2)] == [[0, 1], [2, 3], [4]]
+
+
+def test_options_that_are_off_are_not_written_so_that_older_readers_read_on(toy_golden):
+    written = json.loads(toy_golden.files()[golden.FILES[0]])["search"]
+    assert sorted(written) == ["beam", "length_penalty", "max_length", "n_best"]
+    config = dataclasses.replace(toy_golden.search, no_repeat_ngram=3, suppress=(5, 7))
+    files = dataclasses.replace(toy_golden, search=config).files()
+    assert json.loads(files[golden.FILES[0]])["search"]["suppress"] == [5, 7]
+    assert golden.Golden.load(files).search == config

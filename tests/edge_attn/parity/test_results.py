@@ -1,0 +1,185 @@
+"""Bounds, comparisons and verdicts: NaN never holds, a manifest may only be stricter, a flip needs a margin."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edge_attn.errors import BundleError, UsageError
+from edge_attn.parity.results import (
+    BOUNDS,
+    LEVELS,
+    RUN_BY_VERIFY,
+    Distance,
+    Finding,
+    Flip,
+    Level,
+    bounds,
+    chrf,
+    first_difference,
+    largest,
+)
+from edge_attn.registry import PRECISIONS
+
+
+def test_every_precision_has_bounds_of_known_levels():
+    assert BOUNDS.keys() == set(PRECISIONS)
+    assert {name.partition(".")[0] for limits in BOUNDS.values() for name in limits} == set(RUN_BY_VERIFY)
+    assert set(RUN_BY_VERIFY) < LEVELS.keys()
+
+
+# ---- bounds
+
+
+def test_a_manifest_may_be_stricter_and_an_override_looser():
+    limits = bounds("fp32", {"L2.log_prob": 1e-6}, {"L1.max_abs": 0.5})
+    assert limits == {**BOUNDS["fp32"], "L2.log_prob": 1e-6, "L1.max_abs": 0.5}
+    assert bounds("fp32", {"L2.log_prob": 1e-6}, {"L2.log_prob": 2.0})["L2.log_prob"] == 2.0
+    assert bounds("fp32", {}, {}) == BOUNDS["fp32"]
+
+
+@pytest.mark.parametrize("value", [BOUNDS["fp32"]["L2.log_prob"] * 1.001, math.inf, math.nan])
+def test_a_manifest_that_is_looser_than_the_code_is_refused(value):
+    with pytest.raises(BundleError, match=r"L2.log_prob = .* is looser than the ceiling 0.0001"):
+        bounds("fp32", {"L2.log_prob": value}, {})
+
+
+def test_a_bound_that_is_none_is_refused():
+    with pytest.raises(BundleError, match=r"'L2.logprob' is not a bound; known: L1.max_abs, "):
+        bounds("fp32", {"L2.logprob": 0.0}, {})
+    with pytest.raises(UsageError, match=r"--override 'L9.x': not a bound; known: L1.max_abs, "):
+        bounds("fp32", {}, {"L9.x": 1.0})
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_an_override_that_bounds_nothing_is_refused(value):
+    with pytest.raises(UsageError, match=r"--override L2.kl: must be a finite number of at least 0"):
+        bounds("fp32", {}, {"L2.kl": value})
+
+
+# ---- verdicts
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "ok"),
+    [(0.0, 0.0, True), (1.0, 1.0, True), (1.1, 1.0, False), (math.nan, 1.0, False), (math.inf, 1.0, False)],
+)
+def test_a_finding_holds_up_to_its_bound(value, bound, ok):
+    finding = Finding("L1", "max_abs memory.keys", value, bound)
+    assert finding.ok is ok
+    assert str(finding).startswith("ok   L1 max_abs memory.keys" if ok else "FAIL L1 max_abs memory.keys")
+
+
+def test_a_level_holds_where_every_finding_does():
+    good, bad = Finding("L1", "a", 0.0, 1.0), Finding("L1", "b", 2.0, 1.0)
+    assert Level("L1", findings=[good]).close().status == "holds"
+    assert Level("L1", findings=[good, bad]).close().status == "fails"
+    assert Level("L1").close().status == "fails"  # what compared nothing proved nothing
+    assert Level("L1").status == "not requested"
+
+
+@pytest.mark.parametrize(
+    ("margin", "noise", "excused"),
+    [
+        (1e-6, 2e-6, True),
+        (2e-6, 2e-6, True),
+        (3e-6, 2e-6, False),
+        (-3e-6, 2e-6, False),  # the reference contradicts itself: no tie
+        (math.inf, 1.0, False),
+        (math.nan, 1.0, False),
+        (0.0, math.nan, False),
+    ],
+)
+def test_a_flip_is_excused_below_the_noise_only(margin, noise, excused):
+    flip = Flip(7, "greedy", 2, 5, 6, margin, noise)
+    assert flip.excused is excused
+    assert str(flip).startswith("greedy: sentence 7, step 2: token 6 for 5, margin ")
+    assert str(flip).endswith("(excused: a tie below the noise)" if excused else "(NOT excused)")
+
+
+# ---- distances
+
+
+def test_distances_of_what_was_added():
+    apart = Distance()
+    apart.add("a", np.array([[1.0, 2.0]]), np.array([[1.0, 2.5]]))
+    apart.add("a", np.array([0.0]), np.array([0.0]))
+    apart.add("b", np.array([True, False]), np.array([True, False]))
+    assert apart.names() == ["a", "b"]
+    assert apart.max_abs("a") == 0.5
+    assert 0.4 < apart.p99("a") < 0.5
+    assert apart.relative("a") == pytest.approx(0.5 / math.sqrt(7.25))
+    assert apart.cosine("a") == pytest.approx(1 - 6 / math.sqrt(5 * 7.25))
+    assert [getattr(apart, measure)("b") for measure in ("max_abs", "p99", "relative")] == [0.0, 0.0, 0.0]
+    assert apart.cosine("b") == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("measure", ["max_abs", "p99", "relative", "cosine"])
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("broken", [np.array([1.0, np.nan]), np.array([np.inf, 1.0])])
+def test_what_is_no_number_is_outside_every_bound(measure, broken):
+    apart = Distance()
+    apart.add("a", np.ones(2), np.ones(2))
+    apart.add("a", broken, np.ones(2))
+    assert not Finding("L1", measure, getattr(apart, measure)("a"), 0.5).ok
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_another_shape_is_infinitely_far():
+    apart = Distance()
+    apart.add("a", np.ones((2, 1)), np.ones(2))
+    assert apart.max_abs("a") == math.inf
+    assert not apart.p99("a") < math.inf
+    assert apart.relative("a") == math.inf
+    assert apart.cosine("a") == 1.0
+
+
+def test_zeros_are_near_zeros_and_far_from_the_rest():
+    apart = Distance()
+    apart.add("same", np.zeros(3), np.zeros(3))
+    apart.add("lost", np.zeros(3), np.ones(3))
+    apart.add("found", np.ones(3), np.zeros(3))
+    assert [apart.cosine(name) for name in apart.names()] == [0.0, 1.0, 1.0]
+    assert [apart.relative(name) for name in apart.names()] == [0.0, 1.0, pytest.approx(math.sqrt(3))]
+
+
+def test_nothing_and_nan():
+    assert largest(np.array([])) == 0.0
+    assert math.isnan(largest(np.array([1.0, np.nan, 3.0])))
+
+
+def test_the_first_difference():
+    assert first_difference((1, 2, 3), (1, 2, 4)) == 2
+    assert first_difference((1, 2), (1, 2, 4)) == 2
+    assert first_difference((1, 2, 4), ()) == 0
+    assert first_difference((1,), (1,)) == 1
+
+
+# ---- chrF
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (["le roi rouge", "un chat"], ["le roi rouge", "un chien"]),
+        (["a b c d e f g"], ["g f e d c b a"]),
+        (["Où as-tu appris le français ?", "x"], ["Où avez-vous appris à parler français ?", "y"]),
+        (["l'été", ""], ["l'été", "long and not there at all"]),
+    ],
+)
+def test_chrf_is_that_of_sacrebleu(found, expected):
+    sacrebleu = pytest.importorskip("sacrebleu", reason="torch is not installed, nor is sacrebleu")
+    assert chrf(found, expected) == pytest.approx(sacrebleu.corpus_chrf(found, [expected]).score / 100, abs=1e-4)
+
+
+def test_chrf_of_the_same_is_one_and_of_nothing_in_common_nothing():
+    assert chrf(["a b", ""], ["a b", ""]) == chrf([""], [""]) == 1.0
+    assert chrf(["abc"], ["xyz"]) == chrf([""], ["xyz"]) == 0.0
+
+
+def test_lower_precisions_are_bounded_more_loosely_and_by_the_same_names():
+    assert BOUNDS["fp32"].keys() == BOUNDS["fp16"].keys() == BOUNDS["int8"].keys()
+    assert all(BOUNDS["fp32"][name] <= BOUNDS["fp16"][name] <= BOUNDS["int8"][name] for name in BOUNDS["fp32"])
+    assert BOUNDS["fp16"]["L2.top1"] == BOUNDS["int8"]["L2.top1"] == 0.01

@@ -1,0 +1,70 @@
+"""The embedded English-French model: it is what the model card says, and on a device it says what torch says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from paths import SHARED
+
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.decoding.options import SearchConfig
+from edge_attn.runtimes.commands.demo import CHECKPOINT, READY, SENTENCES
+from edge_attn.runtimes.commands.evaluate import evaluate
+from edge_attn.runtimes.tasks.translation import Translator
+from edge_attn.runtimes.verification.verify import verify
+from edge_attn.text.corpus import read_pairs
+
+DATA = SHARED / "data" / "tatoeba-en-fr"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+
+
+def test_the_ready_bundle_holds_on_this_machine():
+    report = verify(READY, options=RuntimeOptions(threads=1))
+    assert report.verdict == "holds", str(report)
+    assert report.sentences >= 64
+
+
+def test_the_ready_bundle_translates():
+    said = Translator.open(READY).translate(["I am cold.", *SENTENCES])
+    assert "froid" in said[0].text
+    for translation in said:
+        assert translation.finished
+        assert translation.alignment is not None
+        assert translation.alignment.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_checkpoint_and_ready_bundle_are_of_the_same_weights(needs_torch):
+    import hashlib
+
+    found = hashlib.sha256((CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()
+    assert Bundle.open(READY).manifest.provenance["checkpoint_sha256"] == found
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@needs_data
+def test_the_first_1000_test_sentences_agree_with_torch(needs_torch, tmp_path):
+    sources = list(dict.fromkeys(source for source, _ in read_pairs(DATA / "test.tsv.gz")))[:1000]
+    lines = tmp_path / "sources.txt"
+    lines.write_text("\n".join(sources) + "\n", encoding="utf-8")
+    report = verify(READY, reference=CHECKPOINT, sentences=lines, options=RuntimeOptions(threads=1))
+    assert report.verdict == "holds", str(report)
+    assert report.sentences == 1000
+    found = {f"{finding.level} {finding.name}": finding for level in report.levels for finding in level.findings}
+    assert found["L2 log_prob"].value <= 1e-4
+    assert found["L3 tokens greedy"].value == found["L3 n_best beam"].value == 0
+    assert found["L1 alignment"].value <= 1e-5
+    assert found["L5 tokens alone"].value == found["L5 tokens batched"].value == found["L5 tokens shuffled"].value == 0
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@needs_data
+def test_the_score_is_the_model_cards():
+    claimed = re.search(r"BLEU (\d+\.\d+)", Bundle.open(READY).read("MODEL_CARD.md").decode())
+    assert claimed is not None
+    found = evaluate(READY, DATA / "test.tsv.gz", SearchConfig(), options=RuntimeOptions(threads=1))
+    assert found.total.sentences == 2367
+    assert found.total.bleu == pytest.approx(float(claimed[1]), abs=0.05)

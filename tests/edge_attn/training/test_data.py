@@ -1,0 +1,98 @@
+"""Batches within their tokens; samples of mixed length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge_attn.errors import InputError
+from edge_attn.text.tokenizers import BOS, EOS, PAD, Text
+from edge_attn.training.data import Pairs, choose_samples
+
+
+@pytest.fixture
+def text() -> Text:
+    return Text.train("words", [("a b c d e f", "x y z")], 20, 20)
+
+
+def many(seed: int = 0, count: int = 300) -> Pairs:
+    random = np.random.default_rng(seed)
+    rows = [[list(random.integers(4, 9, random.integers(1, 20))) for _ in range(count)] for _ in range(2)]
+    return Pairs([[*row, EOS] for row in rows[0]], rows[1])
+
+
+def test_batches_hold_each_pair_once_and_stay_within_their_tokens():
+    pairs = many()
+    for shuffle in (None, (1, 0), (1, 1)):
+        order = pairs.order(64, shuffle)
+        assert sorted(np.concatenate(order)) == list(range(300))
+        sizes = [max(len(pairs.target[i]) + 1 for i in batch) * len(batch) for batch in order]
+        assert max(sizes) <= 64
+        assert sum(sizes) / len(sizes) > 50  # and they are filled
+
+
+def test_pairs_of_like_length_are_together():
+    pairs = many()
+    padded = sum(max(len(pairs.target[i]) for i in batch) * len(batch) for batch in pairs.order(64, (1, 0)))
+    assert padded < 1.05 * sum(map(len, pairs.target))
+
+
+def test_a_pair_longer_than_a_batch_is_a_batch_of_its_own():
+    order = many().order(1, None)
+    assert [len(batch) for batch in order] == [1] * 300
+
+
+def test_an_epoch_is_a_function_of_its_seed_and_number():
+    def order(*shuffle):
+        return [batch.tolist() for batch in many().order(64, shuffle)]
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_a_batch_is_padded_and_shifted():
+    batch = Pairs([[7, 5, EOS], [6, EOS]], [[4], [8, 9, 4]]).batch(np.array([0, 1]))
+    assert batch.source.tolist() == [[7, 5, EOS], [6, EOS, PAD]]
+    assert batch.source_length.tolist() == [3, 2]
+    assert batch.target.tolist() == [[BOS, 4, PAD, PAD], [BOS, 8, 9, 4]]
+    assert batch.expected.tolist() == [[4, EOS, PAD, PAD], [8, 9, 4, EOS]]
+    assert batch.tokens == 6
+
+
+def test_pairs_past_the_limit_are_left_out(text):
+    pairs = Pairs.encode(text, [("a b", "x y"), ("a b c", "x"), ("a", "x y z"), ("a", "x")], 3)
+    assert [len(s) for s in pairs.source] == [3, 2]
+    assert [len(t) for t in pairs.target] == [2, 1]
+    with pytest.raises(InputError, match=r"no pair has at most data.max_tokens = 1"):
+        Pairs.encode(text, [("a b", "x y")], 1)
+
+
+SOURCES = [" ".join("abcdef"[(i + j) % 6] for j in range(1 + i % 37)) for i in range(2000)]
+
+
+def test_samples_are_distinct_and_of_every_length(text):
+    samples = choose_samples(text, SOURCES)
+    assert len(samples) == len(set(samples)) == 96
+    lengths = [len(text.encode_source(sample)) for sample in samples]
+    assert lengths == sorted(lengths)
+    assert set(lengths) == {len(text.encode_source(source)) for source in SOURCES}
+    counts = np.bincount(lengths)[2:]
+    assert counts.max() - counts.min() <= 2  # evenly: SOURCES has as many of each length
+
+
+def test_samples_are_a_function_of_the_set_of_sources(text):
+    assert choose_samples(text, SOURCES) == choose_samples(text, [*reversed(SOURCES), *SOURCES])
+
+
+def test_fewer_sources_are_all_taken_and_empty_ones_are_not(text):
+    assert choose_samples(text, ["b a", "", "a", "  ", "b a", "a\nb"]) == ["a", "b a"]
+    assert choose_samples(text, []) == []
+    assert choose_samples(text, SOURCES, 1) == [min(set(SOURCES), key=lambda s: (len(s), s))]
+
+
+def test_a_source_without_a_token_is_no_sample():
+    pieces = Text.train("sentencepiece", [("some words here", "x y")] * 5, 60, 60)
+    nothing = "\u200b"  # a zero-width space, which SentencePiece normalises away
+    assert len(pieces.encode_source(nothing)) == 1
+    assert choose_samples(pieces, [nothing, "words"]) == ["words"]

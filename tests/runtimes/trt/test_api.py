@@ -1,0 +1,263 @@
+"""The door to TensorRT, and what our source touches behind it, in every version that we name."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import trt_attributes as attributes
+import trt_surface as surface
+from paths import PACKAGE
+
+from edge_attn.errors import NotTestedError
+from edge_attn.runtimes.trt.api import Capability, Door, open_door
+
+BINDINGS = os.environ.get("EDGE_ATTN_TRT_BINDINGS", "")
+RECORDING: dict[str, Any] = json.loads(surface.RECORDING.read_text(encoding="utf-8"))
+COMPAT = (PACKAGE / "runtimes" / "trt" / "api.py").read_text(encoding="utf-8")
+RECORD = "python tests/support/trt_surface.py record FOLDER CLASS"
+
+
+# ---- the door
+
+
+def fake(version: str) -> SimpleNamespace:
+    return SimpleNamespace(__version__=version, __name__="tensorrt")
+
+
+def module(monkeypatch: pytest.MonkeyPatch, version: str, name: str = "tensorrt") -> None:
+    made = ModuleType(name)
+    made.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, made)
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"),
+    [("10.3.0", (10, 3, 0)), ("10.14.1.48.post1", (10, 14, 1, 48)), ("11.4.0.106", (11, 4, 0, 106))],
+)
+def test_the_door_says_what_it_found(monkeypatch, version, numbers):
+    module(monkeypatch, version)
+    door = open_door()
+    assert (door.name, door.capability) == (f"tensorrt {version}", Capability(numbers))
+
+
+def test_the_door_to_tensorrt_rtx(monkeypatch):
+    module(monkeypatch, "1.7.1.116", "tensorrt_rtx_bindings")
+    door = open_door(rtx=True)
+    assert (door.name, door.capability) == ("tensorrt-rtx 1.7.1.116", Capability((1, 7, 1, 116), rtx=True))
+
+
+@pytest.mark.parametrize(
+    ("rtx", "said"),
+    [(False, "on a Jetson it comes with JetPack"), (True, r"pip install --only-binary=:all: 'edge-attn\[trt-rtx\]'")],
+)
+def test_no_tensorrt_is_a_sentence_with_the_next_command(monkeypatch, rtx, said):
+    for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(NotTestedError, match=said):
+        open_door(rtx)
+
+
+def test_a_library_that_is_missing_is_a_sentence(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(NotTestedError, match=r"does not load here \(tensorrt: libnvinfer.so.10: cannot open"):
+        open_door()
+
+
+@pytest.mark.parametrize(("version", "said"), [("8.5.2", "too old, expected 10.3"), ("", "has no version")])
+def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch, version, said):
+    module(monkeypatch, version)
+    with pytest.raises(NotTestedError, match=said):
+        open_door()
+
+
+CAPABILITIES = [  # version, rtx, attention layer, in-place cache, plugin override, AOT plugins, precedence
+    ((10, 3, 0), False, False, False, False, False, "function"),
+    ((10, 7, 0), False, False, False, False, False, "plugin"),
+    ((10, 13, 2, 6), False, False, False, False, True, "plugin"),
+    ((10, 14, 1), False, True, False, False, True, "plugin"),
+    ((10, 16, 2), False, True, True, True, True, "named plugin"),
+    ((11, 4, 0, 106), False, True, True, True, True, "named plugin"),
+    ((1, 4, 0, 76), True, True, True, False, False, "function"),
+    ((1, 7, 1, 116), True, True, True, False, False, "function"),
+]
+
+
+@pytest.mark.parametrize(("version", "rtx", "attention", "inplace", "override", "aot", "precedence"), CAPABILITIES)
+def test_what_a_version_can_do(version, rtx, attention, inplace, override, aot, precedence):
+    has = Capability(version, rtx)
+    assert (has.attention_layer, has.inplace_cache, has.plugin_override) == (attention, inplace, override)
+    assert (has.aot_plugins, has.function_precedence) == (aot, precedence)
+
+
+def test_the_log_keeps_errors_until_they_are_taken():
+    class Severity:
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+    class ILogger(Severity):
+        pass
+
+    log = Door(SimpleNamespace(ILogger=ILogger), Capability((10, 3)), "tensorrt 10.3").log
+    for severity, message in ((ILogger.ERROR, "a"), (ILogger.WARNING, "b"), (ILogger.INTERNAL_ERROR, "c")):
+        log.log(severity, message)
+    assert log.take() == ["a", "c"]
+    assert log.take() == []
+
+
+# ---- what our source touches, read from the source
+
+
+def capability(version: str) -> Capability:
+    product, _, text = version.partition(" ")
+    return Capability(tuple(map(int, text.split("."))), rtx=product == "tensorrt-rtx")
+
+
+def faults(files: dict[str, str]) -> list[str]:
+    """Whatever a version of the recording lacks, and whatever cannot be resolved."""
+    found = attributes.read(files, RECORDING["classes"], COMPAT)
+    lacking = []
+    for touch in found.touches:
+        recorded = RECORDING["classes"].get(touch.owner)
+        if recorded is None:
+            lacking.append(f"{touch.where}: {touch.owner} is not recorded; run: {RECORD}")
+            continue
+        for version in RECORDING["versions"]:
+            able = capability(version)
+            if all(getattr(able, name) == value for name, value in touch.guards) and (
+                touch.attribute not in recorded or version in recorded[touch.attribute][1:]
+            ):
+                lacking.append(f"{touch.where}: {version} has no {touch.owner}.{touch.attribute}")
+    return found.unresolved + lacking
+
+
+def test_every_attribute_that_our_source_touches_is_in_every_version():
+    assert faults(attributes.sources(PACKAGE.parent)) == []
+
+
+def test_the_reader_sees_what_is_there():
+    found = attributes.read(attributes.sources(PACKAGE.parent), RECORDING["classes"], COMPAT)
+    touched = {(touch.owner, touch.attribute) for touch in found.touches}
+    assert {
+        ("module", "Builder"),
+        ("Builder", "create_network"),
+        ("INetworkDefinition", "get_layer"),
+        ("ITensor", "is_shape_tensor"),
+        ("LayerType", "TRIP_LIMIT"),
+        ("ILoop", "name"),
+        ("IBuilderConfig", "set_memory_pool_limit"),
+        ("ParserError", "local_function_stack"),
+        ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
+    } <= touched
+
+
+def test_the_recording_has_the_versions_that_we_name():
+    names = [".".join(version.split(".")[:2]) for version in RECORDING["versions"]]
+    assert names == [
+        "tensorrt 10.3",
+        "tensorrt 10.13",
+        "tensorrt 10.16",
+        "tensorrt 11.4",
+        "tensorrt-rtx 1.4",
+        "tensorrt-rtx 1.7",
+    ]
+
+
+HEAD = "from edge_attn.runtimes.trt.api import Builder, Door, ILayer\n"
+PLANTED = [
+    ("def f(door: Door): return door.trt.BuilderFlag.FP16", "tensorrt 11.4.0.106 has no BuilderFlag.FP16"),
+    ("def f(door: Door):\n trt = door.trt\n return trt.BuilderFlag.FP16", "has no BuilderFlag.FP16"),
+    ("def f(door: Door): return door.trt.Nothing", "has no module.Nothing"),
+    ("def f(b: Builder): return b.platform_has_fast_fp16", "has no Builder.platform_has_fast_fp16"),
+    ("def f(door: Door): return door.trt.Builder(1).platform_has_fast_fp16", "no Builder.platform_has_fast_fp16"),
+    ("def f(b: Builder): return b.create_network(0).get_layer(0).precision", "has no ILayer.precision"),
+    ("def f(b: Builder | None): return b.platform_has_fast_fp16", "has no Builder.platform_has_fast_fp16"),
+    ("def f(all: list[ILayer]): return [x.precision for x in all]", "has no ILayer.precision"),
+    ("def f(all: dict[str, ILayer]): return all['a'].precision", "has no ILayer.precision"),
+    ("def f(all: dict[str, ILayer]):\n for k, v in all.items(): v.precision", "has no ILayer.precision"),
+    ("def f(a: list[ILayer], b: list[Builder]):\n for x in (a, b):\n  for y in x: y.precision", "what is y?"),
+    ("class A:\n x: ILayer\n def f(self): return self.x.precision", "has no ILayer.precision"),
+    ("def g() -> ILayer: ...\ndef f(): return g().precision", "has no ILayer.precision"),
+    ("def f(door: Door):\n class A(door.trt.IInt8Calibrator): pass", "has no module.IInt8Calibrator"),
+    ("def f(b: Builder): return getattr(b, 'platform_has_fast_fp16')", "has no Builder.platform_has_fast_fp16"),
+    ("def f(b: Builder, name: str): return getattr(b, name)", "which attribute is that?"),
+    ("class A:\n def f(self, b: Builder): self.x = b", "self.x keeps what is TensorRT's"),
+    ("def f(b: Builder):\n x = {}\n x['a'] = b", "x['a'] keeps what is TensorRT's"),
+    ("def f(b: Builder):\n x = set()\n x.add(b)", "x keeps what is TensorRT's"),
+    ("from typing import Any\ndef f(b: Any): return b.create_network()", "what is b?"),
+    ("def f(b): return b.create_network()", "what is b?"),
+    (
+        "def f(door: Door):\n if door.capability.attention_layer: door.trt.BuilderFlag.FP16",
+        "11.4.0.106 has no BuilderFlag",
+    ),
+    (
+        "def f(layer: ILayer, door: Door):\n layer.__class__ = door.trt.ILoopOutputLayer\n layer.nothing",
+        "ILoopOutputLayer",
+    ),
+    (
+        "def f(layer: ILayer, door: Door):\n layer.__class__ = door.trt.IAttentionInputLayer",
+        "10.3.0 has no module.IAtt",
+    ),
+]
+
+
+@pytest.mark.parametrize(("planted", "said"), PLANTED)
+def test_what_a_version_lacks_is_found(planted, said):
+    found = faults({"planted.py": HEAD + planted})
+    assert any(said in fault for fault in found), found
+
+
+@pytest.mark.parametrize("instead", ["trt.BuilderFlag.FP16", "options.int8_calibrator", "builder.platform_has_tf32"])
+def test_what_is_planted_in_our_own_source_is_found(instead):
+    files = attributes.sources(PACKAGE.parent)
+    before = files["edge_attn/runtimes/trt/builder.py"]
+    files["edge_attn/runtimes/trt/builder.py"] = before.replace("trt.MemoryPoolType.WORKSPACE", instead)
+    assert files["edge_attn/runtimes/trt/builder.py"] != before
+    assert any(fault.startswith("edge_attn/runtimes/trt/builder.py") for fault in faults(files))
+
+
+GUARDED = [
+    "def f(door: Door):\n if door.capability.attention_layer: door.trt.IAttentionInputLayer",
+    "def f(door: Door):\n if not door.capability.attention_layer: return\n door.trt.IAttentionInputLayer",
+    "def f(door: Door, x: bool):\n if door.capability.attention_layer and x: door.trt.IAttentionInputLayer",
+    "def f(door: Door):\n if not door.capability.attention_layer:\n  pass\n else:\n  door.trt.IAttentionInputLayer",
+    "def f(door: Door): return door.trt.IAttentionInputLayer if door.capability.attention_layer else None",
+]
+
+
+@pytest.mark.parametrize("guarded", GUARDED)
+def test_a_capability_guards_what_only_some_versions_have(guarded):
+    assert faults({"guarded.py": HEAD + guarded}) == []
+    assert faults({"guarded.py": HEAD + guarded.replace("attention_layer", "plugins")}) != []
+
+
+def test_nothing_else_of_ours_touches_tensorrt():
+    watched = attributes.sources(PACKAGE.parent)
+    for path in [path for folder in ("", "export", "runtimes") for path in (PACKAGE / folder).rglob("*.py")]:
+        name = path.relative_to(PACKAGE.parent).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(part.partition(".")[0].startswith("tensorrt") for part in imported), (name, imported)
+            assert name in watched or not (isinstance(node, ast.Attribute) and node.attr == "trt"), (name, node.lineno)
+
+
+@pytest.mark.skipif(not BINDINGS, reason="needs the bindings of TensorRT: see EDGE_ATTN_TRT_BINDINGS in .ci/run")
+def test_the_recording_is_what_the_real_bindings_have():
+    made = surface.record(surface.read_all(Path(BINDINGS)), set(RECORDING["classes"]))
+    assert made == RECORDING, f"run: {RECORD}"
+
+
+def test_a_recording_notes_who_lacks_what():
+    made = surface.record({"a": {"X": {"p": "Y", "q": "?"}}, "b": {"X": {"q": "plain"}}}, {"X"})
+    assert made == {"versions": ["a", "b"], "classes": {"X": {"p": ["Y", "b"], "q": ["plain"]}}}
+    assert json.loads(surface.text(made)) == made
+    assert dataclasses.is_dataclass(Door)

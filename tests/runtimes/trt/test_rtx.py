@@ -1,0 +1,136 @@
+"""Both graphs of every kind of model parse and build with TensorRT-RTX, on a CPU, with dynamic shapes.
+
+This proves that NVIDIA's parser and compiler take them, not what they compute: no engine runs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.inliner
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+
+import torch
+from paths import EMBEDDED_BUNDLE, KINDS_FOLDER
+
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.errors import InputError
+from edge_attn.ops import DOMAIN
+from edge_attn.runtimes.trt.api import open_door
+from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+from edge_attn.runtimes.trt.profiles import Profile
+from edge_attn.spec import GraphSpec, TensorSpec
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
+
+pytestmark = pytest.mark.rtx
+torch.set_num_threads(1)
+
+PROFILE = Profile({"batch": (1, 8, 32), "beam": (1, 4, 5), "previous_beam": (1, 4, 5), "src": (1, 16, 200)})
+EMBEDDED = EMBEDDED_BUNDLE
+DOOR = open_door(rtx=True)
+DEFAULT = BuildConfig()
+DTYPES = {kind: str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in (1, 7, 9)}
+
+
+def build(model: onnx.ModelProto, config: BuildConfig = DEFAULT, profile: Profile = PROFILE, **more: Any) -> int:
+    """Parses, lints and builds; gives the bytes of the engine."""
+    spec = GraphSpec("graph", _tensors(model.graph.input), _tensors(model.graph.output))
+    return len(build_engine(DOOR, model.SerializeToString(), spec, [profile], config, lambda *said: None, **more))
+
+
+def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            value.name,
+            DTYPES[value.type.tensor_type.elem_type],
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.inliner.inline_local_functions(model)
+    assert DOMAIN not in {node.domain for node in made.graph.node}
+    return made
+
+
+SAME_OPS = {"dot-lstm", "general-gru", "general-lstm", "none-lstm", "scaled-gru", "scaled-lstm"}
+"""Of the kinds, those whose graphs call no op that the others do not call."""
+KINDS = sorted(path for path in KINDS_FOLDER.glob("*.zip") if path.stem not in SAME_OPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", KINDS, ids=lambda path: path.stem)
+def test_the_portable_graphs_of_every_kind_build(path):
+    """With our functions as they stand; tests/test_support_table.py builds what `optimize` makes of them."""
+    opened = Bundle.open(path)
+    for spec in opened.manifest.graphs.values():
+        assert build(onnx.load_model_from_string(opened.read(spec.file))) > 0
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
+@pytest.mark.parametrize("name", ["encoder", "step"])
+@pytest.mark.parametrize("which", ["toy", "embedded"])
+def test_a_trained_bundle_builds(toy_bundle, which, name, inline):
+    path: Path = {"toy": toy_bundle, "embedded": EMBEDDED}[which]
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not there yet")
+    opened = Bundle.open(path)
+    model = onnx.load_model_from_string(opened.read(opened.manifest.graphs[name].file))
+    assert build(inlined(model) if inline else model) > 0
+
+
+def test_where_there_is_no_gpu_an_engine_for_it_is_one_for_every_gpu(toy_bundle):
+    assert build(a_step(toy_bundle), this_gpu=True) > 0
+
+
+# ---- that the alarm rings
+
+
+def test_too_little_workspace_is_told_which_option_gives_more(toy_bundle):
+    with pytest.raises(InputError, match="in 1 MB of workspace; give more to workspace_mb"):
+        build(a_step(toy_bundle), BuildConfig(workspace_mb=1))
+
+
+@pytest.mark.parametrize("size", [3 * 10**9, 10**26])
+def test_sizes_beyond_tensorrt_are_a_sentence(toy_bundle, size):
+    profile = Profile({**PROFILE.axes, "batch": (1, 8, size)})
+    with pytest.raises(InputError, match=r"graph: TensorRT does not take the profile batch 1-.*: \w[^\n]*$"):
+        build(a_step(toy_bundle), profile=profile)
+
+
+def a_step(toy_bundle: Path) -> onnx.ModelProto:
+    return onnx.load_model_from_string(Bundle.open(toy_bundle).read("graphs/step.onnx"))
+
+
+def append(model: onnx.ModelProto, node: onnx.NodeProto, kind: int) -> onnx.ModelProto:
+    model.graph.node.append(node)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
+    return model
+
+
+def test_an_op_that_tensorrt_does_not_have_is_refused(toy_bundle):
+    node = onnx.helper.make_node("NonZero", ["log_probs"], ["where"])
+    with pytest.raises(InputError, match=r"NonZero '': .*(?i:plugin)"):
+        build(append(a_step(toy_bundle), node, onnx.TensorProto.INT64))
+
+
+def test_an_op_of_ours_without_its_body_is_refused(toy_bundle):
+    model = a_step(toy_bundle)
+    del model.functions[:]
+    with pytest.raises(InputError, match="neither a function body nor a plugin"):
+        build(model)
+
+
+def test_an_input_that_feeds_no_layer_is_refused(toy_bundle):
+    model = a_step(toy_bundle)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch"]))
+    with pytest.raises(InputError, match="the input more feeds no layer"):
+        build(model)

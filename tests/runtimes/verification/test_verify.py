@@ -1,0 +1,192 @@
+"""verify holds on a good bundle, and its bounds, levels and references are those that were asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+
+import torch
+from verify_reports import failing, planted, statuses
+
+from edge_attn import checkpoint
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.errors import BundleError, InputError, UsageError
+from edge_attn.runtimes.verification.verify import verify
+from edge_attn.text.tokenizers import Text
+
+torch.set_num_threads(1)
+
+
+def test_a_good_bundle_holds(toy_bundle, said):
+    report = verify(toy_bundle, options=RuntimeOptions(threads=1))
+    assert (report.verdict, report.exit_code) == ("holds", 0)
+    assert statuses(report) == {
+        "L0": "not requested",
+        "L1": "holds",
+        "L2": "holds",
+        "L3": "holds",
+        "L4": "not requested",
+        "L5": "holds",
+    }
+    assert report.sentences == len(said.sentences)
+    assert report.provider == "CPUExecutionProvider"
+    assert not any(level.flips for level in report.levels)
+    shown = str(report)
+    assert "L4 corpus: BLEU and chrF: not requested" in shown
+    assert shown.endswith("parity holds")
+    names = {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.findings}
+    assert names >= {"L1.max_abs", "L1.p99", "L1.relative", "L1.cosine", "L1.alignment", "L1.state"}
+    assert names >= {"L2.log_prob", "L2.rest", "L2.projection", "L2.kl", "L2.top1"}
+    assert names >= {
+        "L3.tokens",
+        "L3.n_best",
+        "L3.chrf",
+        "L3.excused",
+        "L3.log_prob",
+        "L3.score",
+        "L3.alignment",
+        "L3.text",
+    }
+    assert names >= {"L5.rerun", "L5.tokens", "L5.excused"}
+
+
+# ---- bounds, levels, references
+
+
+def test_a_manifest_that_is_looser_than_the_code(opened, tmp_path):
+    path = planted(opened, tmp_path / "a.zip", lambda files: None, tolerances={"L1.max_abs": 1.0})
+    with pytest.raises(BundleError, match="looser than the ceiling"):
+        verify(path)
+    path = planted(opened, tmp_path / "b.zip", lambda files: None, tolerances={"L1.maximum": 0.0})
+    with pytest.raises(BundleError, match=r"'L1.maximum' is not a bound"):
+        verify(path)
+
+
+def test_a_stricter_manifest_binds(opened, tmp_path):
+    path = planted(opened, tmp_path / "a.zip", lambda files: None, tolerances={"L2.log_prob": 1e-9})
+    assert failing(verify(path, levels=["L2"])) == {"L2.log_prob"}
+
+
+def test_an_override_loosens_one_run_and_stands_in_its_report(opened, tmp_path):
+    path = planted(opened, tmp_path / "a.zip", lambda files: None, tolerances={"L2.log_prob": 1e-9})
+    report = verify(path, levels=["L2"], overrides={"L2.log_prob": 0.25})
+    assert report.exit_code == 0
+    assert "override: L2.log_prob = 0.25" in str(report)
+    assert json.loads(report.json())["overrides"] == {"L2.log_prob": 0.25}
+
+
+def test_what_nobody_knows(toy_bundle):
+    with pytest.raises(UsageError, match=r"'L2.x': not a bound"):
+        verify(toy_bundle, overrides={"L2.x": 1.0})
+    with pytest.raises(UsageError, match="unknown level 'L6'; known: L0, L1"):
+        verify(toy_bundle, levels=["L6"])
+    with pytest.raises(UsageError, match="unknown runtime 'tvm'"):
+        verify(toy_bundle, "tvm")
+    with pytest.raises(UsageError, match="--input needs --reference"):
+        verify(toy_bundle, sentences=Path("lines"))
+
+
+def test_only_what_was_asked_for_runs(toy_bundle):
+    report = verify(toy_bundle, levels=["L1"])
+    assert statuses(report) == {**dict.fromkeys(("L0", "L2", "L3", "L4", "L5"), "not requested"), "L1": "holds"}
+    assert report.exit_code == 0
+
+
+@pytest.mark.parametrize("asked", [["L4"], ["L1", "L4"], ["L0"]])
+def test_what_was_asked_for_and_cannot_run_is_never_a_pass(toy_bundle, asked):
+    report = verify(toy_bundle, levels=asked)
+    assert statuses(report)[asked[-1]] == "not tested"
+    assert (report.verdict, report.exit_code) == ("not tested", 3)
+    assert "not tested (verify runs L1, L2, L3, L5)" in str(report)
+    assert str(report).endswith("parity NOT TESTED")
+
+
+def test_against_live_torch(toy_bundle, toy_checkpoint, tmp_path):
+    lines = tmp_path / "lines"
+    lines.write_text("the cat sees a small dog\nking\nthe pelican sees a dog\n" + "a red cat and " * 20 + "\n")
+    report = verify(toy_bundle, reference=toy_checkpoint, sentences=lines, options=RuntimeOptions(threads=1))
+    assert report.verdict == "holds"
+    assert report.sentences == 4
+    assert report.against == str(toy_checkpoint)
+    assert str(toy_checkpoint) in str(report)
+
+
+def test_against_live_torch_on_the_golden_sentences_another_checkpoint_fails(toy_bundle, toy_checkpoint, tmp_path):
+    model, text, config = checkpoint.load(toy_checkpoint)
+    with torch.no_grad():
+        model.combine.weight[3, 4] += 0.01
+    checkpoint.save_config(tmp_path, config, text)
+    checkpoint.save_model(tmp_path, model, "fp32")
+    report = verify(toy_bundle, reference=tmp_path, options=RuntimeOptions(threads=1))
+    assert report.exit_code == 1
+    assert report.sentences > 60
+    assert "L2.log_prob" in failing(report)
+
+
+def test_a_checkpoint_of_another_family_is_refused(toy_bundle, toy_checkpoint, tmp_path):
+    _, text, config = checkpoint.load(toy_checkpoint)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="none"))
+    checkpoint.save_config(tmp_path, config, text)
+    checkpoint.save_model(tmp_path, checkpoint.make_model(config, text), "fp32")
+    with pytest.raises(InputError, match=r"is of another model than this bundle: it has memory.summary"):
+        verify(toy_bundle, reference=tmp_path)
+
+
+def test_a_checkpoint_of_a_larger_vocabulary_is_refused(toy_bundle, toy_checkpoint, tmp_path):
+    _, _, config = checkpoint.load(toy_checkpoint)
+    words = " ".join(f"w{i}" for i in range(60))
+    text = Text.train("words", [(words, words)], 100, 100)
+    checkpoint.save_config(tmp_path, config, text)
+    checkpoint.save_model(tmp_path, checkpoint.make_model(config, text), "fp32")
+    lines = tmp_path / "lines"
+    lines.write_text(words[:30])
+    with pytest.raises(InputError, match=r"tokens up to .* vocabularies of 31 -> 31 entries"):
+        verify(toy_bundle, reference=tmp_path, sentences=lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(None, "cannot be read"), (b" \n", "no sentence"), (b"\xff", "UTF-8")]
+)
+def test_sentences_that_are_none(toy_bundle, toy_checkpoint, tmp_path, content, sentence):
+    lines = tmp_path / "lines"
+    if content is not None:
+        lines.write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        verify(toy_bundle, reference=toy_checkpoint, sentences=lines)
+
+
+def test_without_torch_verify_runs_and_a_reference_is_not_tested(run_edge_attn, toy_bundle, toy_checkpoint):
+    absent = ("torch", "onnx", "safetensors")
+    assert run_edge_attn("verify", toy_bundle, "--level", "L2", "--threads", 1, absent=absent).returncode == 0
+    done = run_edge_attn("verify", toy_bundle, "--reference", toy_checkpoint, absent=absent)
+    assert done.returncode == 3
+    assert b"torch is not installed; run: pip install 'edge-attn[export]'" in done.stderr
+
+
+def test_a_folded_memory_of_the_plain_ones_shape_is_told_apart(tmp_path):
+    """Luong's layout with a decoder as wide as the encoder's output: what is folded, and what is not, look the same."""
+    from edge_attn import checkpoint
+    from edge_attn.config.training import Config, DataConfig, TextConfig, TrainingConfig
+    from edge_attn.export.pipeline import export
+
+    pairs = [(" ".join(f"w{i} w{i + 1} w{i + 2}".split()), f"v{i} v{i + 1}") for i in range(80)]
+    model = Seq2SeqConfig(embedding=8, encoder_hidden=4, decoder_hidden=8, attention_size=4, attend="after")
+    config = Config(
+        DataConfig("none.tsv", holdout=1, max_tokens=12), TextConfig("words", 99, 99), model, TrainingConfig()
+    )
+    text = Text.train("words", pairs, 99, 99)
+    torch.manual_seed(1)
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    checkpoint.save_config(folder, config, text)
+    checkpoint.save_model(folder, checkpoint.make_model(config, text), "fp32")
+    checkpoint.save_samples(folder, [source for source, _ in pairs])
+    export(folder, tmp_path / "bundle.zip")
+    report = verify(tmp_path / "bundle.zip", reference=folder)
+    assert report.verdict == "holds", str(report)

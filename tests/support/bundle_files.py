@@ -1,0 +1,30 @@
+"""The smallest bundle: its files, and its manifest."""
+
+from __future__ import annotations
+
+from edge_attn.bundle.bundle import FORMAT, Manifest
+from edge_attn.spec import GraphSpec, TensorSpec
+from edge_attn.text.tokenizers import Text
+
+GRAPH = GraphSpec(
+    "graphs/encoder.onnx",
+    (TensorSpec("source", "int64", ("batch", "src")),),
+    (TensorSpec("memory.keys", "float32", ("batch", "src", 8)),),
+)
+FILES = {
+    **Text.train("words", [("a b", "c d")], 9, 9).files(),
+    "graphs/encoder.onnx": b"a graph " * 40,
+    "MODEL_CARD.md": "# Modèle\n".encode(),
+}
+
+
+def a_manifest(**options) -> Manifest:
+    options = {
+        "format": FORMAT,
+        "family": "seq2seq",
+        "task": "seq2seq",
+        "precision": "fp32",
+        "max_source": 9,
+        **options,
+    }
+    return Manifest(**{"graphs": {"encoder": GRAPH}, **options})

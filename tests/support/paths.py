@@ -1,0 +1,17 @@
+"""Folders and files that the tests read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import edge_attn
+
+TESTS = Path(__file__).resolve().parent.parent
+DATA = TESTS / "data"
+KINDS_FOLDER = DATA / "kinds"
+PROJECT = TESTS.parent
+"""The checkout; where the tests of a wheel run it holds the tests and pyproject.toml alone."""
+SHARED = PROJECT.parent / "shared"
+PACKAGE = Path(edge_attn.__file__).resolve().parent
+EMBEDDED_CHECKPOINT = PACKAGE / "pretrained" / "en-fr"
+EMBEDDED_BUNDLE = PACKAGE / "pretrained" / "en-fr.zip"

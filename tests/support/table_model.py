@@ -1,0 +1,106 @@
+"""A model that is a table: small enough to know what each sentence is worth and where each word attends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edge_attn.runtimes.tasks.translation import Translator
+from edge_attn.spec import GraphSpec, TensorSpec
+from edge_attn.text.tokenizers import BOS, EOS, PAD, SPECIAL, Text, WordTokenizer
+
+WORDS = ("a", "b", "c")
+NAMES = {name: i for i, name in enumerate((*SPECIAL, *WORDS))}
+KNOWN: Mapping[str, Mapping[str, float]] = {
+    "<s>": {"a": 0.5, "b": 0.2, "</s>": 0.2, "<unk>": 0.1},
+    "a": {"b": 0.3, "</s>": 0.7},
+    "b": {"</s>": 0.75, "<unk>": 0.25},
+    "<unk>": {"</s>": 1.0},
+}
+"""p(next | last); every sentence ends after three words at most."""
+
+
+class TableModel:
+    """log p(next | last) from tables (tables, vocab, vocab); the first entry of a source says which is its own.
+
+    When it scores what follows `last`, it attends to the place `attend[last]`, and elsewhere half as much to the next.
+    """
+
+    name, provider, precision = "table", "numpy", "fp64"
+
+    def __init__(self, tables: np.ndarray, attend: Sequence[int] = (), most: int | None = None) -> None:
+        self.tables, self.attend, self.max_batch = tables, np.array(attend, np.int64), most
+        self.batches: list[int] = []
+        vocabulary = tables.shape[-1]
+        memory = TensorSpec("memory.source", "int64", ("batch", "src"))
+        state = TensorSpec("state.step", "int64", ("batch", "beam"))
+        tokens = [TensorSpec(name, "int64", ("batch", "beam")) for name in ("tokens", "parents")]
+        outputs = [
+            TensorSpec(name, "float64", ("batch", "beam", vocabulary))
+            for name in ("log_probs", "candidates", "candidate_ids")
+        ]
+        if attend:
+            outputs.append(TensorSpec("alignment", "float64", ("batch", "beam", "src")))
+        self.graphs: Mapping[str, GraphSpec] = {
+            "encoder": GraphSpec("", (TensorSpec("source", "int64", ("batch", "src")),), (memory, state)),
+            "step": GraphSpec("", (*tokens, memory, state), tuple(outputs)),
+        }
+
+    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if graph == "encoder":
+            self.batches.append(len(inputs["source"]))
+            return {"memory.source": inputs["source"], "state.step": np.zeros((len(inputs["source"]), 1), np.int64)}
+        tokens, source = inputs["tokens"], inputs["memory.source"]
+        log_probs = self.tables[source[:, :1] % len(self.tables), tokens]
+        ids = np.argsort(-log_probs, axis=2, kind="stable")
+        said = {
+            "log_probs": log_probs,
+            "candidates": np.take_along_axis(log_probs, ids, 2),
+            "candidate_ids": ids,
+            "next_state.step": np.take_along_axis(inputs["state.step"], inputs["parents"], 1) + 1,
+        }
+        if len(self.attend):
+            places, length = np.arange(source.shape[1]), (source != PAD).sum(1)[:, None, None]
+            away = (places - self.attend[tokens][:, :, None]) % length
+            weights = np.where(places < length, 0.5**away, 0.0)
+            said["alignment"] = weights / weights.sum(2, keepdims=True)
+        return said
+
+    def numpy(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+    def rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return value[index]
+
+    def close(self) -> None: ...
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """One table of probabilities by the names of tokens; what is not said never comes."""
+    made = np.full((1, len(NAMES), len(NAMES)), -np.inf)
+    for last, following in rows.items():
+        for token, probability in following.items():
+            made[0, NAMES[last], NAMES[token]] = math.log(probability)
+    return made
+
+
+def random_tables(seed: int, count: int, vocabulary: int = len(NAMES)) -> np.ndarray:
+    scores = 2 * np.random.default_rng(seed).normal(size=(count, vocabulary, vocabulary))
+    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
+def words() -> Text:
+    return Text("words", WordTokenizer([*SPECIAL, *WORDS]), WordTokenizer([*SPECIAL, *WORDS]))
+
+
+def translator(runtime: TableModel, text: Text | None = None, max_source: int = 20) -> Translator:
+    made = Translator.__new__(Translator)
+    made._set(runtime, text or words(), max_source)
+    return made
+
+
+def worth(table_: np.ndarray, target: Sequence[int]) -> list[float]:
+    """The log-probability of each token and of the end symbol, read off the table."""
+    return [float(table_[last, token]) for last, token in zip((BOS, *target), (*target, EOS), strict=True)]
