@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from edge_attn.config.training import Config, from_mapping
+from edge_attn.config.training import Config
+from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.registry import FAMILIES, resolve
-from edge_attn.text.tokenizers import Text
+from edge_attn.text.pipeline import Text
 
 CONFIG, MODEL, STATE, CARD = "config.json", "model.safetensors", "training.safetensors", "MODEL_CARD.md"
 SAMPLES = "text/samples.txt"

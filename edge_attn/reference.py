@@ -15,9 +15,10 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.models.graphs import graphs
 from edge_attn.models.seq2seq import Seq2Seq
-from edge_attn.parity.golden import Golden, encoder_arrays, record
+from edge_attn.parity.golden import Golden
+from edge_attn.parity.recorder import encoder_arrays, record
 from edge_attn.spec import GraphSpec, Value
-from edge_attn.text.tokenizers import Text
+from edge_attn.text.pipeline import Text
 
 CANDIDATES = 16
 DEFAULT = RuntimeOptions()

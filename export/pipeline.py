@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from edge_attn import __version__
-from edge_attn.bundle.bundle import FORMAT, Bundle, FileEntry, Manifest, check_output, write_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
+from edge_attn.bundle.writer import check_output, write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_atomically
 from edge_attn.errors import ExportError, InputError, ParityError
 from edge_attn.export import checks
@@ -24,10 +26,10 @@ from edge_attn.export import samples as golden
 from edge_attn.export.fold_embeddings import look_up_products
 from edge_attn.export.trace import example_inputs, store_as_fp16, trace
 from edge_attn.models.graphs import graphs
-from edge_attn.parity.golden import read_sentences
 from edge_attn.reference import CANDIDATES, record_model
 from edge_attn.registry import SERVICES, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
+from edge_attn.text.corpus import read_sentences
 
 
 def export(

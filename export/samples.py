@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge_attn.errors import ExportError
-from edge_attn.text.tokenizers import UNK, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import UNK
 
 LEAST = 64
 STRANGE = ("\U00013080\U00013081 \u2603", "\u16a0\u16a2\u16a6", "\ue000\ue001")

@@ -7,91 +7,19 @@ the runtime's values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
+from edge_attn.decoding.decoder import Decoding, _aligned, _sizes
+from edge_attn.decoding.hypothesis import Hypothesis, _End, _hypotheses, _Trace
 from edge_attn.decoding.logits_processors import Constraints, check_suppressed
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.decoding.sampling import Sampler
-from edge_attn.decoding.scores import coverage_penalty, diverse_order, length_penalty
+from edge_attn.decoding.scores import diverse_order
 from edge_attn.errors import UsageError
-from edge_attn.spec import GraphSpec, Runtime, Value
-from edge_attn.text.tokenizers import BOS, EOS, PAD
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One translation of one source."""
-
-    tokens: tuple[int, ...]
-    """Without bos and eos."""
-    log_prob: float
-    """The model's own, summed over the tokens and, if finished, the end symbol; no option changes it."""
-    score: float
-    """What it is ranked by: log_prob over the length penalty, the other penalties of the options put in."""
-    finished: bool
-    """False where max_length cut it off."""
-    alignment: np.ndarray | None = field(default=None, compare=False)
-    """Attention weights (tgt, src), the end symbol's row last if finished; None if not asked for or not there."""
-
-
-def pad_sources(sources: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """source (batch, src) int64 padded with PAD, and source_length (batch) int64."""
-    lengths = np.array([len(source) for source in sources], np.int64)
-    padded = np.full((len(sources), int(lengths.max())), PAD, np.int64)
-    for row, source in zip(padded, sources, strict=True):
-        row[: len(source)] = source
-    return padded, lengths
-
-
-class Decoding:
-    """One batch of sentences on one runtime."""
-
-    def __init__(self, runtime: Runtime, sources: Sequence[Sequence[int]]) -> None:
-        source, lengths = pad_sources(sources)
-        self.runtime = runtime
-        self.batch = len(sources)
-        self.encoded = runtime.run("encoder", {"source": source, "source_length": lengths})
-        step = runtime.graphs["step"]
-        self._memory = {name: self.encoded[name] for name in step.names("memory.")}
-        self._states = step.names("state.")
-        self._state = {name: self.encoded[name] for name in self._states}
-        self.aligned = _aligned(step)
-        self.candidates, self.vocabulary = _sizes(step)
-        self._rows = np.arange(self.batch)
-
-    def step(self, tokens: np.ndarray, parents: np.ndarray) -> dict[str, Value]:
-        """tokens and parents (batch, beam) int64 -> the step's outputs; its states are kept for the next step."""
-        if len(self._rows) < self.batch:
-            tokens, parents = tokens[self._rows], parents[self._rows]
-        outputs = self.runtime.run("step", {"tokens": tokens, "parents": parents, **self._memory, **self._state})
-        self._state = {name: outputs["next_" + name] for name in self._states}
-        return outputs
-
-    def read(self, outputs: Mapping[str, Value], name: str) -> np.ndarray:
-        """An output of the latest step (batch, ...), zero for sentences that were dropped."""
-        value = self.runtime.numpy(outputs[name])
-        if len(self._rows) == self.batch:
-            return value
-        whole = np.zeros((self.batch, *value.shape[1:]), value.dtype)
-        whole[self._rows] = value
-        return whole
-
-    def drop(self, alive: np.ndarray) -> None:
-        """Only sentences that are `alive` (batch) are computed from here on: where the runtime can take rows out of its
-        values, and where they are at most half, which pays for the copy."""
-        left = np.flatnonzero(alive[self._rows])
-        if 2 * len(left) > len(self._rows):
-            return
-        memory, state = (
-            {name: self.runtime.rows(value, left) for name, value in values.items()}
-            for values in (self._memory, self._state)
-        )
-        if all(value is not None for value in (*memory.values(), *state.values())):
-            self._memory, self._state, self._rows = memory, state, self._rows[left]
+from edge_attn.spec import Runtime
+from edge_attn.text.tokenizers import BOS, EOS
 
 
 def search(
@@ -203,16 +131,6 @@ def check(runtime: Runtime, config: SearchConfig) -> None:
     check_suppressed(config.suppress, vocabulary)
 
 
-def _aligned(step: GraphSpec) -> bool:
-    return any(tensor.name == "alignment" for tensor in step.outputs)
-
-
-def _sizes(step: GraphSpec) -> tuple[int, int]:
-    """Candidates that a step gives, and entries of the vocabulary."""
-    sizes = {tensor.name: tensor.shape[-1] for tensor in step.outputs if tensor.shape}
-    return int(sizes["candidates"]), int(sizes["log_probs"])
-
-
 def _best_ids(worth: np.ndarray, keep: int) -> np.ndarray:
     """The `keep` best tokens after each hypothesis, best first: (rows, width, vocab) -> (rows, width, keep)."""
     if keep < worth.shape[2]:
@@ -222,89 +140,3 @@ def _best_ids(worth: np.ndarray, keep: int) -> np.ndarray:
         some = np.broadcast_to(np.arange(worth.shape[2]), worth.shape)
     order = np.argsort(-np.take_along_axis(worth, some, 2), axis=2, kind="stable")
     return np.take_along_axis(some, order, 2)
-
-
-class _End(NamedTuple):
-    """Where a hypothesis ended."""
-
-    total: float
-    """What it was ranked by, before the penalties on the whole."""
-    log_prob: float
-    row: int
-    place: int
-    """In the beam after its last step that was no end symbol."""
-    steps: int
-    finished: bool
-
-
-@dataclass
-class _Trace:
-    """What lived at each step: tokens and parents as nested lists (row, index), to read a hypothesis back from its end,
-    and alignments (rows, width, src)."""
-
-    tokens: list[list[list[int]]]
-    parents: list[list[list[int]]]
-    alignments: list[np.ndarray] | None
-
-    def follow(self, end: _End) -> list[int]:
-        """Its indices in the beam: before the first step, and after each."""
-        indices = [end.place]
-        for step in reversed(range(end.steps)):
-            indices.append(self.parents[step][end.row][indices[-1]])
-        return indices[::-1]
-
-    def read(self, end: _End) -> tuple[int, ...]:
-        pairs = zip(self.tokens, self.follow(end)[1:], strict=False)
-        return tuple(step[end.row][index] for step, index in pairs)
-
-    def weights(self, end: _End) -> np.ndarray | None:
-        """(tgt, src), the end symbol's row among them if it is finished."""
-        if self.alignments is None:
-            return None
-        indices = self.follow(end)[: end.steps + end.finished]
-        pairs = zip(self.alignments, indices, strict=False)
-        return np.stack([step[end.row, index] for step, index in pairs])
-
-
-def _hypotheses(
-    searches: Sequence[Sequence[_End]], trace: _Trace, config: SearchConfig, source: int, alignments: bool
-) -> list[Hypothesis]:
-    """What the searches of one sentence give; groups compete for the places, samples and alternatives have one each."""
-    apart = config.sample or config.alternatives > 0
-    pools = searches if apart else [[end for ends in searches for end in ends]]
-    found: list[Hypothesis] = []
-    for pool in pools:
-        scored = [(_score(end, trace, config, source), end) for end in pool]
-        scored.sort(key=lambda item: (not item[1].finished, -item[0]))
-        chosen: dict[tuple[tuple[int, ...], bool], Hypothesis] = {}  # two groups may find the same
-        for score, end in scored:
-            if len(chosen) < config.n_best:
-                tokens, weights = trace.read(end), trace.weights(end) if alignments else None
-                said = Hypothesis(tokens, end.log_prob, score, end.finished, weights)
-                chosen.setdefault((tokens, end.finished), said)
-        found += chosen.values()
-    # the model says NaN, or that nothing can follow: an answer that nobody can take for one
-    return found or [Hypothesis((), np.nan, np.nan, False)]
-
-
-def _score(end: _End, trace: _Trace, config: SearchConfig, source: int) -> float:
-    score = end.total / length_penalty(max(end.steps + end.finished, 1), config)
-    if config.coverage_penalty:
-        weights = trace.weights(end)
-        assert weights is not None  # _check saw to it
-        score += coverage_penalty(weights[:, :source], config.coverage_penalty)
-    return score
-
-
-def forced(
-    runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-) -> Iterator[tuple[Decoding, dict[str, Value]]]:
-    """Teacher-forced along `targets`: the outputs of each step, up to the longest target's end symbol; a beam of one.
-
-    Rows whose target has ended are fed eos; what they say then means nothing.
-    """
-    decoding = Decoding(runtime, sources)
-    parents = np.zeros((len(sources), 1), np.int64)
-    for step in range(max(map(len, targets)) + 1):
-        last = [BOS if step == 0 else target[step - 1] if step <= len(target) else EOS for target in targets]
-        yield decoding, decoding.step(np.array(last, np.int64)[:, None], parents)

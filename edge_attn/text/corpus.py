@@ -73,3 +73,21 @@ def _pair(raw: bytes, number: int, path: Path, separator: str) -> tuple[str, str
             f"found {len(columns)} column{'s' if len(columns) != 1 else ''}"
         )
     return columns[0].strip(), columns[1].strip()
+
+
+def read_sentences(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        InputError: it cannot be read, is not UTF-8, or holds no sentence.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    sentences = tuple(line.strip() for line in lines if line.strip())
+    if not sentences:
+        raise InputError(f"{path} holds no sentence")
+    return sentences

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from edge_attn.errors import InputError
-from edge_attn.text.tokenizers import BOS, EOS, PAD, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import BOS, EOS, PAD
 
 
 def choose_samples(text: Text, sources: Sequence[str], count: int = 96) -> list[str]:

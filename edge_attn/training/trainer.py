@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edge_attn import checkpoint
-from edge_attn.config.training import Config, DataConfig, TrainingConfig, from_mapping, read_config
+from edge_attn.config.training import Config, DataConfig, TrainingConfig, read_config
+from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.text.corpus import read_pairs
-from edge_attn.text.tokenizers import PAD, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import PAD
 from edge_attn.training.data import Batch, Pairs, choose_samples
 
 

@@ -11,7 +11,7 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -19,13 +19,21 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.base import DEFAULT, check_attention
+from edge_attn.runtimes.commands.line_io import (
+    LONGEST_LINE,
+    _decode,
+    _direct,
+    _open_input,
+    open_output,
+    plain,
+    standard_output,
+    writing,
+)
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
 
 WINDOW = 1024
 """Lines read ahead, at most, so that sentences of like length share a batch."""
-LONGEST_LINE = 1 << 20
-"""Bytes; a longer line is refused, because it is not a sentence."""
 FORMATS = ("text", "jsonl", "moses")
 
 
@@ -132,11 +140,6 @@ def _show(translation: Translation, line: str, index: int, n_best: int, format: 
     return "".join(f"{text}\n" for text in texts + [""] * (n_best - len(texts)))
 
 
-def plain(value: float) -> float | str:
-    """JSON has no number for `-inf` and `nan`."""
-    return value if math.isfinite(value) else str(value)
-
-
 def _windows(source: BinaryIO) -> Iterator[list[str | InputError]]:
     """Lists of lines: at most WINDOW, and no more than can be had without waiting. One that is no text ends them."""
     number, lines, rest, ended = 0, [], b"", False
@@ -197,73 +200,3 @@ def _take(
 
 def _ready(source: BinaryIO) -> bool:
     return bool(select.select([source.fileno()], [], [], 0)[0])
-
-
-def _decode(raw: bytes, number: int) -> str | InputError:
-    if len(raw) > LONGEST_LINE:
-        return InputError(f"line {number} has more than {LONGEST_LINE} bytes; put one sentence on a line")
-    try:
-        line = raw.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        return InputError(f"line {number}: not UTF-8 at byte {error.start + 1}; convert the input to UTF-8")
-    if "\0" in line:
-        return InputError(f"line {number}: holds a NUL byte; the input is not text")
-    return line
-
-
-@contextlib.contextmanager
-def _open_input(path: Path | None) -> Iterator[BinaryIO]:
-    if path is None:
-        if sys.stdin is None:
-            raise InputError("standard input is closed; give a file with --input")
-        yield sys.stdin.buffer
-        return
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
-        yield file
-
-
-def standard_output() -> TextIO:
-    if sys.stdout is None:
-        raise InputError("standard output is closed; give a file with --output")
-    return sys.stdout
-
-
-@contextlib.contextmanager
-def open_output(path: Path) -> Iterator[TextIO]:
-    """A file that appears under its name when it is whole; a pipe or a device is written as it goes."""
-    with writing(path):
-        direct = _direct(path)
-        final = path if direct else path.resolve()  # a link stays one
-        temporary = path if direct else final.with_name(f".{path.name}.{os.getpid()}.partial")
-        file = temporary.open("w", encoding="utf-8", newline="\n")
-    try:
-        yield file
-        with writing(path):
-            file.close()
-            if not direct:
-                temporary.replace(final)
-    finally:
-        with contextlib.suppress(OSError):
-            file.close()
-        if not direct:
-            temporary.unlink(missing_ok=True)
-
-
-def _direct(path: Path) -> bool:
-    """A pipe or a device."""
-    return path.exists() and not path.is_file()
-
-
-@contextlib.contextmanager
-def writing(path: Path | None) -> Iterator[None]:
-    """Says which file cannot be written. A pipe that nobody reads is no error of the file."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path or 'standard output'} cannot be written: {error.strerror}") from error

@@ -82,18 +82,6 @@ class Board:
         return "unknown" if self.l4t is None else ".".join(map(str, self.l4t))
 
 
-@dataclass(frozen=True)
-class Memory:
-    """In bytes."""
-
-    total: int
-    available: int
-    """What a new process can have, swap not counted; no more than the container's limit leaves."""
-    swap: int
-    limited: bool
-    """A container's limit is what counts."""
-
-
 def board(machine: Machine) -> Board | None:
     """The Jetson that this is, or None."""
     chip = [name for name in machine.read_text("/proc/device-tree/compatible").splitlines() if name in CHIPS]
@@ -142,22 +130,6 @@ def has_nvidia_card(machine: Machine) -> bool:
         if is_display and machine.read_text(path) == "0x10de":
             return True
     return False
-
-
-def memory(machine: Machine) -> Memory | None:
-    """None where /proc/meminfo cannot be read."""
-    lines = re.findall(r"^(\w+):\s+(\d+) kB$", machine.read_text("/proc/meminfo"), re.MULTILINE)
-    sizes = {name: int(size) * 1024 for name, size in lines}
-    if "MemAvailable" not in sizes:
-        return None
-    limit, used, stat = (machine.read_text(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current", "stat"))
-    available = sizes["MemAvailable"]
-    limited = False
-    if limit.isdigit() and used.isdigit():
-        files = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)  # given back to whoever needs memory
-        left = int(limit) - int(used) + int(files[1] if files else 0)
-        limited, available = left < available, max(min(left, available), 0)
-    return Memory(sizes.get("MemTotal", 0), available, sizes.get("SwapTotal", 0), limited)
 
 
 def onnxruntimes(machine: Machine) -> list[tuple[str, str, str]]:

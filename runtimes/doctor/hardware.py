@@ -18,11 +18,11 @@ from edge_attn.runtimes.doctor.facts import (
     has_nvidia_card,
     in_container,
     install_driver,
-    memory,
     onnxruntimes,
     pip,
 )
 from edge_attn.runtimes.doctor.machine import TOO_SLOW, Machine
+from edge_attn.runtimes.system_memory import memory
 
 BUILD_NEEDS = 2 * 2**30
 """Bytes that must be available for TensorRT to build engines of our size: its libraries, CUDA's context, the workspace
@@ -182,7 +182,7 @@ def check_cuda(machine: Machine) -> Check:
 
 def check_memory(machine: Machine) -> Check:
     """Is there enough to build an engine? Where there is no GPU, none is built."""
-    found, jetson = memory(machine), board(machine)
+    found, jetson = memory(machine.read_text), board(machine)
     if found is None:
         text = "/proc/meminfo cannot be read"
         if not builds_engines(machine):

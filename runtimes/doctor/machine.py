@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_attn.runtimes.doctor import probes as doctor_probes
+from edge_attn.runtimes.system_memory import read_text
 from edge_attn.runtimes.trt.engine_cache import cache_folder
 
 TIMEOUT = 10.0
@@ -71,13 +72,6 @@ def here() -> Machine:
         functools.lru_cache(maxsize=None)(probe),
         usage,
     )
-
-
-def read_text(path: str) -> str:
-    try:
-        return Path(path).read_bytes().replace(b"\0", b"\n").decode(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:

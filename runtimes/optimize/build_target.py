@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_attn.bundle.bundle import Bundle, Target
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, ParityError
 from edge_attn.ops import DOMAIN
-from edge_attn.parity import golden
 from edge_attn.parity.golden import Golden
 from edge_attn.runtimes.onnx_graph import load, nodes
 from edge_attn.runtimes.optimize.calibration import Models, log_probs, view
@@ -31,6 +31,7 @@ from edge_attn.runtimes.trt.builder import BuildConfig
 from edge_attn.runtimes.verification.report import Report
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec
+from edge_attn.text import corpus
 
 Say = Callable[[str], object]
 
@@ -66,7 +67,7 @@ def make(
     """
     models = inlined(opened, wanted.oldest, frozenset())
     variants = _variants(opened, wanted)
-    lines = golden.read_sentences(wanted.calibration) if wanted.calibration else said.sentences
+    lines = corpus.read_sentences(wanted.calibration) if wanted.calibration else said.sentences
     making = _Making(opened, wanted, said, lines, options, say)
     plain = making.choose(models, {}, {})
     if wanted.precision != "fp32" and not any(plain.lowered.values()):

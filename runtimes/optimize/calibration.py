@@ -14,12 +14,13 @@ import onnx
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import forced
+from edge_attn.decoding import batching
+from edge_attn.decoding.decoder import forced
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.parity import golden
 from edge_attn.parity.golden import Golden
 from edge_attn.runtimes.ort.cpu import OrtCpu
 from edge_attn.spec import GraphSpec, Runtime, TensorSpec, Value
+from edge_attn.text import pipeline
 
 Models = Mapping[str, onnx.ModelProto]
 
@@ -61,8 +62,8 @@ def largest(
     more = {name: [f"{LARGEST}{tensor}" for tensor in tensors[name]] for name in models}
     running = _Largest(OrtCpu(view(bundle, watched, "fp32", more), options))
     text, longest = bundle.text(), bundle.manifest.max_source
-    sources = sorted((golden.encode(text, sentence, longest)[0] for sentence in sentences), key=len)
-    golden.decode(running, sources, SearchConfig(beam=1, max_length=2 * longest))
+    sources = sorted((pipeline.encode(text, sentence, longest)[0] for sentence in sentences), key=len)
+    batching.decode(running, sources, SearchConfig(beam=1, max_length=2 * longest))
     return running.found
 
 

@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_attn.bundle.bundle import FORMAT, Bundle, FileEntry, Manifest, Target, check_output, update_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest, Target
+from edge_attn.bundle.writer import check_output, update_bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.config.training import from_mapping, read_toml
+from edge_attn.config.validation import from_mapping, read_toml
 from edge_attn.errors import BundleError, ConfigError, InputError, NotTestedError, UsageError
 from edge_attn.parity import golden
 from edge_attn.parity.golden import Golden
@@ -30,6 +32,7 @@ from edge_attn.runtimes.trt.api import numbers
 from edge_attn.runtimes.trt.builder import BuildConfig
 from edge_attn.runtimes.trt.plugins import plugins_for
 from edge_attn.runtimes.verification.verify import check
+from edge_attn.text import corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _refuse_held(bundle: Path, held: Target, wanted: Wanted, given: Given, build
     """Refuses to make again what the bundle holds, and to build it as if it were made in another way."""
     if not build:
         raise InputError(f"{bundle} holds {wanted.name} already; give --force to make it again")
-    lines = golden.read_sentences(given.calibration) if given.calibration else ()
+    lines = corpus.read_sentences(given.calibration) if given.calibration else ()
     digest = calibration(lines, given.calibration)["sha256"]
     oldest = numbers(str(_noted(held, "min_version")))
     asked: dict[str, tuple[object, Any, Any]] = {

@@ -7,27 +7,26 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import Hypothesis, check, search
+from edge_attn.decoding.beam_search import check, search
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
-from edge_attn.parity import golden
 from edge_attn.registry import RUNTIMES, SERVICES, resolve
 from edge_attn.runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
+from edge_attn.runtimes.tasks.alignment import pharaoh
+from edge_attn.runtimes.tasks.batching import BATCH_TOKENS, by_length
+from edge_attn.runtimes.tasks.scoring import Score, score_pairs
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, replaced
 from edge_attn.spec import Runtime
-from edge_attn.text.tokenizers import UNK, Text
-
-if TYPE_CHECKING:
-    from edge_attn.runtimes.commands.score import Score
-
-BATCH_TOKENS = 1024
-"""Source tokens times beam of one batch, padding counted."""
+from edge_attn.text import pipeline
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import UNK
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,6 @@ class Translation:
     def pharaoh(self) -> str:
         """`i-j` for each target token j and the source token i that it attends to most, the end symbols left out."""
         return pharaoh(self.alignment, len(self.tokens))
-
-
-def pharaoh(alignment: np.ndarray | None, tokens: int) -> str:
-    """Of weights (tokens or more, source tokens and their end symbol); empty without weights or source tokens."""
-    if alignment is None or alignment.shape[1] < 2:
-        return ""
-    return " ".join(f"{i}-{j}" for j, i in enumerate(alignment[:tokens, :-1].argmax(1)))
 
 
 class SourceCutWarning(UserWarning):
@@ -184,14 +176,12 @@ class Translator:
     def score(
         self, pairs: Iterable[tuple[str, str]], alignments: bool = False, batch_tokens: int = BATCH_TOKENS
     ) -> list[Score]:
-        """What the model thinks of each (source, target), token by token, in order: runtimes/commands/score.py.
+        """What the model thinks of each (source, target), token by token, in order: runtimes/tasks/scoring.py.
 
         Raises:
             InputError: a pair that is not two strings.
         """
-        from edge_attn.runtimes.commands.score import score_pairs  # which needs this module
-
-        scores = score_pairs(self, pairs, alignments, batch_tokens)
+        scores = score_pairs(self.runtime, self.text, self.max_source, pairs, alignments, batch_tokens)
         for i, found in enumerate(scores):
             if found.cut:
                 warnings.warn(
@@ -221,7 +211,7 @@ class Translator:
             if not sentence.strip():
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
-            ids, was_cut = golden.encode(self.text, sentence, self.max_source)
+            ids, was_cut = pipeline.encode(self.text, sentence, self.max_source)
             if was_cut:
                 cut.add(i)
             if len(ids) == 1:  # nothing that the vocabulary knows, not even as unknown
@@ -261,16 +251,3 @@ class Translator:
         ]
         best = made[0]
         return Translation(**{**vars(best), "n_best": tuple(made)})
-
-
-def by_length(sources: dict[int, list[int]], batch_tokens: int, most: int | None) -> Iterator[list[int]]:
-    """Batches of indices of like length, shortest first, at most `batch_tokens` each with padding, and never empty;
-    at most `most` indices each."""
-    batch: list[int] = []
-    for i in sorted(sources, key=lambda i: (len(sources[i]), i)):
-        if batch and (len(sources[i]) * (len(batch) + 1) > batch_tokens or len(batch) == most):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

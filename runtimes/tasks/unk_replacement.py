@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edge_attn.decoding.beam_search import Hypothesis
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.base import check_attention
 from edge_attn.spec import Runtime

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_attn.bundle.bundle import Bundle, Target
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
 from edge_attn.errors import BundleError, EdgeAttnError, InputError, NotTestedError
 from edge_attn.runtimes.trt.api import Door
 from edge_attn.runtimes.trt.buffers import Buffer, Memory

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_attn.bundle.bundle import Bundle, Target
-from edge_attn.config.training import at_least
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
+from edge_attn.config.validation import at_least
 from edge_attn.errors import ConfigError, InputError, NotTestedError
-from edge_attn.runtimes.doctor.facts import memory
-from edge_attn.runtimes.doctor.machine import here
+from edge_attn.runtimes.system_memory import memory
 from edge_attn.runtimes.trt.api import (
     Builder,
     Door,
@@ -337,7 +337,7 @@ def _save_timing(options: IBuilderConfig, path: Path) -> None:
 def available_memory() -> int:
     """Bytes that programs may still ask for here, in a container within its limit; on a Jetson the GPU takes its own
     from the same."""
-    found = memory(here())
+    found = memory()
     return sys.maxsize if found is None else found.available
 
 

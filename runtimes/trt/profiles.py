@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from edge_attn.config.training import at_least
+from edge_attn.config.validation import at_least
 from edge_attn.errors import BundleError, ConfigError, TooLargeError
 from edge_attn.spec import GraphSpec
 

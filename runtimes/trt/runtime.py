@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_attn.bundle.bundle import Bundle, Target
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.config.training import from_mapping
+from edge_attn.config.validation import from_mapping
 from edge_attn.errors import BundleError, InputError, NotTestedError, UsageError
 from edge_attn.runtimes.trt.api import Door, numbers, open_door
 from edge_attn.runtimes.trt.autotune import Engines

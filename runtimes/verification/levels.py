@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edge_attn.decoding.beam_search import Hypothesis
+from edge_attn.decoding import batching
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.parity import golden
+from edge_attn.parity import golden, recorder
 from edge_attn.parity.golden import Golden, Said
-from edge_attn.parity.results import Distance, Finding, Flip, Level, chrf, first_difference, largest
+from edge_attn.parity.metrics import chrf, first_difference, largest
+from edge_attn.parity.results import Distance, Finding, Flip, Level
 from edge_attn.spec import Runtime
-from edge_attn.text.tokenizers import EOS, Text
+from edge_attn.text import pipeline
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import EOS
 
 Limits = Mapping[str, float]
 
@@ -31,8 +35,8 @@ def graph_and_step(runtime: Runtime, said: Golden, limits: Limits) -> tuple[Leve
     alignments = said.alignments("steps.alignment")
     encoded, states, aligned, spread = Distance(), Distance(), Distance(), Distance()
     divergences, misses = [], 0
-    for batch in (1, golden.BATCH):
-        observed = golden.observe(runtime, said.sources, [hypothesis.tokens for hypothesis in said.greedy], batch)
+    for batch in (1, batching.BATCH):
+        observed = recorder.observe(runtime, said.sources, [hypothesis.tokens for hypothesis in said.greedy], batch)
         for i, seen in enumerate(observed):
             for name, value in seen.encoder.items():
                 encoded.add(name, value, arrays[f"encoder.{name}"][positions[i] if "src" in specs[name] else i])
@@ -42,7 +46,7 @@ def graph_and_step(runtime: Runtime, said: Golden, limits: Limits) -> tuple[Leve
                 aligned.add("alignment", _or_nan(seen.alignment), alignments[i])
             expected = {name: arrays[f"steps.{name}"][steps[i]] for name in golden.SUMMARY}
             top = arrays["steps.top_ids"][steps[i]].astype(np.int64)
-            found = golden.summarize(seen.log_probs, top)
+            found = recorder.summarize(seen.log_probs, top)
             spread.add("log_prob", found["top_log_probs"], expected["top_log_probs"])
             spread.add("rest", found["rest"], expected["rest"])
             spread.add("projection", found["projections"], expected["projections"])
@@ -91,8 +95,8 @@ def _top1_misses(log_probs: np.ndarray, top: np.ndarray, expected: np.ndarray, n
 def sentence(runtime: Runtime, said: Golden, text: Text, max_source: int, limits: Limits) -> Level:
     """L3: what greedy and beam search give, running free, and the text around them."""
     level = Level("L3")
-    beam = golden.decode(runtime, said.sources, said.search, True)
-    best = _best(golden.decode(runtime, said.sources, _greedy(said.search), True))
+    beam = batching.decode(runtime, said.sources, said.search, True)
+    best = _best(batching.decode(runtime, said.sources, _greedy(said.search), True))
     _judge(level, said, "tokens", "greedy", _greedy_flips(said, best, "greedy"), limits)
     flips = [_beam_flip(recorded, found, i) for i, (recorded, found) in enumerate(zip(said.n_best, beam, strict=True))]
     _judge(level, said, "n_best", "beam", [flip for flip in flips if flip is not None], limits)
@@ -107,9 +111,9 @@ def sentence(runtime: Runtime, said: Golden, text: Text, max_source: int, limits
     _align(apart, _best(beam), [recorded[0] for recorded in said.n_best], said.alignments("beam.alignment"))
     level.findings += [Finding("L3", name, apart.max_abs(name), limits[f"L3.{name}"]) for name in apart.names()]
     wrong = sum(text.target.decode(h.tokens) != s.text for h, s in same)
-    wrong += golden.vocabulary_digest(text.target) != said.vocabulary
+    wrong += recorder.vocabulary_digest(text.target) != said.vocabulary
     for line, source in zip(said.sentences, said.sources, strict=True):
-        wrong += tuple(golden.encode(text, line, max_source)[0]) != source
+        wrong += tuple(pipeline.encode(text, line, max_source)[0]) != source
     for where, hypotheses, wanted in (
         ("greedy", best, said.greedy),
         ("beam", _best(beam), [recorded[0] for recorded in said.n_best]),
@@ -139,13 +143,13 @@ def device(runtime: Runtime, said: Golden, limits: Limits) -> Level:
     level = Level("L5")
     config = _greedy(said.search)
     count = len(said.sources)
-    first = _best(golden.decode(runtime, said.sources, config))
-    again = _best(golden.decode(runtime, said.sources, config))
+    first = _best(batching.decode(runtime, said.sources, config))
+    again = _best(batching.decode(runtime, said.sources, config))
     differ = sum(a.tokens != b.tokens or a.log_prob != b.log_prob for a, b in zip(first, again, strict=True))
     level.findings.append(Finding("L5", "rerun", differ / count, limits["L5.rerun"]))
-    alone = _best([golden.decode(runtime, [source], config)[0] for source in said.sources])
-    order = np.random.default_rng(golden.SEED).permutation(count)
-    shuffled = _best(golden.decode(runtime, [said.sources[i] for i in order], config))
+    alone = _best([batching.decode(runtime, [source], config)[0] for source in said.sources])
+    order = np.random.default_rng(recorder.SEED).permutation(count)
+    shuffled = _best(batching.decode(runtime, [said.sources[i] for i in order], config))
     for way, found in (
         ("alone", alone),
         ("batched", first),

@@ -10,7 +10,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from edge_attn import __version__
-from edge_attn.parity.results import LEVELS, Level
+from edge_attn.parity.results import Level
+from edge_attn.parity.tolerances import LEVELS
 
 SHOWN = 20
 """Flips of one level that the text lists."""

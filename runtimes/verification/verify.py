@@ -12,12 +12,14 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, TooLargeError, UsageError
 from edge_attn.parity import golden
 from edge_attn.parity.golden import Golden
-from edge_attn.parity.results import LEVELS, RUN_BY_VERIFY, Level, bounds
+from edge_attn.parity.results import Level
+from edge_attn.parity.tolerances import LEVELS, RUN_BY_VERIFY, bounds
 from edge_attn.registry import SERVICES, resolve
 from edge_attn.runtimes.base import DEFAULT, open_runtime
 from edge_attn.runtimes.verification import levels as ladder
 from edge_attn.runtimes.verification.report import Report
 from edge_attn.spec import Runtime
+from edge_attn.text import corpus
 
 
 def verify(
@@ -41,7 +43,7 @@ def verify(
             raise UsageError("--input needs --reference: golden data exists for the bundle's own sentences only")
         said = golden.load(opened.read)
     else:
-        lines = golden.read_sentences(sentences) if sentences is not None else golden.load(opened.read).sentences
+        lines = corpus.read_sentences(sentences) if sentences is not None else golden.load(opened.read).sentences
         record = resolve("service", SERVICES, "record reference")
         folded = bool(opened.manifest.provenance.get("folded"))  # bundles of before were not, and do not say so
         said = record(reference, lines, opened.manifest.max_source, _size(running, "candidates"), folded)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from make_toy import pairs, write_pairs
 
-from edge_attn.bundle.bundle import FORMAT, FileEntry, Manifest, write_bundle
+from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.checkpoint import load
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import graphs

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edge_attn import checkpoint
-from edge_attn.config.training import Config, DataConfig, Seq2SeqConfig, TrainingConfig
+from edge_attn.config.models import Seq2SeqConfig
+from edge_attn.config.training import Config, DataConfig, TrainingConfig
 from edge_attn.errors import CheckpointError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
-from edge_attn.text.tokenizers import Text
+from edge_attn.text.pipeline import Text
 from edge_attn.training.trainer import Progress, Run
 
 TEXT = Text.train("words", [("a b c", "x y")], 20, 20)

@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 import edge_attn
 from edge_attn import checkpoint
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.config.training import Config, DataConfig, Seq2SeqConfig, TextConfig, TrainingConfig
+from edge_attn.config.models import Seq2SeqConfig
+from edge_attn.config.training import Config, DataConfig, TextConfig, TrainingConfig
 from edge_attn.errors import CheckpointError, ExportError, InputError
 from edge_attn.export import checks, pipeline
 from edge_attn.export.pipeline import export, graph_model
 from edge_attn.models.graphs import graphs
-from edge_attn.text.tokenizers import Text
+from edge_attn.text.pipeline import Text
 
 torch.set_num_threads(1)
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import edge_attn
 from edge_attn import checkpoint
-from edge_attn.bundle.bundle import FORMAT, Bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import FORMAT
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.config.training import Seq2SeqConfig
 from edge_attn.export import lower
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import graphs

@@ -6,7 +6,8 @@ import pytest
 
 from edge_attn.errors import ExportError
 from edge_attn.export.samples import LEAST, STRANGE, choose
-from edge_attn.text.tokenizers import UNK, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import UNK
 
 LINES = [
     "the cat sees a dog",

@@ -15,7 +15,8 @@ from paths import EMBEDDED_BUNDLE
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import Decoding, search
+from edge_attn.decoding.beam_search import search
+from edge_attn.decoding.decoder import Decoding
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import NotTestedError
 from edge_attn.parity import golden

@@ -15,7 +15,8 @@ import fake_cuda
 import fake_trt
 import pytest
 
-from edge_attn.bundle.bundle import Bundle, Target
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.parity import golden
 from edge_attn.runtimes.base import open_runtime

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edge_attn.bundle.bundle import FORMAT, Manifest
+from edge_attn.bundle.manifest import FORMAT, Manifest
 from edge_attn.spec import GraphSpec, TensorSpec
-from edge_attn.text.tokenizers import Text
+from edge_attn.text.pipeline import Text
 
 GRAPH = GraphSpec(
     "graphs/encoder.onnx",

@@ -10,7 +10,7 @@ import pytest
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import Decoding
+from edge_attn.decoding.decoder import Decoding
 from edge_attn.errors import EdgeAttnError, InputError, NotTestedError
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.trt.api import open_door

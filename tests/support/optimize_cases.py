@@ -6,7 +6,8 @@ from pathlib import Path
 
 import onnx
 
-from edge_attn.bundle.bundle import Bundle, write_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.runtimes.optimize.optimize import optimize
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from edge_attn.runtimes.tasks.translation import Translator
 from edge_attn.spec import GraphSpec, TensorSpec
-from edge_attn.text.tokenizers import BOS, EOS, PAD, SPECIAL, Text, WordTokenizer
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import BOS, EOS, PAD, SPECIAL, WordTokenizer
 
 WORDS = ("a", "b", "c")
 NAMES = {name: i for i, name in enumerate((*SPECIAL, *WORDS))}

@@ -12,7 +12,7 @@ import torch
 
 from edge_attn.config.training import read_config
 from edge_attn.text.corpus import read_pairs
-from edge_attn.text.tokenizers import Text
+from edge_attn.text.pipeline import Text
 from edge_attn.training.data import Pairs
 from edge_attn.training.trainer import Run
 

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_attn.bundle.bundle import Bundle, write_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.runtimes.verification.report import Report
 
 Files = dict[str, bytes]

@@ -163,7 +163,7 @@ def main() -> None:
 
 def reader(model: Path) -> Callable[[str], list[int]]:
     from edge_attn.bundle.bundle import Bundle
-    from edge_attn.text.tokenizers import Text
+    from edge_attn.text.pipeline import Text
 
     if (model / "config.json").is_file():
         return Text.load(lambda name: (model / name).read_bytes()).encode_source

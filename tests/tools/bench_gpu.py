@@ -37,7 +37,8 @@ from gpu_targets import read_sources, with_targets
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import pad_sources, search
+from edge_attn.decoding.beam_search import search
+from edge_attn.decoding.decoder import pad_sources
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import EdgeAttnError, NotTestedError
 from edge_attn.runtimes.base import open_runtime

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from edge_attn.checkpoint import load
-from edge_attn.decoding.beam_search import pad_sources
+from edge_attn.decoding.decoder import pad_sources
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import Memory
 from edge_attn.models.layers.recurrent import RecurrentLayer

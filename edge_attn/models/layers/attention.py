@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.normalizers import attend

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_attn.config.training import one_of
+from edge_attn.config.validation import one_of
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import Around, Attention, Memory, State
 from edge_attn.models.layers.normalizers import per_query

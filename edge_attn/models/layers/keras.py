@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from edge_attn.config.training import one_of
+from edge_attn.config.validation import one_of
 from edge_attn.errors import ConfigError, InputError
 from edge_attn.models.layers.attention import Attention, Memory
 from edge_attn.models.layers.normalizers import softmax_attention

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edge_attn.config.training import at_least, one_of
+from edge_attn.config.validation import at_least, one_of
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import Around, Attention, Memory, State
 from edge_attn.models.layers.normalizers import NORMALISERS, per_query, sparsemax

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edge_attn.config.training import one_of
+from edge_attn.config.validation import one_of
 from edge_attn.models.layers import torch_ops
 from edge_attn.ops import softmax_attention as softmax_op
 from edge_attn.ops import sparsemax_attention as sparsemax_op

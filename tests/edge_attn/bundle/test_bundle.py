@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from bundle_files import FILES, GRAPH, a_manifest
 
-from edge_attn.bundle.bundle import FORMAT, MANIFEST, Bundle, Target, write_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import FORMAT, MANIFEST, Target
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.errors import BundleError, ConfigError, NotTestedError
 
 

@@ -19,7 +19,8 @@ import pytest
 from bundle_files import FILES, a_manifest
 from paths import TESTS
 
-from edge_attn.bundle.bundle import Bundle, check_output, update_bundle, write_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import check_output, update_bundle, write_bundle
 from edge_attn.errors import BundleError, ConfigError, InputError
 from edge_attn.storage import locks
 
@@ -245,7 +246,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from bundle_files import FILES, a_manifest
-from edge_attn.bundle.bundle import write_bundle
+from edge_attn.bundle.writer import write_bundle
 left = int(sys.argv[2])
 def counted(owner, name):
     real = getattr(owner, name)

@@ -8,16 +8,10 @@ import json
 import pytest
 from paths import PACKAGE
 
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.config.training import (
-    Config,
-    DataConfig,
-    Seq2SeqConfig,
-    TextConfig,
-    TrainingConfig,
-    from_mapping,
-    read_config,
-)
+from edge_attn.config.training import Config, DataConfig, TextConfig, TrainingConfig, read_config
+from edge_attn.config.validation import from_mapping
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import ConfigError, InputError, UsageError
 from edge_attn.registry import ATTENTIONS, FAMILIES, TOKENIZERS

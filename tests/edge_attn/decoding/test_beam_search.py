@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_decoder import SOURCE, A, B, TableDecoder, log_prob, random_tables, table
 
-from edge_attn.decoding.beam_search import Hypothesis, forced, pad_sources, search
+from edge_attn.decoding.beam_search import search
+from edge_attn.decoding.decoder import forced, pad_sources
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import UsageError
 from edge_attn.text.tokenizers import BOS, EOS, PAD

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_decoder import SOURCE, A, B, TableDecoder, log_prob, random_tables, table
 
-from edge_attn.decoding.beam_search import Hypothesis, check, search
+from edge_attn.decoding.beam_search import check, search
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.decoding.scores import UNSEEN
 from edge_attn.errors import UsageError

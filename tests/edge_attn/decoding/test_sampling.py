@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from table_decoder import SOURCE, A, B, TableDecoder, log_prob, random_tables, table
 
-from edge_attn.decoding.beam_search import Hypothesis, search
+from edge_attn.decoding.beam_search import search
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.decoding.sampling import Sampler, likely
 from edge_attn.text.tokenizers import BOS, EOS, PAD

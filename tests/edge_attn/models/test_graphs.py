@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.models.graphs import EncoderGraph, StepGraph, graphs
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.registry import ATTENTIONS

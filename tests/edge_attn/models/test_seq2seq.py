@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.registry import ATTENTIONS

@@ -14,13 +14,17 @@ pytest.importorskip("torch", reason="torch is not installed: a device needs none
 import torch
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.config.models import Seq2SeqConfig
+from edge_attn.decoding import batching
 from edge_attn.errors import BundleError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
-from edge_attn.parity import golden
-from edge_attn.parity.golden import FILES, LEAST_REST, PROJECTIONS, SUMMARY, TOP, Golden, observe, projection, summarize
+from edge_attn.parity import golden, recorder
+from edge_attn.parity.golden import FILES, PROJECTIONS, SUMMARY, TOP, Golden
+from edge_attn.parity.recorder import LEAST_REST, observe, projection, summarize
 from edge_attn.reference import Reference, record_live, record_model
-from edge_attn.text.tokenizers import EOS, UNK, Text
+from edge_attn.text import corpus, pipeline
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import EOS, UNK
 
 torch.set_num_threads(1)
 
@@ -68,7 +72,7 @@ def test_the_sentences(toy_golden, toy_text, toy_bundle):
     assert max(lengths) == longest
     assert len(set(lengths)) > 5
     assert any(UNK in source for source in toy_golden.sources)
-    encoded = [tuple(golden.encode(toy_text, line, longest)[0]) for line in toy_golden.sentences]
+    encoded = [tuple(pipeline.encode(toy_text, line, longest)[0]) for line in toy_golden.sentences]
     assert encoded == list(toy_golden.sources)
 
 
@@ -165,14 +169,14 @@ def test_an_overlong_sentence_is_cut():
     model, text = small("dot", 90)
     said = record_model(model, text, [" ".join(WORDS[:30])], 9)
     assert said.sources == (tuple(text.encode_source(" ".join(WORDS[:8]))),)
-    assert golden.encode(text, " ".join(WORDS[:30]), 9)[1]
-    assert not golden.encode(text, " ".join(WORDS[:8]), 9)[1]
+    assert pipeline.encode(text, " ".join(WORDS[:30]), 9)[1]
+    assert not pipeline.encode(text, " ".join(WORDS[:8]), 9)[1]
 
 
 def test_noise_is_the_difference_between_two_precisions(made):
     model, text, said = made
     reference = Reference(model)
-    flat = golden.record(reference, reference, text, LINES, said.search, 9)
+    flat = recorder.record(reference, reference, text, LINES, said.search, 9)
     assert (flat.arrays["steps.noise"] == 0).all()
     assert {one.noise for one in flat.greedy} == {0.0}
     assert flat.sources == said.sources
@@ -218,10 +222,10 @@ def test_one_rare_entry_among_thousands_shows_in_the_projections_alone():
 def test_the_digest_tells_two_vocabularies_apart():
     one = Text.train("words", [("a b c", "a b c")], 9, 9).target
     other = Text.train("words", [("a c b", "a c d")], 9, 9).target
-    assert golden.vocabulary_digest(one) == golden.vocabulary_digest(
+    assert recorder.vocabulary_digest(one) == recorder.vocabulary_digest(
         type(one)(["<pad>", "<unk>", "<s>", "</s>", *"abc"])
     )
-    assert golden.vocabulary_digest(one) != golden.vocabulary_digest(other)
+    assert recorder.vocabulary_digest(one) != recorder.vocabulary_digest(other)
 
 
 # ---- damage
@@ -313,18 +317,18 @@ def test_a_bundle_without_golden_data():
 def test_reading_sentences(tmp_path):
     path = tmp_path / "lines"
     path.write_bytes("  un chat \r\n\n\nl'été\n".encode())
-    assert golden.read_sentences(path) == ("un chat", "l'été")
+    assert corpus.read_sentences(path) == ("un chat", "l'été")
     for content, sentence in ((b" \n\n", "holds no sentence"), (b"\xff\n", "cannot be read as UTF-8 text")):
         path.write_bytes(content)
         with pytest.raises(InputError, match=sentence):
-            golden.read_sentences(path)
+            corpus.read_sentences(path)
     with pytest.raises(InputError, match="cannot be read"):
-        golden.read_sentences(tmp_path / "nothing")
+        corpus.read_sentences(tmp_path / "nothing")
 
 
 def test_batches_cover_everything_in_order():
-    assert golden.batches(0) == []
-    assert [list(batch) for batch in golden.batches(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert batching.batches(0) == []
+    assert [list(batch) for batch in batching.batches(5, 2)] == [[0, 1], [2, 3], [4]]
 
 
 def test_options_that_are_off_are_not_written_so_that_older_readers_read_on(toy_golden):

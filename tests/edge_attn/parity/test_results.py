@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 
 from edge_attn.errors import BundleError, UsageError
-from edge_attn.parity.results import (
-    BOUNDS,
-    LEVELS,
-    RUN_BY_VERIFY,
-    Distance,
-    Finding,
-    Flip,
-    Level,
-    bounds,
-    chrf,
-    first_difference,
-    largest,
-)
+from edge_attn.parity.metrics import chrf, first_difference, largest
+from edge_attn.parity.results import Distance, Finding, Flip, Level
+from edge_attn.parity.tolerances import BOUNDS, LEVELS, RUN_BY_VERIFY, bounds
 from edge_attn.registry import PRECISIONS
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edge_attn.errors import InputError
 from edge_attn.registry import TOKENIZERS, resolve
+from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import (
     BOS,
     EOS,
@@ -20,7 +21,6 @@ from edge_attn.text.tokenizers import (
     UNK,
     CharacterTokenizer,
     SentencePieceTokenizer,
-    Text,
     WordTokenizer,
 )
 
@@ -152,7 +152,7 @@ def test_a_text_that_does_not_name_its_kind_is_refused(content):
 def test_text_loads_without_torch():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['onnx'] = None\n"
-        "from edge_attn.text.tokenizers import Text\n"
+        "from edge_attn.text.pipeline import Text\n"
         "for kind in ('words', 'characters', 'sentencepiece'):\n"
         "    text = Text.train(kind, [('a b c', 'c b a')] * 4, 30, 30)\n"
         "    again = Text.load(text.files().__getitem__)\n"

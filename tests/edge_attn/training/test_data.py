@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from edge_attn.errors import InputError
-from edge_attn.text.tokenizers import BOS, EOS, PAD, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import BOS, EOS, PAD
 from edge_attn.training.data import Pairs, choose_samples
 
 

@@ -19,7 +19,8 @@ from edge_attn.config.training import TrainingConfig, read_config
 from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.text.corpus import read_pairs
-from edge_attn.text.tokenizers import BOS, EOS, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import BOS, EOS
 from edge_attn.training.data import choose_samples
 from edge_attn.training.trainer import Run, learning_rate, train
 

@@ -17,9 +17,9 @@ from table_model import KNOWN, WORDS, TableModel, random_tables, table, translat
 
 import edge_attn
 from edge_attn.errors import InputError
-from edge_attn.parity import golden
+from edge_attn.parity import recorder
 from edge_attn.runtimes.commands import score
-from edge_attn.runtimes.commands.score import Total, score_pairs
+from edge_attn.runtimes.commands.score import Total
 from edge_attn.runtimes.tasks.translation import SourceCutWarning, Translator
 from edge_attn.text.tokenizers import EOS
 
@@ -78,10 +78,10 @@ def test_a_pair_among_others_is_worth_exactly_what_it_is_alone(seed, pairs, batc
     tables = random_tables(seed, 4)
     runtime = TableModel(tables, [0, 1, 2, 3, 2, 1, 0], most)
     made = translator(runtime)
-    together = score_pairs(made, pairs, True, batch_tokens)
+    together = made.score(pairs, True, batch_tokens)
     assert max(runtime.batches) <= (most or len(pairs))
     for pair, found in zip(pairs, together, strict=True):
-        [alone] = score_pairs(made, [pair], True)
+        [alone] = made.score([pair], True)
         assert found == alone
         np.testing.assert_array_equal(found.alignment, alone.alignment)
         first = made.text.encode_source(pair[0])[0]
@@ -91,7 +91,7 @@ def test_a_pair_among_others_is_worth_exactly_what_it_is_alone(seed, pairs, batc
 @pytest.mark.parametrize("pair", [("a", "b " * 9), ("b " * 9, "a")], ids=["target", "source"])
 def test_a_batch_is_as_large_as_its_longer_side_allows(pair):
     runtime = TableModel(random_tables(1, 4))
-    score_pairs(translator(runtime), [pair] * 6, batch_tokens=20)
+    translator(runtime).score([pair] * 6, batch_tokens=20)
     assert runtime.batches == [2, 2, 2]
 
 
@@ -111,7 +111,7 @@ def test_the_log_probabilities_are_those_of_the_forced_steps(model, pairs):
     sources = [model.text.encode_source(source) for source, _ in pairs]
     targets = [model.text.target.encode(target) for _, target in pairs]
     scores = model.score(pairs)
-    for found, expected in zip(scores, golden._along(model.runtime, sources, targets), strict=True):
+    for found, expected in zip(scores, recorder._along(model.runtime, sources, targets), strict=True):
         np.testing.assert_allclose(found.log_probs, expected, atol=1e-5)
         assert found.log_prob == pytest.approx(float(expected.sum()), abs=1e-5)
 

@@ -16,9 +16,10 @@ import time
 
 import pytest
 
+from edge_attn.runtimes.commands import line_io
 from edge_attn.runtimes.commands import translate as translate_file
 
-LONGEST = translate_file.LONGEST_LINE
+LONGEST = line_io.LONGEST_LINE
 
 
 def test_lines_are_answered_in_order_from_standard_input(run_edge_attn, toy_bundle):

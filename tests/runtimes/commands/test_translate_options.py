@@ -9,7 +9,7 @@ import pytest
 from paths import KINDS_FOLDER
 
 from edge_attn.runtimes.commands import translate as translate_file
-from edge_attn.runtimes.commands.translate import LONGEST_LINE
+from edge_attn.runtimes.commands.line_io import LONGEST_LINE
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 
 from optimize_cases import planted, quietly
 
-from edge_attn.bundle.bundle import FORMAT, Bundle, write_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import FORMAT
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import NotTestedError
 from edge_attn.ops import DOMAIN

@@ -12,7 +12,8 @@ pytest.importorskip("onnx", reason="onnx is not installed, and torch is not inst
 
 from optimize_cases import quietly
 
-from edge_attn.bundle.bundle import Bundle, update_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import update_bundle
 from edge_attn.errors import ConfigError, NotTestedError, UsageError
 from edge_attn.parity.results import Level
 from edge_attn.runtimes.optimize.optimize import optimize

@@ -13,7 +13,8 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 
 from optimize_cases import quietly
 
-from edge_attn.bundle.bundle import Bundle, update_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import update_bundle
 from edge_attn.errors import InputError, ParityError, UsageError
 from edge_attn.ops import DOMAIN
 from edge_attn.runtimes.onnx_graph import load, nodes

@@ -15,7 +15,8 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 
 from optimize_cases import planted, quietly
 
-from edge_attn.bundle.bundle import Bundle, write_bundle
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.errors import ConfigError, InputError, ParityError, UsageError
 from edge_attn.registry import TARGETS
 from edge_attn.runtimes.optimize import optimize as optimize_module

@@ -9,7 +9,7 @@ import pytest
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import Decoding
+from edge_attn.decoding.decoder import Decoding
 from edge_attn.errors import BundleError
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.ort.cpu import OrtCpu

@@ -15,9 +15,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edge_attn.bundle.bundle import Bundle, Target
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import Decoding, search
+from edge_attn.decoding.beam_search import search
+from edge_attn.decoding.decoder import Decoding
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, MissingExtraError, NotTestedError
 from edge_attn.parity import golden

@@ -10,10 +10,10 @@ import pytest
 from paths import EMBEDDED_BUNDLE
 
 import edge_attn
-from edge_attn.decoding.beam_search import forced
+from edge_attn.decoding.decoder import forced
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, InputError, UsageError
-from edge_attn.runtimes.tasks import translation as translate
+from edge_attn.runtimes.tasks import batching
 from edge_attn.runtimes.tasks.translation import SourceCutWarning, Translation, Translator
 from edge_attn.text.tokenizers import EOS
 
@@ -218,11 +218,11 @@ def test_a_translation_is_a_value():
 @pytest.mark.parametrize(("most", "largest"), [(None, 8), (3, 3)])
 def test_batches_are_of_like_length_and_hold_every_sentence_once(most, largest):
     sources = {i: [0] * (1 + i % 7) for i in range(50)}
-    batches = list(translate.by_length(sources, 12, most))
+    batches = list(batching.by_length(sources, 12, most))
     assert sorted(i for batch in batches for i in batch) == list(range(50))
     assert all(len(batch) * max(len(sources[i]) for i in batch) <= 12 for batch in batches)
     assert max(map(len, batches)) == largest
-    assert list(translate.by_length({3: [0] * 40}, 12, most)) == [[3]]
+    assert list(batching.by_length({3: [0] * 40}, 12, most)) == [[3]]
 
 
 def test_the_search_defaults_are_those_of_the_configuration(model):

@@ -11,10 +11,11 @@ from paths import EMBEDDED_BUNDLE, KINDS_FOLDER
 from table_model import NAMES, TableModel, table, translator
 
 import edge_attn
-from edge_attn.decoding.beam_search import Hypothesis
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.tasks.unk_replacement import read_phrase_table, replaced
-from edge_attn.text.tokenizers import SPECIAL, UNK, CharacterTokenizer, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import SPECIAL, UNK, CharacterTokenizer
 
 READY = EMBEDDED_BUNDLE
 NO_ATTENTION = KINDS_FOLDER / "none-gru.zip"

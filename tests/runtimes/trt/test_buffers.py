@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import Decoding, search
+from edge_attn.decoding.beam_search import search
+from edge_attn.decoding.decoder import Decoding
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import EdgeAttnError, NotTestedError, UsageError
 from edge_attn.runtimes.ort.cpu import OrtCpu

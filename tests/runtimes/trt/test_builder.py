@@ -7,15 +7,16 @@ import re
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_build import FakeBuild, run, say, stepping
 
-from edge_attn.bundle.bundle import Bundle, Target
-from edge_attn.config.training import read_toml
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
+from edge_attn.config.validation import read_toml
 from edge_attn.errors import ConfigError, InputError, NotTestedError
+from edge_attn.runtimes.system_memory import memory
 from edge_attn.runtimes.trt import builder as trt_build
 from edge_attn.runtimes.trt.api import Door
 from edge_attn.runtimes.trt.builder import BuildConfig, check_memory, engine_for
@@ -125,14 +126,14 @@ CGROUP = "/sys/fs/cgroup/memory."
     ],
 )
 def test_the_memory_that_is_free_in_a_container_too(monkeypatch, files, expected):
-    monkeypatch.setattr(trt_build, "here", lambda: SimpleNamespace(read_text=lambda path: files.get(path, "")))
+    monkeypatch.setattr(trt_build, "memory", lambda: memory(lambda path: files.get(path, "")))
     assert trt_build.available_memory() == expected
 
 
 def test_files_that_a_container_has_read_are_memory_that_it_can_have(monkeypatch):
     files = {"max": "5000", "current": "4900", "stat": "anon 100\ninactive_file 4000\nactive_file 800"}
     known = {"/proc/meminfo": MEMINFO, **{f"{CGROUP}{name}": text for name, text in files.items()}}
-    monkeypatch.setattr(trt_build, "here", lambda: SimpleNamespace(read_text=lambda path: known.get(path, "")))
+    monkeypatch.setattr(trt_build, "memory", lambda: memory(lambda path: known.get(path, "")))
     assert trt_build.available_memory() == 4100
 
 

@@ -12,7 +12,8 @@ from fake_cuda import Fault
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.beam_search import Decoding, search
+from edge_attn.decoding.beam_search import search
+from edge_attn.decoding.decoder import Decoding
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.runtimes.ort.cpu import OrtCpu

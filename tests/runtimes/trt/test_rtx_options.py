@@ -7,7 +7,8 @@ import json
 import pytest
 from fake_build import FakeBuild, run, say, stepping
 
-from edge_attn.bundle.bundle import Bundle, Target
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Target
 from edge_attn.errors import InputError, NotTestedError
 from edge_attn.runtimes.trt.builder import BuildConfig, engine_for
 from edge_attn.runtimes.trt.cudart import Gpu

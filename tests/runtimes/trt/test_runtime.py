@@ -18,6 +18,7 @@ from paths import KINDS_FOLDER
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.decoding import batching
 from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, InputError, NotTestedError
@@ -39,7 +40,7 @@ def test_the_same_tokens_as_on_the_cpu(runtime, bundle, sources, beam, count):
     reference = OrtCpu(bundle, RuntimeOptions(threads=1))
     config = SearchConfig(beam=beam, n_best=beam, max_length=30)
     order = np.random.default_rng(count).permutation(len(sources))
-    for rows in golden.batches(len(sources), count):
+    for rows in batching.batches(len(sources), count):
         some = [sources[order[i]] for i in rows]
         found, expected = search(runtime, some, config, True), search(reference, some, config, True)
         for ours, theirs in zip(found, expected, strict=True):

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edge_attn.parity.results import LEVELS, Finding, Flip, Level
+from edge_attn.parity.results import Finding, Flip, Level
+from edge_attn.parity.tolerances import LEVELS
 from edge_attn.runtimes.verification.report import SCHEMA, Report
 from edge_attn.runtimes.verification.verify import verify
 

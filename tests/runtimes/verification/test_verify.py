@@ -14,11 +14,11 @@ import torch
 from verify_reports import failing, planted, statuses
 
 from edge_attn import checkpoint
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.config.training import Seq2SeqConfig
 from edge_attn.errors import BundleError, InputError, UsageError
 from edge_attn.runtimes.verification.verify import verify
-from edge_attn.text.tokenizers import Text
+from edge_attn.text.pipeline import Text
 
 torch.set_num_threads(1)
 

@@ -15,14 +15,16 @@ pytest.importorskip("torch", reason="torch is not installed: a device needs none
 import torch
 from verify_reports import Files, failing, planted, statuses
 
-from edge_attn.bundle.bundle import FORMAT, Bundle, Manifest
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import FORMAT, Manifest
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.config.training import Seq2SeqConfig
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import golden
 from edge_attn.reference import Reference, record_model
 from edge_attn.runtimes.verification.verify import check, verify
-from edge_attn.text.tokenizers import EOS, Text
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import EOS
 
 torch.set_num_threads(1)
 

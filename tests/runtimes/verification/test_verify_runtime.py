@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from verify_reports import failing, statuses
 
-from edge_attn.decoding.beam_search import Hypothesis
+from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import TooLargeError
 from edge_attn.parity.golden import Golden, Said
 from edge_attn.runtimes.verification import levels

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import graphs
@@ -18,7 +18,7 @@ from edge_attn.models.layers.coverage import Coverage
 from edge_attn.models.layers.normalizers import NORMALISERS, attend
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import masked_softmax
-from edge_attn.parity import golden
+from edge_attn.parity import golden, recorder
 from edge_attn.reference import Reference
 from edge_attn.registry import ATTENTIONS, resolve
 
@@ -207,8 +207,8 @@ def test_what_golden_data_says_of_coverage_depends_neither_on_padding_nor_on_nei
     model = Seq2Seq(config(name, input_feeding=True), 12, 12)
     torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
     sources, targets = [[4, 5, 6, 7, 8, 9, 3], [10, 3], [5, 5, 6, 3]], [[4, 5], [6, 7, 8], []]
-    together = golden.observe(Reference(model), sources, targets)
-    alone = golden.observe(Reference(model), sources, targets, batch=1)
+    together = recorder.observe(Reference(model), sources, targets)
+    alone = recorder.observe(Reference(model), sources, targets, batch=1)
     for one, other, source, target in zip(together, alone, sources, targets, strict=True):
         assert one.encoder["state.attention.coverage"].shape == (len(source), 1)
         assert one.states["next_state.attention.coverage"].shape == (len(target) + 1, golden.PROJECTIONS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import edge_attn
-from edge_attn.config.training import Seq2SeqConfig
+from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.models.layers.attention import make_attention
 from edge_attn.models.layers.normalizers import sparsemax

@@ -1,0 +1,103 @@
+"""Dataclasses from TOML files and JSON objects, and the checks that configurations share. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edge_attn.errors import ConfigError, InputError
+
+T = TypeVar("T")
+
+
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, found {value!r}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(f"{name} must be at least {least}, found {value}")
+
+
+def positive(name: str, value: float) -> None:
+    if not 0.0 < value < math.inf:
+        raise ConfigError(f"{name} must be positive and finite, found {value}")
+
+
+def read_toml(kind: type[T], path: Path) -> T:
+    """A dataclass of type `kind` from the TOML file `path`.
+
+    Raises:
+        InputError: it cannot be read.
+        ConfigError: not TOML, an unknown key, a wrong type or a value out of range; the sentence names the key.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number may have too many digits
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return from_mapping(kind, tables, str(path))
+
+
+def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A dataclass of type `kind` from plain values, nested dataclasses from nested tables.
+
+    Raises:
+        ConfigError: an unknown or missing key, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(fields))}")
+    made: dict[str, Any] = {}
+    for name, declared in fields.items():
+        if name in values:
+            made[name] = _convert(hints[name], values[name], f"{where}: {name}")
+        elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: the key {name!r} is missing")
+    try:
+        return kind(**made)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(wanted: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(wanted)
+    if dataclasses.is_dataclass(wanted):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, found {value!r}")
+        return from_mapping(typing.cast(Any, wanted), value, where)
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, found {value!r}")
+        inner = typing.get_args(wanted)[0]
+        return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, found {value!r}")
+        inner = typing.get_args(wanted)[1]
+        return {str(key): _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in typing.get_args(wanted) if a is not type(None)), value, where)
+    if wanted is Any:
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be of type {wanted.__name__}, found {value!r}")
+    return value

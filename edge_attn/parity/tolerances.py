@@ -1,0 +1,125 @@
+"""Bounds of each verification level, by precision.
+
+The bounds are ceilings: a manifest may only be stricter, and `--override` loosens one for a single run and is listed
+in its report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edge_attn.errors import BundleError, UsageError
+
+LEVELS = {
+    "L0": "op: each op against its float64 oracle",
+    "L1": "graph: encoder outputs, states and alignments",
+    "L2": "step: log-probabilities, teacher-forced",
+    "L3": "sentence: greedy and beam, free-running",
+    "L4": "corpus: BLEU and chrF",
+    "L5": "device: rerun, batch, padding and order",
+}
+RUN_BY_VERIFY = ("L1", "L2", "L3", "L5")
+
+BOUNDS: dict[str, dict[str, float]] = {
+    "fp32": {
+        "L1.max_abs": 1e-4,
+        "L1.p99": 2e-5,
+        "L1.relative": 1e-5,
+        "L1.cosine": 1e-6,
+        "L1.alignment": 1e-5,
+        "L1.state": 5e-5,
+        "L2.log_prob": 1e-4,
+        "L2.rest": 1e-4,
+        "L2.projection": 5e-5,
+        "L2.kl": 1e-6,
+        "L2.top1": 0.0,
+        "L3.tokens": 0.0,
+        "L3.n_best": 0.0,
+        "L3.chrf": 0.0,
+        "L3.excused": 0.005,
+        "L3.log_prob": 1e-3,
+        "L3.score": 1e-4,
+        "L3.alignment": 1e-5,
+        "L3.text": 0.0,
+        "L5.rerun": 0.0,
+        "L5.tokens": 0.0,
+        "L5.excused": 0.005,
+    },
+    "fp16": {
+        "L1.max_abs": 3e-2,
+        "L1.p99": 1e-2,
+        "L1.relative": 2e-3,
+        "L1.cosine": 1e-5,
+        "L1.alignment": 2e-2,
+        "L1.state": 2e-2,
+        "L2.log_prob": 1e-1,
+        "L2.rest": 1e-1,
+        "L2.projection": 3e-2,
+        "L2.kl": 1e-4,
+        "L2.top1": 0.01,
+        "L3.tokens": 0.05,
+        "L3.n_best": 0.1,
+        "L3.chrf": 0.05,
+        "L3.excused": 0.005,
+        "L3.log_prob": 0.1,
+        "L3.score": 1e-2,
+        "L3.alignment": 2e-2,
+        "L3.text": 0.0,
+        "L5.rerun": 0.0,
+        "L5.tokens": 0.05,
+        "L5.excused": 0.005,
+    },
+    "int8": {
+        "L1.max_abs": 1.0,
+        "L1.p99": 0.3,
+        "L1.relative": 0.05,
+        "L1.cosine": 2e-3,
+        "L1.alignment": 0.2,
+        "L1.state": 0.5,
+        "L2.log_prob": 2.0,
+        "L2.rest": 2.0,
+        "L2.projection": 1.0,
+        "L2.kl": 5e-2,
+        "L2.top1": 0.01,
+        "L3.tokens": 0.2,
+        "L3.n_best": 0.8,
+        "L3.chrf": 0.1,
+        "L3.excused": 0.005,
+        "L3.log_prob": 3.0,
+        "L3.score": 0.2,
+        "L3.alignment": 0.2,
+        "L3.text": 0.0,
+        "L5.rerun": 0.0,
+        "L5.tokens": 0.2,
+        "L5.excused": 0.005,
+    },
+}
+"""By precision: the largest value that holds. max_abs, p99: absolute; relative: of norms; cosine: 1 - cosine; state:
+of projections; kl: of the 32 best and the rest; top1, tokens, n_best, text: a share of misses that no margin excuses;
+excused: misses that one does, as a share of all steps; chrf: 1 - chrF of the texts against the reference's own. The
+quality that fp16 and int8 may lose against human references is measured on a corpus, with `evaluate`."""
+
+
+def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str, float]) -> dict[str, float]:
+    """The bounds of one run.
+
+    Raises:
+        BundleError: the manifest is looser than the code, or names no bound.
+        UsageError: an override names no bound, or is a number that bounds nothing.
+    """
+    made = dict(BOUNDS[precision])
+    for name, value in stricter.items():
+        if name not in made:
+            raise BundleError(f"the manifest's tolerance {name!r} is not a bound; known: {', '.join(made)}")
+        if not value <= made[name]:
+            raise BundleError(f"the manifest's tolerance {name} = {value} is looser than the ceiling {made[name]}")
+        made[name] = value
+    for name, value in overrides.items():
+        if name not in made:
+            raise UsageError(f"--override {name!r}: not a bound; known: {', '.join(made)}")
+        if not 0 <= value < np.inf:
+            raise UsageError(f"--override {name}: must be a finite number of at least 0, found {value}")
+        made[name] = value
+    return made
