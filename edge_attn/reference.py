@@ -16,7 +16,7 @@ from edge_attn.decoding.options import SearchConfig
 from edge_attn.models.graphs import graphs
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity.golden import Golden
-from edge_attn.parity.recorder import encoder_arrays, record
+from edge_attn.parity.recorder import record, record_encoder
 from edge_attn.spec import GraphSpec, Value
 from edge_attn.text.pipeline import Text
 
@@ -53,7 +53,7 @@ class Reference:
         result: np.ndarray = value.numpy()
         return result
 
-    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+    def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
         """Whole: the reference computes every sentence of its batch to the end."""
         return None
 
@@ -94,6 +94,6 @@ def record_model(
     said = record(Reference(model, candidates), precise, text, sentences, config, max_source)
     if not folded:
         return said
-    memory = encoder_arrays(Reference(model, candidates, folded=True), said.sources)
+    memory = record_encoder(Reference(model, candidates, folded=True), said.sources)
     kept = {name: rows for name, rows in said.arrays.items() if not name.startswith("encoder.")}
     return dataclasses.replace(said, arrays={**memory, **kept})

@@ -36,7 +36,7 @@ RUNTIMES = {
     "torch": "edge_attn.reference:Reference",
 }
 PRECISIONS = ("fp32", "fp16", "int8")
-SERVES = {
+RUNTIME_PRECISIONS = {
     "ort-cpu": ("fp32",),
     "ort-cuda": ("fp32", "fp16"),
     "trt": PRECISIONS,
@@ -72,7 +72,7 @@ ATTENTIONS = {
     "keras-additive": "edge_attn.models.layers.keras:KerasAdditive",
     "none": "edge_attn.models.layers.attention:NoAttention",
 }
-FOCUSES = {
+ATTENTION_WRAPPERS = {
     "local-m": "edge_attn.models.layers.local:Monotonic",
     "local-p": "edge_attn.models.layers.local:Predictive",
     "hard": "edge_attn.models.layers.hard:Hard",
@@ -123,7 +123,7 @@ EXTRAS = {
     "h5py": "keras",
 }
 """The extra that brings each optional package."""
-OF_RUNTIMES = {**EXTRAS, "onnx": "optimize"}
+RUNTIME_EXTRAS = {**EXTRAS, "onnx": "optimize"}
 """The same for what the device side needs."""
 
 
@@ -141,7 +141,7 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        extras = OF_RUNTIMES if module_name.startswith("edge_attn.runtimes.") else EXTRAS
+        extras = RUNTIME_EXTRAS if module_name.startswith("edge_attn.runtimes.") else EXTRAS
         if missing in extras:
             raise MissingExtraError(missing, extras[missing]) from error
         raise

@@ -55,7 +55,7 @@ class Runtime(Protocol):
 
     def numpy(self, value: Value) -> np.ndarray: ...
 
-    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+    def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
         """Of a value (batch, ...) the rows `index`, in memory of their own; None: it stays whole."""
 
     def close(self) -> None:

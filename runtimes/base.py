@@ -9,7 +9,7 @@ from pathlib import Path
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import BundleError, NotTestedError, UsageError
-from edge_attn.registry import PRECISIONS, RUNTIMES, SERVES, resolve
+from edge_attn.registry import PRECISIONS, RUNTIME_PRECISIONS, RUNTIMES, resolve
 from edge_attn.spec import GraphSpec, Runtime
 
 DEFAULT = RuntimeOptions()
@@ -35,7 +35,7 @@ def open_runtime(bundle: Bundle, name: str, options: RuntimeOptions = DEFAULT) -
 
 def check_precision(name: str, options: RuntimeOptions) -> None:
     """Refuses a precision that the runtime `name` never serves."""
-    served = SERVES.get(name, PRECISIONS)
+    served = RUNTIME_PRECISIONS.get(name, PRECISIONS)
     if options.precision not in served:
         raise UsageError(f"the runtime {name} serves {', '.join(served)}, found precision {options.precision!r}")
 

@@ -10,7 +10,7 @@ import pytest
 from paths import PROJECT, TESTS
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.registry import ATTENTIONS, CELLS, FAMILIES, FOCUSES
+from edge_attn.registry import ATTENTION_WRAPPERS, ATTENTIONS, CELLS, FAMILIES
 
 onnx = pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the targets' graphs")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
@@ -35,7 +35,7 @@ def test_the_readme_has_the_table_that_trying_it_out_gives(support):
 def test_every_kind_of_model_is_tried(support):
     """A new row in the tables needs its bundle: python tests/data/make_kinds.py"""
     found = [path.stem.rpartition("-") for path in support.KINDS.glob("*.zip")]
-    assert {what for what, _, _ in found} == {*ATTENTIONS, *FOCUSES, "sparsemax"} - {
+    assert {what for what, _, _ in found} == {*ATTENTIONS, *ATTENTION_WRAPPERS, "sparsemax"} - {
         "concat"
     }  # additive by another name
     assert {cell for _, _, cell in found} == set(CELLS)
@@ -59,7 +59,7 @@ def test_rows_that_differ_in_attention_and_cell_alone_are_one(support):
 
 @pytest.mark.rtx
 def test_a_graph_that_tensorrt_refuses_is_no_yes(support, toy_bundle):
-    bundle, door = Bundle.open(toy_bundle), support.open_door(rtx=True)
+    bundle, door = Bundle.open(toy_bundle), support.load_tensorrt(rtx=True)
     spec = bundle.manifest.graphs["step"]
     model = onnx.load_model_from_string(bundle.read(spec.file))
     assert support.builds(door, bundle, model.SerializeToString(), spec) == "yes"

@@ -19,7 +19,7 @@ def batches(count: int, size: int = BATCH, most: int | None = None) -> list[rang
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def decode(
+def search_batches(
     runtime: Runtime, sources: Sequence[Sequence[int]], config: SearchConfig, alignments: bool = False
 ) -> list[list[Hypothesis]]:
     """`search` in batches of BATCH, in the order given."""

@@ -1,8 +1,8 @@
 """Search, written once in numpy: it drives torch (the reference), ONNX Runtime and TensorRT alike.
 
-The model is seen through `Decoding`: the encoder runs once, then each step takes the tokens of the live hypotheses and
-their parents, and gives the best candidates after each. States are reordered by the parents inside the graph, and stay
-the runtime's values.
+The model is seen through `StepDecoder`: the encoder runs once, then each step takes the tokens of the live hypotheses
+and their parents, and returns the best candidates after each. The graph reorders its states by the parents, and they
+stay the runtime's values.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_attn.decoding.decoder import Decoding, _aligned, _sizes
+from edge_attn.decoding.decoder import StepDecoder, _aligned, _sizes
 from edge_attn.decoding.hypothesis import Hypothesis, _End, _hypotheses, _Trace
-from edge_attn.decoding.logits_processors import Constraints, check_suppressed
+from edge_attn.decoding.logits_processors import LogitsProcessors, check_suppressed
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.decoding.sampling import Sampler
 from edge_attn.decoding.scores import diverse_order
@@ -47,10 +47,10 @@ def search(
     check(runtime, config)
     if prefixes is not None and len(prefixes) != len(sources):
         raise UsageError(f"each of the {len(sources)} sentences needs a prefix, found {len(prefixes)} prefixes")
-    decoding = Decoding(runtime, sources)
+    decoding = StepDecoder(runtime, sources)
     batch, searches, size = decoding.batch, config.searches, config.beam // config.groups
     rows, keep = batch * searches, min(config.beam + 1, decoding.candidates)
-    constraints = Constraints(config, prefixes or [()] * batch, decoding.vocabulary)
+    constraints = LogitsProcessors(config, prefixes or [()] * batch, decoding.vocabulary)
     sampler = Sampler(config, sources) if config.sample else None
     trace = _Trace([], [], [] if (alignments or config.coverage_penalty) and decoding.aligned else None)
     first, number = np.arange(rows)[:, None], np.tile(np.arange(searches), batch)[:, None]

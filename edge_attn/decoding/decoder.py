@@ -22,7 +22,7 @@ def pad_sources(sources: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
     return padded, lengths
 
 
-class Decoding:
+class StepDecoder:
     """One batch of sentences on one runtime."""
 
     def __init__(self, runtime: Runtime, sources: Sequence[Sequence[int]]) -> None:
@@ -62,7 +62,7 @@ class Decoding:
         if 2 * len(left) > len(self._rows):
             return
         memory, state = (
-            {name: self.runtime.rows(value, left) for name, value in values.items()}
+            {name: self.runtime.select_rows(value, left) for name, value in values.items()}
             for values in (self._memory, self._state)
         )
         if all(value is not None for value in (*memory.values(), *state.values())):
@@ -79,14 +79,14 @@ def _sizes(step: GraphSpec) -> tuple[int, int]:
     return int(sizes["candidates"]), int(sizes["log_probs"])
 
 
-def forced(
+def teacher_force(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
-) -> Iterator[tuple[Decoding, dict[str, Value]]]:
+) -> Iterator[tuple[StepDecoder, dict[str, Value]]]:
     """Teacher-forced along `targets`: the outputs of each step, up to the longest target's end symbol; a beam of one.
 
     Rows whose target has ended are fed eos; what they say then means nothing.
     """
-    decoding = Decoding(runtime, sources)
+    decoding = StepDecoder(runtime, sources)
     parents = np.zeros((len(sources), 1), np.int64)
     for step in range(max(map(len, targets)) + 1):
         last = [BOS if step == 0 else target[step - 1] if step <= len(target) else EOS for target in targets]

@@ -14,7 +14,7 @@ NO_WORDS = [PAD, BOS]
 """Never chosen where whole rows are ranked; a prefix may hold them."""
 
 
-class Constraints:
+class LogitsProcessors:
     """The options of one search that look at whole rows of log-probabilities; a row is one search of one sentence.
 
     Raises:

@@ -31,7 +31,7 @@ class Sampler:
         Shapes:
             log_probs (samples, 1, vocab) -> (samples, 1, 1)
         """
-        kept = likely(log_probs[:, 0].astype(np.float64), self.config)
+        kept = filter_probabilities(log_probs[:, 0].astype(np.float64), self.config)
         sums = np.cumsum(kept, 1)
         drawn = np.array([stream.random() for stream in self._streams])
         target = drawn[:, None] * sums[:, -1:]
@@ -39,7 +39,7 @@ class Sampler:
         return chosen[:, None, None]
 
 
-def likely(log_probs: np.ndarray, config: SearchConfig) -> np.ndarray:
+def filter_probabilities(log_probs: np.ndarray, config: SearchConfig) -> np.ndarray:
     """What is drawn from, not normalised: the temperature first, then top-k, then top-p; of equals all or none stay.
 
     Shapes:

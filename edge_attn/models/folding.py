@@ -15,7 +15,7 @@ from edge_attn.models.layers.recurrent import Cell
 from edge_attn.models.seq2seq import Seq2Seq
 
 
-class Folded(nn.Module):
+class FoldedSeq2Seq(nn.Module):
     """`encode` and `step` of `model`, whose memory holds the values as the step's two maps of the context make them."""
 
     def __init__(self, model: Seq2Seq) -> None:
@@ -65,11 +65,11 @@ class Folded(nn.Module):
         return made
 
 
-def deployed(model: Seq2Seq) -> Folded | Seq2Seq:
+def fold_for_inference(model: Seq2Seq) -> FoldedSeq2Seq | Seq2Seq:
     """The model folded, or as it is where its attention cannot be."""
     source, length = torch.ones(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long)
     size = 2 * model.config.encoder_hidden
     with torch.no_grad():
         memory, _ = model.encode(source, length)
         weight = next(model.parameters()).new_zeros(1, size)
-        return model if model.attention.fold(memory, weight) is None else Folded(model)
+        return model if model.attention.fold(memory, weight) is None else FoldedSeq2Seq(model)

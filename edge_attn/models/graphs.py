@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_attn.models.folding import Folded, deployed
+from edge_attn.models.folding import FoldedSeq2Seq, fold_for_inference
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.spec import GraphSpec, TensorSpec
 
@@ -26,7 +26,7 @@ class Graph(nn.Module):
 
 
 class EncoderGraph(Graph):
-    def __init__(self, model: Seq2Seq, stepped: Folded | Seq2Seq) -> None:
+    def __init__(self, model: Seq2Seq, stepped: FoldedSeq2Seq | Seq2Seq) -> None:
         super().__init__()
         self.model, self.stepped = model, stepped
         with torch.no_grad():  # an axis that grows with the sentence is its own
@@ -52,7 +52,7 @@ class EncoderGraph(Graph):
 
 
 class StepGraph(Graph):
-    def __init__(self, model: Seq2Seq, stepped: Folded | Seq2Seq, candidates: int) -> None:
+    def __init__(self, model: Seq2Seq, stepped: FoldedSeq2Seq | Seq2Seq, candidates: int) -> None:
         super().__init__()
         self.model, self.stepped = model, stepped
         encoder = EncoderGraph(model, stepped).spec
@@ -95,7 +95,7 @@ class StepGraph(Graph):
 def graphs(model: Seq2Seq, candidates: int, folded: bool = True) -> dict[str, Graph]:
     """Every graph of the model, in evaluation mode: as it is deployed, or not folded, as its equations stand."""
     model = model.eval()
-    stepped = deployed(model) if folded else model
+    stepped = fold_for_inference(model) if folded else model
     return {"encoder": EncoderGraph(model, stepped), "step": StepGraph(model, stepped, candidates)}
 
 

@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         return values, mask, last
 
 
-class Mix(Protocol):
+class StepProjections(Protocol):
     """The two linear maps of a step that hear the context."""
 
     def first_projection(self, embedded: Tensor, context: Tensor | None, feed: Tensor | None) -> Tensor:
@@ -66,7 +66,7 @@ class Mix(Protocol):
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherForcedOutput:
     """What training hears of a batch whose targets are given."""
 
     features: Tensor
@@ -129,7 +129,7 @@ class Seq2Seq(nn.Module):
         return memory, state
 
     def step(
-        self, embedded: Tensor, memory: Memory, state: State, mix: Mix | None = None
+        self, embedded: Tensor, memory: Memory, state: State, mix: StepProjections | None = None
     ) -> tuple[Tensor, Tensor | None, State]:
         """embedded (batch, beam, embedding), the last symbols -> features t (batch, beam, features), weights, state."""
         mix = mix or self
@@ -172,7 +172,7 @@ class Seq2Seq(nn.Module):
         logits: Tensor = self.output(self.dropout(features))
         return logits
 
-    def teach(self, source: Tensor, source_length: Tensor, target: Tensor) -> Taught:
+    def forward_teacher_forced(self, source: Tensor, source_length: Tensor, target: Tensor) -> TeacherForcedOutput:
         """The training pass, teacher-forced: target (batch, tgt), beginning with bos."""
         memory, state = self.encode(source, source_length)
         embedded = self.dropout(self.embedding(target))
@@ -182,11 +182,11 @@ class Seq2Seq(nn.Module):
             features.append(new)
             if "attention.choice" in state:
                 choices.append(state.pop("attention.choice")[..., 0])
-        return Taught(torch.cat(features, 1), torch.cat(choices, 1) if choices else None)
+        return TeacherForcedOutput(torch.cat(features, 1), torch.cat(choices, 1) if choices else None)
 
     def forward(self, source: Tensor, source_length: Tensor, target: Tensor) -> Tensor:
-        """The features of `teach` (batch, tgt, features)."""
-        return self.teach(source, source_length, target).features
+        """The features of `forward_teacher_forced` (batch, tgt, features)."""
+        return self.forward_teacher_forced(source, source_length, target).features
 
 
 def _of_layer(state: State, layer: int) -> State:

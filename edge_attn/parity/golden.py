@@ -32,7 +32,7 @@ SUMMARY = ("top_log_probs", "rest", "projections")
 
 
 @dataclass(frozen=True)
-class Said:
+class ReferenceHypothesis:
     """One hypothesis of the reference."""
 
     tokens: tuple[int, ...]
@@ -50,8 +50,8 @@ class Golden:
     """The beam search that was recorded; greedy was recorded with the same limit."""
     sentences: tuple[str, ...]
     sources: tuple[tuple[int, ...], ...]
-    greedy: tuple[Said, ...]
-    n_best: tuple[tuple[Said, ...], ...]
+    greedy: tuple[ReferenceHypothesis, ...]
+    n_best: tuple[tuple[ReferenceHypothesis, ...], ...]
     vocabulary: str
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
     """By name, the sentences' rows one after another."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from edge_attn.decoding.batching import BATCH, batches, decode
-from edge_attn.decoding.decoder import forced, pad_sources
+from edge_attn.decoding.batching import BATCH, batches, search_batches
+from edge_attn.decoding.decoder import pad_sources, teacher_force
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, Said
+from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, ReferenceHypothesis
 from edge_attn.spec import Runtime
-from edge_attn.text.pipeline import Text, encode
+from edge_attn.text.pipeline import Text, encode_truncated
 from edge_attn.text.tokenizers import EOS, Tokenizer
 
 SEED = 20150508
@@ -27,7 +27,7 @@ LEAST_REST = float(np.log(1e-6))
 
 
 @dataclass(frozen=True)
-class Observation:
+class StepOutputs:
     """What a runtime says about one sentence along given tokens."""
 
     encoder: dict[str, np.ndarray]
@@ -50,9 +50,9 @@ def projection(width: int) -> np.ndarray:
     return np.stack([random.permutation(signs) for _ in range(PROJECTIONS)], 1)
 
 
-def observe(
+def run_teacher_forced(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch: int = BATCH
-) -> Iterator[Observation]:
+) -> Iterator[StepOutputs]:
     """What `runtime` says about each sentence along its target, in batches."""
     for rows in batches(len(sources), batch, runtime.max_batch):
         some = [sources[i] for i in rows]
@@ -61,7 +61,7 @@ def observe(
         alignment: list[np.ndarray] = []
         states: dict[str, list[np.ndarray]] = {}
         encoded: dict[str, np.ndarray] = {}
-        for decoding, outputs in forced(runtime, some, along):
+        for decoding, outputs in teacher_force(runtime, some, along):
             encoded = encoded or {name: runtime.numpy(value) for name, value in decoding.encoded.items()}
             log_probs.append(runtime.numpy(outputs["log_probs"])[:, 0])
             if decoding.aligned:
@@ -72,7 +72,7 @@ def observe(
         specs = {tensor.name: tensor.shape for graph in runtime.graphs.values() for tensor in graph.outputs}
         for i, (source, target) in enumerate(zip(some, along, strict=True)):
             steps = len(target) + 1
-            yield Observation(
+            yield StepOutputs(
                 {name: _own(value[i], specs[name][1:], len(source)) for name, value in encoded.items()},
                 np.stack([step[i] for step in log_probs[:steps]]),
                 np.stack([step[i, : len(source)] for step in alignment[:steps]]) if alignment else None,
@@ -114,16 +114,18 @@ def record(
     reference: Runtime, precise: Runtime, text: Text, sentences: Sequence[str], config: SearchConfig, max_source: int
 ) -> Golden:
     """What `reference` (fp32) says about `sentences`, and its noise against `precise` (the same weights in fp64)."""
-    sources = [encode(text, sentence, max_source)[0] for sentence in sentences]
-    greedy = decode(reference, sources, dataclasses.replace(config, beam=1, n_best=1), True)
-    n_best = decode(reference, sources, config, True)
+    sources = [encode_truncated(text, sentence, max_source)[0] for sentence in sentences]
+    greedy = search_batches(reference, sources, dataclasses.replace(config, beam=1, n_best=1), True)
+    n_best = search_batches(reference, sources, config, True)
     arrays: dict[str, list[np.ndarray]] = {}
 
     def keep(name: str, rows: np.ndarray) -> None:
         arrays.setdefault(name, []).append(rows if rows.dtype == bool else rows.astype(np.float32))
 
     targets = [hypotheses[0].tokens for hypotheses in greedy]
-    pairs = zip(observe(reference, sources, targets), observe(precise, sources, targets), strict=True)
+    pairs = zip(
+        run_teacher_forced(reference, sources, targets), run_teacher_forced(precise, sources, targets), strict=True
+    )
     for said, exact in pairs:
         top = np.argsort(-said.log_probs, axis=1, kind="stable")[:, :TOP].astype(np.int64)
         arrays.setdefault("steps.top_ids", []).append(top.astype(np.int32))
@@ -145,11 +147,11 @@ def record(
         tuple(said[0] for said in _said(reference, precise, text, sources, greedy)),
         tuple(_said(reference, precise, text, sources, n_best)),
         vocabulary_digest(text.target),
-        {**encoder_arrays(reference, sources), **{name: np.concatenate(rows) for name, rows in arrays.items()}},
+        {**record_encoder(reference, sources), **{name: np.concatenate(rows) for name, rows in arrays.items()}},
     )
 
 
-def encoder_arrays(runtime: Runtime, sources: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+def record_encoder(runtime: Runtime, sources: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """The encoder's outputs as golden data keeps them, by array, the sentences' rows one after another."""
     shapes = {tensor.name: tensor.shape for tensor in runtime.graphs["encoder"].outputs}
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
@@ -170,14 +172,17 @@ def _said(
     text: Text,
     sources: Sequence[Sequence[int]],
     found: Sequence[Sequence[Hypothesis]],
-) -> list[tuple[Said, ...]]:
+) -> list[tuple[ReferenceHypothesis, ...]]:
     """Hypotheses with their texts and noise: NOISE_FACTOR times the summed differences along their own tokens."""
     flat = [(source, hypothesis) for source, hyps in zip(sources, found, strict=True) for hypothesis in hyps]
     flat_sources, targets = [s for s, _ in flat], [h.tokens for _, h in flat]
     observed = [list(_along(r, flat_sources, targets)) for r in (reference, precise)]
     noises = iter(NOISE_FACTOR * float(np.abs(a - b).sum()) for a, b in zip(*observed, strict=True))
     return [
-        tuple(Said(h.tokens, text.target.decode(h.tokens), h.log_prob, h.score, next(noises), h.finished) for h in hyps)
+        tuple(
+            ReferenceHypothesis(h.tokens, text.target.decode(h.tokens), h.log_prob, h.score, next(noises), h.finished)
+            for h in hyps
+        )
         for hyps in found
     ]
 
@@ -190,7 +195,7 @@ def _along(
         along = [targets[i] for i in rows]
         steps = [
             runtime.numpy(outputs["log_probs"])[:, 0]
-            for _, outputs in forced(runtime, [sources[i] for i in rows], along)
+            for _, outputs in teacher_force(runtime, [sources[i] for i in rows], along)
         ]
         for i, target in enumerate(along):
             yield np.array([steps[t][i, token] for t, token in enumerate((*target, EOS))])

@@ -10,7 +10,7 @@ from edge_attn.parity.metrics import largest
 
 
 @dataclass(frozen=True)
-class Finding:
+class Measurement:
     """One comparison: what was measured, what bounds it."""
 
     level: str
@@ -29,7 +29,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Flip:
+class TokenMismatch:
     """One sentence on which the candidate chose otherwise than the reference."""
 
     sentence: int
@@ -45,11 +45,11 @@ class Flip:
     noise: float
 
     @property
-    def excused(self) -> bool:
+    def within_noise(self) -> bool:
         return bool(abs(self.margin) <= self.noise)
 
     def __str__(self) -> str:
-        verdict = "excused: a tie below the noise" if self.excused else "NOT excused"
+        verdict = "excused: a tie below the noise" if self.within_noise else "NOT excused"
         return (
             f"{self.where}: sentence {self.sentence}, step {self.step}: token {self.candidate} for {self.reference}, "
             f"margin {self.margin:.3g}, noise {self.noise:.3g} ({verdict})"
@@ -57,23 +57,23 @@ class Flip:
 
 
 @dataclass
-class Level:
+class LevelResult:
     """What one level of the ladder found."""
 
     name: str
     status: str = "not requested"
     """holds, fails, not requested or not tested."""
     reason: str = ""
-    findings: list[Finding] = field(default_factory=list)
-    flips: list[Flip] = field(default_factory=list)
+    findings: list[Measurement] = field(default_factory=list)
+    flips: list[TokenMismatch] = field(default_factory=list)
 
-    def close(self) -> Level:
+    def close(self) -> LevelResult:
         holds = bool(self.findings) and all(finding.ok for finding in self.findings)
         self.status = "holds" if holds else "fails"
         return self
 
 
-class Distance:
+class TensorDifference:
     """Gathers pairs of tensors under a name, and says how far apart they are."""
 
     def __init__(self) -> None:

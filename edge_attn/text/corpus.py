@@ -15,11 +15,11 @@ LONGEST_LINE = 1 << 20
 
 
 def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
-    """The (source, target) pairs of a file; raises what `each_pair` does."""
-    return [pair for pair in each_pair(path, separator) if pair is not None]
+    """The (source, target) pairs of a file; raises what `iter_pairs` does."""
+    return [pair for pair in iter_pairs(path, separator) if pair is not None]
 
 
-def each_pair(path: Path, separator: str = "\t") -> Iterator[tuple[str, str] | None]:
+def iter_pairs(path: Path, separator: str = "\t") -> Iterator[tuple[str, str] | None]:
     """The (source, target) of each line as it is read, None for an empty line; .gz is read too, in bounded memory.
 
     Raises:

@@ -53,7 +53,7 @@ class Text:
         return [*self.source.encode(text), EOS]
 
 
-def encode(text: Text, sentence: str, max_source: int) -> tuple[list[int], bool]:
+def encode_truncated(text: Text, sentence: str, max_source: int) -> tuple[list[int], bool]:
     """The source ids of a sentence, and whether it was cut to `max_source`."""
     ids = text.encode_source(sentence)
     if len(ids) <= max_source:

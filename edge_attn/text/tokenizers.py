@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
-    def surfaces(self, text: str) -> list[str]:
+    def surface_forms(self, text: str) -> list[str]:
         """What each entry of `encode(text)` stands for in the text, also where it is unknown: one string an entry."""
 
     def join(self, pieces: Sequence[str]) -> str:
@@ -109,7 +109,7 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._model.decode([int(i) for i in ids]))
 
-    def surfaces(self, text: str) -> list[str]:
+    def surface_forms(self, text: str) -> list[str]:
         """Pieces without the mark of a word's beginning, so one that is nothing else is empty; a run of characters
         that the vocabulary does not know is one piece. In the library's normal form (NFKC)."""
         return [str(piece).replace("▁", " ").strip() for piece in self._model.encode(text, out_type=str)]
@@ -167,7 +167,7 @@ class _ListTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.join(self.pieces(ids))
 
-    def surfaces(self, text: str) -> list[str]:
+    def surface_forms(self, text: str) -> list[str]:
         return self._split(text)
 
     def join(self, pieces: Sequence[str]) -> str:

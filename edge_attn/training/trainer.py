@@ -65,7 +65,7 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
     with _processes() as (rank, world):
         train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
         text = _prepare(config, out, train_pairs, valid_pairs, rank)
-        run = Run(config, text, out, rank, world)
+        run = Trainer(config, text, out, rank, world)
         limit = config.data.max_tokens
         run.go(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
 
@@ -160,7 +160,7 @@ def reinforce(log_probs: Tensor, choices: Tensor, baseline: float) -> Tensor:
     return -((log_probs.detach() - baseline) * choices).sum()
 
 
-class Run:
+class Trainer:
     """One training run."""
 
     def __init__(self, config: Config, text: Text, out: Path, rank: int, world: int) -> None:
@@ -254,7 +254,7 @@ class Run:
         reward the log-probability of what it chose (tokens)."""
         real = batch.expected != PAD
         with torch.autocast("cpu", torch.bfloat16, enabled=self.options.compute == "bf16"):
-            taught = self.model.teach(batch.source, batch.source_length, batch.target)
+            taught = self.model.forward_teacher_forced(batch.source, batch.source_length, batch.target)
             logits = self.model.logits(taught.features[real])
         choices = None if taught.choices is None else taught.choices[real].float()
         return logits.float(), batch.expected[real], choices

@@ -110,7 +110,7 @@ def evaluate(
     pairs = list(first.items())[:limit]
     bleu, chrf = _metrics()
     translator = Translator.open(model, runtime, options)
-    config = translator.checked(config or SearchConfig(), suppress)
+    config = translator.validate_config(config or SearchConfig(), suppress)
     started = time.monotonic()
     translations = _translate(translator, pairs, config)
     found = dict(zip(pairs, (translation.text for translation in translations), strict=True))
@@ -135,7 +135,7 @@ def evaluate(
 
 
 def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[Translation]:
-    found = dict(translator.each([source for source, _ in pairs], config, alignments=False))
+    found = dict(translator.translate_iter([source for source, _ in pairs], config, alignments=False))
     return [found[i] for i in range(len(pairs))]
 
 

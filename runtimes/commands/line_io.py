@@ -16,7 +16,7 @@ LONGEST_LINE = 1 << 20
 """Bytes; a longer line is refused, because it is not a sentence."""
 
 
-def plain(value: float) -> float | str:
+def json_number(value: float) -> float | str:
     """JSON has no number for `-inf` and `nan`."""
     return value if math.isfinite(value) else str(value)
 
@@ -57,14 +57,14 @@ def standard_output() -> TextIO:
 @contextlib.contextmanager
 def open_output(path: Path) -> Iterator[TextIO]:
     """A file that appears under its name when it is whole; a pipe or a device is written as it goes."""
-    with writing(path):
+    with output_errors(path):
         direct = _direct(path)
         final = path if direct else path.resolve()  # a link stays one
         temporary = path if direct else final.with_name(f".{path.name}.{os.getpid()}.partial")
         file = temporary.open("w", encoding="utf-8", newline="\n")
     try:
         yield file
-        with writing(path):
+        with output_errors(path):
             file.close()
             if not direct:
                 temporary.replace(final)
@@ -81,7 +81,7 @@ def _direct(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def writing(path: Path | None) -> Iterator[None]:
+def output_errors(path: Path | None) -> Iterator[None]:
     """Says which file cannot be written. A pipe that nobody reads is no error of the file."""
     try:
         yield

@@ -15,11 +15,11 @@ from tqdm import tqdm
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError
 from edge_attn.runtimes.base import DEFAULT
-from edge_attn.runtimes.commands.line_io import open_output, plain, standard_output, writing
+from edge_attn.runtimes.commands.line_io import json_number, open_output, output_errors, standard_output
 from edge_attn.runtimes.commands.translate import WINDOW
 from edge_attn.runtimes.tasks.scoring import Pair, Score, _perplexity, score_pairs
 from edge_attn.runtimes.tasks.translation import Translator
-from edge_attn.text.corpus import each_pair
+from edge_attn.text.corpus import iter_pairs
 from edge_attn.text.tokenizers import EOS, SPECIAL
 
 
@@ -98,10 +98,10 @@ def _show(line: Line | None) -> str:
 
 def _content(found: Score) -> dict[str, Any]:
     return {
-        "log_prob": plain(found.log_prob),
-        "perplexity": plain(found.perplexity),
+        "log_prob": json_number(found.log_prob),
+        "perplexity": json_number(found.perplexity),
         "tokens": found.tokens,
-        "log_probs": [plain(value) for value in found.log_probs],
+        "log_probs": [json_number(value) for value in found.log_probs],
         "unknown": found.unknown,
     }
 
@@ -140,7 +140,7 @@ def each_line(
     """
     number = 0
     with tqdm(unit=" lines", disable=None, file=sys.stderr) as bar:
-        for window in _windows(each_pair(corpus, separator)):
+        for window in _windows(iter_pairs(corpus, separator)):
             scores = iter(_score(translator, [pair for pair in window if pair is not None], alignments))
             for pair in window:
                 number += 1
@@ -184,9 +184,9 @@ def writer(output: Path | None) -> Iterator[Callable[[str], None]]:
         file = stack.enter_context(open_output(output)) if output else standard_output()
 
         def write(text: str) -> None:
-            with writing(output):
+            with output_errors(output):
                 file.write(text)
 
         yield write
-        with writing(output):
+        with output_errors(output):
             file.flush()

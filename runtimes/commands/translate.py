@@ -24,10 +24,10 @@ from edge_attn.runtimes.commands.line_io import (
     _decode,
     _direct,
     _open_input,
+    json_number,
     open_output,
-    plain,
+    output_errors,
     standard_output,
-    writing,
 )
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
@@ -66,7 +66,7 @@ def translate_file(
     if output and alignments and output.resolve() == alignments.resolve() and not _direct(output):
         raise UsageError(f"{output} cannot hold both the translations and the alignments; give another file for one")
     translator = Translator.open(bundle, runtime, options)
-    config = translator.checked(config or SearchConfig(), suppress)
+    config = translator.validate_config(config or SearchConfig(), suppress)
     if alignments:
         check_attention(translator.runtime, "an alignment")
     phrases = check_replacement(
@@ -87,7 +87,7 @@ def translate_file(
             if begun is not None:
                 prefixes, missing = _take(begun, len(lines), count)
                 lines, errors = lines[: len(prefixes)], missing + errors
-            found = dict(translator.each(lines, config, want, phrase_table=phrases, prefixes=prefixes))
+            found = dict(translator.translate_iter(lines, config, want, phrase_table=phrases, prefixes=prefixes))
             for i, line in enumerate(lines):
                 translation = found.pop(i)
                 if translation.cut:
@@ -102,13 +102,13 @@ def translate_file(
                         f"the model gives no number",
                         file=sys.stderr,
                     )
-                with writing(output):
+                with output_errors(output):
                     target.write(_show(translation, line, count, config.returned, format))
                 if aligned is not None:
-                    with writing(alignments):
+                    with output_errors(alignments):
                         aligned.write(translation.pharaoh() + "\n")
                 count += 1
-            with writing(output):
+            with output_errors(output):
                 target.flush()
             bar.update(len(lines))
             for error in errors:
@@ -124,8 +124,8 @@ def _show(translation: Translation, line: str, index: int, n_best: int, format: 
         shown = [
             {
                 "text": h.text,
-                "score": plain(h.score),
-                "log_prob": plain(h.log_prob),
+                "score": json_number(h.score),
+                "log_prob": json_number(h.log_prob),
                 "tokens": h.tokens,
                 "alignment": h.pharaoh(),
                 "finished": h.finished,

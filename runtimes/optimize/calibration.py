@@ -15,7 +15,7 @@ import onnx
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding import batching
-from edge_attn.decoding.decoder import forced
+from edge_attn.decoding.decoder import teacher_force
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.parity.golden import Golden
 from edge_attn.runtimes.ort.cpu import OrtCpu
@@ -45,7 +45,7 @@ def log_probs(bundle: Bundle, models: Models, said: Golden, options: RuntimeOpti
     """What `models` say in the first steps along the reference's tokens of some golden sentences, (rows, vocab)."""
     running = OrtCpu(view(bundle, models, "fp32"), options)
     rows = np.linspace(0, len(said.sources) - 1, min(SENTENCES, len(said.sources))).astype(int)
-    steps = forced(running, [said.sources[i] for i in rows], [said.greedy[i].tokens for i in rows])
+    steps = teacher_force(running, [said.sources[i] for i in rows], [said.greedy[i].tokens for i in rows])
     found = [running.numpy(outputs["log_probs"])[:, 0] for _, outputs in itertools.islice(steps, STEPS)]
     return np.concatenate(found)
 
@@ -62,8 +62,8 @@ def largest(
     more = {name: [f"{LARGEST}{tensor}" for tensor in tensors[name]] for name in models}
     running = _Largest(OrtCpu(view(bundle, watched, "fp32", more), options))
     text, longest = bundle.text(), bundle.manifest.max_source
-    sources = sorted((pipeline.encode(text, sentence, longest)[0] for sentence in sentences), key=len)
-    batching.decode(running, sources, SearchConfig(beam=1, max_length=2 * longest))
+    sources = sorted((pipeline.encode_truncated(text, sentence, longest)[0] for sentence in sentences), key=len)
+    batching.search_batches(running, sources, SearchConfig(beam=1, max_length=2 * longest))
     return running.found
 
 
@@ -88,8 +88,8 @@ class _Largest:
     def numpy(self, value: Value) -> np.ndarray:
         return self._inner.numpy(value)
 
-    def rows(self, value: Value, index: np.ndarray) -> Value | None:
-        return self._inner.rows(value, index)
+    def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
+        return self._inner.select_rows(value, index)
 
     def close(self) -> None:
         self._inner.close()

@@ -51,7 +51,7 @@ class OrtCpu:
         result: np.ndarray = value
         return result
 
-    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+    def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
         taken: np.ndarray = value[index]
         return taken
 

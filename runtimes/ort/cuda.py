@@ -95,7 +95,7 @@ class OrtCuda:
         result: np.ndarray = value.numpy()
         return result
 
-    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+    def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
         """Whole: to take rows out would bring the value to the host."""
         return None
 

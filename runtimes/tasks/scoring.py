@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edge_attn.decoding.decoder import forced
+from edge_attn.decoding.decoder import teacher_force
 from edge_attn.errors import InputError
 from edge_attn.runtimes.tasks.alignment import pharaoh
 from edge_attn.runtimes.tasks.batching import BATCH_TOKENS, by_length
@@ -83,7 +83,7 @@ def score_pairs(
         fits = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not fits or not all(isinstance(side, str) for side in pair):
             raise InputError(f"pair {i} must be (source, target), two strings, found {pair!r}")
-        source, was_cut = pipeline.encode(text, pair[0], max_source)
+        source, was_cut = pipeline.encode_truncated(text, pair[0], max_source)
         sources.append(source)
         targets.append(text.target.encode(pair[1]))
         cut.append(was_cut)
@@ -112,7 +112,7 @@ def _forced(
     rows = np.arange(len(ended))
     said: list[np.ndarray] = []
     weights: list[np.ndarray] = []
-    for step, (decoding, outputs) in enumerate(forced(runtime, sources, targets)):
+    for step, (decoding, outputs) in enumerate(teacher_force(runtime, sources, targets)):
         expected = [target[min(step, len(target) - 1)] for target in ended]
         said.append(runtime.numpy(outputs["log_probs"])[rows, 0, expected])
         if alignments and decoding.aligned:

@@ -114,11 +114,11 @@ class Translator:
         table = check_replacement(self.runtime, replace_unknown, phrase_table)
         given = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
         some: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        config = self.checked(dataclasses.replace(config or SearchConfig(), **some), suppress)
+        config = self.validate_config(dataclasses.replace(config or SearchConfig(), **some), suppress)
         sentences = list(sentences)
         begun = None if prefixes is None else self._prefixes(list(prefixes), len(sentences), config)
         found: dict[int, Translation] = {}
-        for i, translation in self.each(sentences, config, alignments, batch_tokens, table, begun):
+        for i, translation in self.translate_iter(sentences, config, alignments, batch_tokens, table, begun):
             found[i] = translation
             if translation.cut:
                 warnings.warn(
@@ -128,7 +128,7 @@ class Translator:
                 )
         return [found[i] for i in range(len(sentences))]
 
-    def checked(self, config: SearchConfig, suppress: Iterable[str] = ()) -> SearchConfig:
+    def validate_config(self, config: SearchConfig, suppress: Iterable[str] = ()) -> SearchConfig:
         """`config`, which this model can serve, and which then suppresses these entries of the target vocabulary too.
 
         Raises:
@@ -153,7 +153,7 @@ class Translator:
         """
         ids = self.text.target.encode(text)
         if UNK in ids:
-            unknown = self.text.target.surfaces(text)[ids.index(UNK)]
+            unknown = self.text.target.surface_forms(text)[ids.index(UNK)]
             raise InputError(f"the target vocabulary does not know {unknown!r}")
         room = config.max_length - (config.alternatives > 0)
         if len(ids) > room:
@@ -191,7 +191,7 @@ class Translator:
                 )
         return scores
 
-    def each(
+    def translate_iter(
         self,
         sentences: Sequence[str],
         config: SearchConfig,
@@ -211,7 +211,7 @@ class Translator:
             if not sentence.strip():
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
-            ids, was_cut = pipeline.encode(self.text, sentence, self.max_source)
+            ids, was_cut = pipeline.encode_truncated(self.text, sentence, self.max_source)
             if was_cut:
                 cut.add(i)
             if len(ids) == 1:  # nothing that the vocabulary knows, not even as unknown
@@ -234,8 +234,8 @@ class Translator:
     ) -> Translation:
         target = self.text.target
         source_tokens = tuple(self.text.source.pieces(source))
-        surfaces = [] if phrase_table is None else self.text.source.surfaces(sentence)[: len(source) - 1]
-        pieces = [replaced(h, target.pieces(h.tokens), surfaces, phrase_table) for h in hypotheses]
+        surface_forms = [] if phrase_table is None else self.text.source.surface_forms(sentence)[: len(source) - 1]
+        pieces = [replaced(h, target.pieces(h.tokens), surface_forms, phrase_table) for h in hypotheses]
         made = [
             Translation(
                 text=target.decode(hypothesis.tokens) if phrase_table is None else target.join(tokens),

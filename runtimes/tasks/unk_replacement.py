@@ -22,7 +22,7 @@ from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.base import check_attention
 from edge_attn.spec import Runtime
-from edge_attn.text.corpus import each_pair
+from edge_attn.text.corpus import iter_pairs
 from edge_attn.text.tokenizers import UNK
 
 
@@ -34,7 +34,7 @@ def read_phrase_table(path: Path) -> dict[str, str]:
         InputError: no such file, or a line without a word on either side, named by its number.
     """
     table: dict[str, str] = {}
-    for number, pair in enumerate(each_pair(path), 1):
+    for number, pair in enumerate(iter_pairs(path), 1):
         if pair is None:
             continue
         source, target = pair
@@ -64,19 +64,19 @@ def check_replacement(
 def replaced(
     hypothesis: Hypothesis,
     pieces: Sequence[str],
-    surfaces: Sequence[str],
+    surface_forms: Sequence[str],
     phrase_table: Mapping[str, str] | None,
 ) -> list[str]:
     """The `pieces` of the hypothesis (tgt), each unknown one replaced unless there is no table.
 
-    `surfaces` are what the user wrote for each source token but the end symbol (src - 1).
+    `surface_forms` are what the user wrote for each source token but the end symbol (src - 1).
     """
     made, weights = list(pieces), hypothesis.alignment
-    words = [i for i, surface in enumerate(surfaces) if surface.strip()]
+    words = [i for i, surface in enumerate(surface_forms) if surface.strip()]
     if phrase_table is None or weights is None or not words:
         return made
     for j, token in enumerate(hypothesis.tokens):
         if token == UNK:
-            word = surfaces[words[int(weights[j, words].argmax())]]
+            word = surface_forms[words[int(weights[j, words].argmax())]]
             made[j] = phrase_table.get(word, word)
     return made

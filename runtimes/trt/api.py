@@ -105,7 +105,7 @@ class Capability:
 
 
 @dataclass(frozen=True)
-class Door:
+class TensorRT:
     """TensorRT, opened."""
 
     trt: TensorrtModule
@@ -120,7 +120,7 @@ class Door:
         return _log(self.trt)
 
 
-def open_door(rtx: bool = False) -> Door:
+def load_tensorrt(rtx: bool = False) -> TensorRT:
     """TensorRT, or TensorRT-RTX.
 
     Raises:
@@ -139,7 +139,7 @@ def open_door(rtx: bool = False) -> Door:
 
 
 @functools.lru_cache(maxsize=4)
-def _door(module: Any, rtx: bool) -> Door:
+def _door(module: Any, rtx: bool) -> TensorRT:
     product = "tensorrt-rtx" if rtx else "tensorrt"
     text = str(getattr(module, "__version__", ""))
     version = numbers(text)
@@ -149,7 +149,7 @@ def _door(module: Any, rtx: bool) -> Door:
         raise NotTestedError(
             f"{product} {text} is too old, expected {'.'.join(map(str, OLDEST))} or newer: JetPack 6 brings 10.3"
         )
-    return Door(module, Capability(version, rtx), f"{product} {text}")
+    return TensorRT(module, Capability(version, rtx), f"{product} {text}")
 
 
 def numbers(version: str) -> tuple[int, ...]:

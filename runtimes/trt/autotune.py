@@ -27,7 +27,7 @@ import numpy as np
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.errors import BundleError, EdgeAttnError, InputError, NotTestedError
-from edge_attn.runtimes.trt.api import Door
+from edge_attn.runtimes.trt.api import TensorRT
 from edge_attn.runtimes.trt.buffers import Buffer, Memory
 from edge_attn.runtimes.trt.builder import FORGETS, BuildConfig, Plan, Say, TookTooLongError, engine_for
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_in
@@ -85,7 +85,7 @@ class RefusedError(Exception):
 class Engines:
     """The engines of a target's graphs for this device, each the quicker one where there are two."""
 
-    door: Door
+    door: TensorRT
     cuda: Cuda
     gpu: Gpu
     bundle: Bundle

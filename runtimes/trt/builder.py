@@ -17,13 +17,13 @@ from edge_attn.errors import ConfigError, InputError, NotTestedError
 from edge_attn.runtimes.system_memory import memory
 from edge_attn.runtimes.trt.api import (
     Builder,
-    Door,
     IBuilderConfig,
     INetworkDefinition,
     IOptimizationProfile,
     ITimingCache,
     OnnxParser,
     ParserError,
+    TensorRT,
 )
 from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, Refused, write_whole
@@ -100,7 +100,7 @@ class Plan:
 
 
 def engine_for(
-    door: Door,
+    door: TensorRT,
     bundle: Bundle,
     target: Target,
     graph: str,
@@ -163,7 +163,7 @@ def _file_name(key: EngineKey) -> str:
 
 
 def build_engine(
-    door: Door,
+    door: TensorRT,
     model: bytes,
     spec: GraphSpec,
     profiles: Sequence[Profile],
@@ -225,7 +225,7 @@ def build_engine(
     return bytes(engine)
 
 
-def _builder(door: Door) -> Builder:
+def _builder(door: TensorRT) -> Builder:
     """
     Raises:
         NotTestedError: TensorRT does not start, because there is no GPU or its driver is too old.
@@ -237,14 +237,14 @@ def _builder(door: Door) -> Builder:
         raise NotTestedError(f"{door.name} does not start here: {reason}; run: edge-attn doctor") from error
 
 
-def _wishes(door: Door, this_gpu: bool) -> list[Wish]:
+def _wishes(door: TensorRT, this_gpu: bool) -> list[Wish]:
     """What to ask for, one after the other, until a build succeeds."""
     if not door.capability.rtx:
         return [Wish()]
     return [*([Wish(True, True)] if this_gpu else []), Wish(False, True), Wish()]
 
 
-def _set_options(door: Door, options: IBuilderConfig, config: BuildConfig, wish: Wish) -> None:
+def _set_options(door: TensorRT, options: IBuilderConfig, config: BuildConfig, wish: Wish) -> None:
     trt = door.trt
     options.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mb * MEGA)
     options.builder_optimization_level = config.optimization_level
@@ -257,7 +257,7 @@ def _set_options(door: Door, options: IBuilderConfig, config: BuildConfig, wish:
         options.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
 
 
-def _parse(door: Door, parser: OnnxParser, model: bytes, spec: GraphSpec, plugins: Sequence[str]) -> None:
+def _parse(door: TensorRT, parser: OnnxParser, model: bytes, spec: GraphSpec, plugins: Sequence[str]) -> None:
     nodes = read_nodes(model)
     _refuse(door, spec, lint_nodes(parser, nodes, plugins))
     if not parser.parse(model):
@@ -265,7 +265,7 @@ def _parse(door: Door, parser: OnnxParser, model: bytes, spec: GraphSpec, plugin
         _refuse(door, spec, faults or ["its parser gives no reason"])
 
 
-def _refuse(door: Door, spec: GraphSpec, faults: Sequence[str]) -> None:
+def _refuse(door: TensorRT, spec: GraphSpec, faults: Sequence[str]) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InputError(f"{spec.file} cannot be built with {door.name}: {faults[0]}{more}")
@@ -296,7 +296,7 @@ def _add_profile(builder: Builder, options: IBuilderConfig, profile: Profile, sp
         raise InputError(f"{spec.file}: TensorRT does not take the profile {profile}")
 
 
-def _failure(door: Door, spec: GraphSpec, config: BuildConfig) -> Exception:
+def _failure(door: TensorRT, spec: GraphSpec, config: BuildConfig) -> Exception:
     errors = [" ".join(error.split()) for error in door.log.take()]
     if any(FORGETS.search(error) for error in errors):
         return NotTestedError(

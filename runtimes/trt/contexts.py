@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_attn.runtimes.trt.api import Door, ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig
+from edge_attn.runtimes.trt.api import ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig, TensorRT
 from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import write_whole
 
 
-def kernels_in(folder: Path, door: Door, gpu: Gpu) -> Path:
+def kernels_in(folder: Path, door: TensorRT, gpu: Gpu) -> Path:
     """The file of the kernels that were compiled for this GPU."""
     return folder / f"{re.sub('[^A-Za-z0-9.]+', '-', f'{door.name} {gpu.name}')}.kernels"
 
@@ -26,7 +26,7 @@ def kernels_in(folder: Path, door: Door, gpu: Gpu) -> Path:
 class Contexts:
     """Makes contexts."""
 
-    door: Door
+    door: TensorRT
     kernels: Path
     """Where TensorRT-RTX's compiled kernels are kept."""
     _configs: dict[str, IRuntimeConfig] = field(default_factory=dict)

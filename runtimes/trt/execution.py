@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edge_attn.errors import BundleError, NotTestedError
-from edge_attn.runtimes.trt.api import Door, ICudaEngine, IExecutionContext, Runtime
+from edge_attn.runtimes.trt.api import ICudaEngine, IExecutionContext, Runtime, TensorRT
 from edge_attn.runtimes.trt.buffers import Memory
 from edge_attn.runtimes.trt.builder import FORGETS, Plan
 from edge_attn.runtimes.trt.contexts import Contexts
@@ -57,7 +57,7 @@ class Launch:
 class Launches:
     """The engines of a bundle, and every launch that was made of them."""
 
-    door: Door
+    door: TensorRT
     cuda: Cuda
     memory: Memory
     graphs: Mapping[str, GraphSpec]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from edge_attn.runtimes.trt.api import (
-    Door,
     IAttentionInputLayer,
     ILayer,
     ILoop,
@@ -17,6 +16,7 @@ from edge_attn.runtimes.trt.api import (
     ITensor,
     ITripLimitLayer,
     OnnxParser,
+    TensorRT,
 )
 from edge_attn.runtimes.trt.onnx_nodes import STANDARD, Nodes
 from edge_attn.spec import GraphSpec
@@ -57,7 +57,7 @@ def lint_nodes(parser: OnnxParser, nodes: Nodes, plugins: Collection[str]) -> li
     return faults
 
 
-def lint_network(door: Door, network: INetworkDefinition, spec: GraphSpec) -> list[str]:
+def lint_network(door: TensorRT, network: INetworkDefinition, spec: GraphSpec) -> list[str]:
     """Inputs that feed nothing, inputs and outputs other than the bundle's, loops whose length only the data knows."""
     layers: list[ILayer] = [network.get_layer(i) for i in range(network.num_layers)]
     inputs: list[ITensor] = [network.get_input(i) for i in range(network.num_inputs)]
@@ -90,7 +90,7 @@ def _described(tensor: ITensor) -> str:
     return f"{DTYPES.get(dtype, dtype)} of rank {len(tensor.shape)}"
 
 
-def _loops(door: Door, layers: list[ILayer]) -> list[str]:
+def _loops(door: TensorRT, layers: list[ILayer]) -> list[str]:
     """A loop that may end early gives outputs as long as its trip count in TensorRT, shorter ones in ONNX."""
     trt = door.trt
     producers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
@@ -117,7 +117,7 @@ def _loops(door: Door, layers: list[ILayer]) -> list[str]:
     return faults
 
 
-def _is_constant(door: Door, tensor: ITensor, producers: dict[str, ILayer], passed: set[str]) -> bool:
+def _is_constant(door: TensorRT, tensor: ITensor, producers: dict[str, ILayer], passed: set[str]) -> bool:
     """Does a loop's condition never change? A counted loop passes a constant on from step to step."""
     trt = door.trt
     if tensor.name in passed:
@@ -135,7 +135,7 @@ def _is_constant(door: Door, tensor: ITensor, producers: dict[str, ILayer], pass
     )
 
 
-def make_attention_buildable(door: Door, network: INetworkDefinition) -> int:
+def make_attention_buildable(door: TensorRT, network: INetworkDefinition) -> int:
     """Marks attention layers in fp32, which have no fused kernel, as decomposable. Gives how many."""
     marked = 0
     if door.capability.attention_layer:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edge_attn.runtimes.trt.api import Door
+from edge_attn.runtimes.trt.api import TensorRT
 
 Report = Callable[[float, str], None]
 """Called with the share that is done, from 0 to 1, and what is being done."""
@@ -69,7 +69,7 @@ class Progress:
         return inner.get(None, 0.0)
 
 
-def monitor(door: Door, progress: Progress) -> Any:
+def monitor(door: TensorRT, progress: Progress) -> Any:
     """`progress` as TensorRT calls it. An interruption ends the build first: it may not pass through TensorRT."""
     trt = door.trt
 

@@ -28,7 +28,7 @@ from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.validation import from_mapping
 from edge_attn.errors import BundleError, InputError, NotTestedError, UsageError
-from edge_attn.runtimes.trt.api import Door, numbers, open_door
+from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt, numbers
 from edge_attn.runtimes.trt.autotune import Engines
 from edge_attn.runtimes.trt.buffers import Buffer, Memory, OnDevice, Pinned
 from edge_attn.runtimes.trt.builder import MEGA, BuildConfig
@@ -70,7 +70,7 @@ class Trt:
     rtx = False
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULT) -> None:
-        door, cuda = open_door(self.rtx), open_cuda()
+        door, cuda = load_tensorrt(self.rtx), open_cuda()
         gpu = cuda.gpu()
         target = bundle.target("trt", options.precision)
         _refuse_older(door, bundle, target)
@@ -155,7 +155,7 @@ class Trt:
         self._refuse_closed()
         return self._memory.read(value)
 
-    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+    def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
         """Whole: launches are captured for the batch that they began with."""
         return None
 
@@ -202,7 +202,7 @@ def build_config(target: Target) -> BuildConfig:
     return from_mapping(BuildConfig, target.settings.get("build", {}), f"targets: {target.name}: build")
 
 
-def _refuse_older(door: Door, bundle: Bundle, target: Target) -> None:
+def _refuse_older(door: TensorRT, bundle: Bundle, target: Target) -> None:
     """
     Raises:
         NotTestedError: the target's graphs were made for newer versions of TensorRT only.

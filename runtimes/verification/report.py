@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from edge_attn import __version__
-from edge_attn.parity.results import Level
+from edge_attn.parity.results import LevelResult
 from edge_attn.parity.tolerances import LEVELS
 
 SHOWN = 20
@@ -83,7 +83,7 @@ class Report:
     against: str
     sentences: int
     overrides: dict[str, float]
-    levels: list[Level]
+    levels: list[LevelResult]
 
     @property
     def verdict(self) -> str:
@@ -104,7 +104,7 @@ class Report:
             for finding, original in zip(content["findings"], level.findings, strict=True):
                 finding["ok"] = original.ok
             for shown, flip in zip(content["flips"], level.flips, strict=True):
-                shown["excused"] = flip.excused
+                shown["excused"] = flip.within_noise
             levels.append(content)
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         made = {**own, "levels": levels, "verdict": self.verdict, "edge_attn": __version__}

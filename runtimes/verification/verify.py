@@ -12,7 +12,7 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, TooLargeError, UsageError
 from edge_attn.parity import golden
 from edge_attn.parity.golden import Golden
-from edge_attn.parity.results import Level
+from edge_attn.parity.results import LevelResult
 from edge_attn.parity.tolerances import LEVELS, RUN_BY_VERIFY, bounds
 from edge_attn.registry import SERVICES, resolve
 from edge_attn.runtimes.base import DEFAULT, open_runtime
@@ -75,10 +75,10 @@ def check(
     limits = bounds(runtime.precision, stricter, overrides or {})
     _refuse_another_model(runtime, said, against)
     asked = tuple(levels) or RUN_BY_VERIFY
-    made = {name: Level(name) for name in LEVELS}
+    made = {name: LevelResult(name) for name in LEVELS}
     for name in asked:
         if name not in RUN_BY_VERIFY:
-            made[name] = Level(name, "not tested", f"verify runs {', '.join(RUN_BY_VERIFY)}")
+            made[name] = LevelResult(name, "not tested", f"verify runs {', '.join(RUN_BY_VERIFY)}")
     with np.errstate(all="ignore"):  # what a broken runtime says is a finding, not a warning
         for names, run in (
             (("L1", "L2"), lambda: ladder.graph_and_step(runtime, said, limits)),
@@ -99,11 +99,11 @@ def check(
     )
 
 
-def _tried(names: Sequence[str], run: Callable[[], Sequence[Level]]) -> Sequence[Level]:
+def _tried(names: Sequence[str], run: Callable[[], Sequence[LevelResult]]) -> Sequence[LevelResult]:
     try:
         return run()
     except TooLargeError as error:
-        return [Level(name, "not tested", str(error)) for name in names]
+        return [LevelResult(name, "not tested", str(error)) for name in names]
 
 
 def _refuse_another_model(runtime: Runtime, said: Golden, against: str) -> None:

@@ -21,7 +21,7 @@ from edge_attn.config.training import Config, DataConfig, TrainingConfig
 from edge_attn.errors import CheckpointError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.text.pipeline import Text
-from edge_attn.training.trainer import Progress, Run
+from edge_attn.training.trainer import Progress, Trainer
 
 TEXT = Text.train("words", [("a b c", "x y")], 20, 20)
 SMALL = Seq2SeqConfig(
@@ -195,9 +195,9 @@ def test_samples_come_back_and_may_be_absent(tmp_path):
         checkpoint.load_samples(tmp_path)
 
 
-def trained(folder: Path) -> Run:
+def trained(folder: Path) -> Trainer:
     """A run after two updates by a made-up gradient, its state saved."""
-    run = Run(a_config(), TEXT, folder, 0, 1)
+    run = Trainer(a_config(), TEXT, folder, 0, 1)
     for _ in range(2):
         for parameter in run.model.parameters():
             parameter.grad = torch.randn(parameter.shape)
@@ -208,7 +208,7 @@ def trained(folder: Path) -> Run:
 
 
 def test_a_training_state_comes_back_whole(folder):
-    run, again = trained(folder), Run(a_config(), TEXT, folder, 0, 1)
+    run, again = trained(folder), Trainer(a_config(), TEXT, folder, 0, 1)
     assert again.progress == Progress(update=2, epoch=1, batch=3, best=math.inf, worse=1)
     torch.manual_seed(9)
     gradients = [torch.randn(p.shape) for p in run.model.parameters()]
@@ -261,7 +261,7 @@ def test_a_damaged_training_state_is_refused(folder, damage, sentence):
     trained(folder)
     damage(folder)
     with pytest.raises(CheckpointError, match=sentence):
-        Run(a_config(), TEXT, folder, 0, 1)
+        Trainer(a_config(), TEXT, folder, 0, 1)
 
 
 def test_the_options_of_a_run_survive_its_configuration(tmp_path):

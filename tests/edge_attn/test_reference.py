@@ -13,7 +13,7 @@ from edge_attn.checkpoint import load
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.models.folding import deployed
+from edge_attn.models.folding import fold_for_inference
 from edge_attn.reference import CANDIDATES, Reference, open_checkpoint, record_live
 
 torch.set_num_threads(1)
@@ -35,7 +35,7 @@ def test_it_says_what_the_model_says(loaded, folded):
     model, _, _ = loaded
     found = encoder_outputs(Reference(model, folded=folded))
     with torch.no_grad():
-        memory, state = (deployed(model) if folded else model).encode(
+        memory, state = (fold_for_inference(model) if folded else model).encode(
             torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([4, 2])
         )
     expected = {f"memory.{name}": value for name, value in memory.items()}

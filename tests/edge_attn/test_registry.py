@@ -30,11 +30,11 @@ def test_a_verb_of_the_device_side_resolves(name):
 
 
 def test_every_runtime_and_target_serves_known_precisions():
-    assert registry.SERVES.keys() == registry.RUNTIMES.keys()
-    assert all(set(served) <= set(registry.PRECISIONS) for served in registry.SERVES.values())
+    assert registry.RUNTIME_PRECISIONS.keys() == registry.RUNTIMES.keys()
+    assert all(set(served) <= set(registry.PRECISIONS) for served in registry.RUNTIME_PRECISIONS.values())
     pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
     for name in registry.TARGETS:
-        assert resolve("target", registry.TARGETS, name).precisions == registry.SERVES[name]
+        assert resolve("target", registry.TARGETS, name).precisions == registry.RUNTIME_PRECISIONS[name]
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

@@ -16,11 +16,11 @@ from paths import EMBEDDED_BUNDLE
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.beam_search import search
-from edge_attn.decoding.decoder import Decoding
+from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import NotTestedError
 from edge_attn.parity import golden
-from edge_attn.registry import SERVES
+from edge_attn.registry import RUNTIME_PRECISIONS
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import Runtime
@@ -29,7 +29,7 @@ from edge_attn.text.tokenizers import BOS
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_gpu")]
 
 ON_A_GPU = ("ort-cuda", "trt", "trt-rtx")
-CASES = [(runtime, precision) for runtime in ON_A_GPU for precision in SERVES[runtime]]
+CASES = [(runtime, precision) for runtime in ON_A_GPU for precision in RUNTIME_PRECISIONS[runtime]]
 TARGETS = {"trt-rtx": "trt"}
 """Whose graphs a runtime runs, if not its own."""
 RUNS, LEAK = 60, 1 << 18
@@ -93,7 +93,7 @@ def test_every_level_holds(opened: Open, which: str, runtime: str, precision: st
 def test_ort_cuda_keeps_what_it_computes_on_the_device(opened: Open):
     _, running = opened("toy", "ort-cuda", "fp32")
     assert running.provider.startswith("CUDAExecutionProvider")
-    decoding = Decoding(running, [[5, 6, 3], [5, 3]])
+    decoding = StepDecoder(running, [[5, 6, 3], [5, 3]])
     outputs = decoding.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))
     for name, value in {**decoding.encoded, **outputs}.items():
         assert value.device_name() == "cuda", name

@@ -15,7 +15,7 @@ from paths import EMBEDDED_BUNDLE
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.parity import golden
-from edge_attn.registry import SERVES
+from edge_attn.registry import RUNTIME_PRECISIONS
 from edge_attn.runtimes.trt import autotune as trt_choice
 from edge_attn.runtimes.verification.verify import check
 
@@ -29,7 +29,7 @@ NOT_HERE = re.compile(
 """What is said where this machine can have no plugin."""
 
 
-@pytest.mark.parametrize("precision", SERVES["trt"])
+@pytest.mark.parametrize("precision", RUNTIME_PRECISIONS["trt"])
 @pytest.mark.parametrize("which", ["toy", "embedded"])
 def test_both_engines_hold_and_their_times_are_printed(
     toy_bundle, tmp_path, monkeypatch, capsys, which: str, precision: str

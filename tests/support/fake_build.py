@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.runtimes.trt.api import Capability, Door
+from edge_attn.runtimes.trt.api import Capability, TensorRT
 from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
 from edge_attn.spec import GraphSpec
 
@@ -109,8 +109,8 @@ class FakeBuild:
         self.timings.append(data)
         return self.takes_timing
 
-    def door(self, version: tuple[int, ...] = (10, 3, 0), rtx: bool = False) -> Door:
-        return Door(self.module, Capability(version, rtx), f"tensorrt {'.'.join(map(str, version))}")
+    def door(self, version: tuple[int, ...] = (10, 3, 0), rtx: bool = False) -> TensorRT:
+        return TensorRT(self.module, Capability(version, rtx), f"tensorrt {'.'.join(map(str, version))}")
 
 
 class ProfileOf:

@@ -10,10 +10,10 @@ import pytest
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.decoder import Decoding
+from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.errors import EdgeAttnError, InputError, NotTestedError
 from edge_attn.runtimes.base import open_runtime
-from edge_attn.runtimes.trt.api import open_door
+from edge_attn.runtimes.trt.api import load_tensorrt
 from edge_attn.spec import Runtime
 from edge_attn.text.tokenizers import BOS
 
@@ -33,7 +33,7 @@ def skip_where_absent(name: str) -> None:
 
             fault = provider_fault(OrtCuda.wanted)
         else:
-            open_door(rtx=name == "trt-rtx")
+            load_tensorrt(rtx=name == "trt-rtx")
             fault = None
     except NotTestedError as error:
         fault = str(error)
@@ -47,7 +47,7 @@ def open_or_skip(bundle: Bundle, name: str, options: RuntimeOptions) -> Runtime:
         try:
             running = open_runtime(bundle, name, options)
             held.callback(running.close)
-            decoding = Decoding(running, [[5, 3]])
+            decoding = StepDecoder(running, [[5, 3]])
             decoding.read(decoding.step(np.full((1, 1), BOS), np.zeros((1, 1), np.int64)), "candidates")
         except (NotTestedError, InputError) as error:
             if not kept_away(error):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import EdgeAttnError
-from edge_attn.runtimes.trt.api import Door, open_door
+from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
 from edge_attn.runtimes.trt.profiles import Profile
 from edge_attn.spec import GraphSpec, TensorSpec
@@ -46,7 +46,7 @@ def graphs(path: Path) -> Iterator[tuple[str, bytes, GraphSpec, list[Profile]]]:
             yield f"{path.stem} {name} {graph}", bundle.read(spec.file), spec, profiles
 
 
-def built(door: Door, model: bytes, spec: GraphSpec, profiles: list[Profile]) -> int | str:
+def built(door: TensorRT, model: bytes, spec: GraphSpec, profiles: list[Profile]) -> int | str:
     try:
         return len(build_engine(door, model, spec, profiles, BuildConfig(), lambda share, what: None))
     except EdgeAttnError as error:
@@ -54,7 +54,7 @@ def built(door: Door, model: bytes, spec: GraphSpec, profiles: list[Profile]) ->
 
 
 if __name__ == "__main__":
-    found = open_door(rtx=True)
+    found = load_tensorrt(rtx=True)
     results: dict[str, int | str] = {"version": found.name}
     for argument in sys.argv[1:]:
         for name, model, spec, profiles in graphs(Path(argument)):

@@ -72,7 +72,7 @@ class TableDecoder:
         self.read |= {name for name, given in self._given.items() if given is value}
         return value
 
-    def rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def select_rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray:
         return value[index]
 
 

@@ -72,7 +72,7 @@ class TableModel:
     def numpy(self, value: np.ndarray) -> np.ndarray:
         return value
 
-    def rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray:
+    def select_rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray:
         return value[index]
 
     def close(self) -> None: ...

@@ -14,7 +14,7 @@ from edge_attn.config.training import read_config
 from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.training.data import Pairs
-from edge_attn.training.trainer import Run
+from edge_attn.training.trainer import Trainer
 
 FILES = {"config.json", "model.safetensors", "training.safetensors", "text"}
 
@@ -34,15 +34,15 @@ def digest(out: Path) -> str:
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
 
 
-def a_run(config_path: Path, out: Path, world: int = 1) -> tuple[Run, Pairs]:
+def a_run(config_path: Path, out: Path, world: int = 1) -> tuple[Trainer, Pairs]:
     config = read_config(config_path)
     pairs = read_pairs(config_path.parent / "train.tsv")
     text = Text.train("words", pairs, 20, 20)
     out.mkdir(exist_ok=True)
-    return Run(config, text, out, 0, world), Pairs.encode(text, pairs, 100)
+    return Trainer(config, text, out, 0, world), Pairs.encode(text, pairs, 100)
 
 
-def alone_and_shared(config_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
+def alone_and_shared(config_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, Trainer]:
     """A run after one update; and one of two processes, the other of which has the very same batch."""
     alone, pairs = a_run(config_path, out)
     alone.update(pairs.batch(np.arange(8)))
@@ -52,7 +52,7 @@ def alone_and_shared(config_path: Path, out: Path, monkeypatch: pytest.MonkeyPat
     return alone, shared
 
 
-def have_the_same_weights(one: Run, other: Run) -> bool:
+def have_the_same_weights(one: Trainer, other: Trainer) -> bool:
     weights = zip(one.model.parameters(), other.model.parameters(), strict=True)
     return all(torch.allclose(a, b, atol=1e-7) for a, b in weights)
 

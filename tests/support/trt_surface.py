@@ -114,17 +114,17 @@ def shown(module_name: str, folder: Path | None) -> tuple[str, Surface]:
     return f"{product} {version}", found
 
 
-def record(surfaces: dict[str, Surface], kept: set[str]) -> dict[str, Any]:
+def record(surface_forms: dict[str, Surface], kept: set[str]) -> dict[str, Any]:
     """Several versions in one: for each attribute what it gives, then the versions that lack it."""
     classes: dict[str, dict[str, list[str]]] = {}
     for name in sorted(kept):
-        attributes = sorted({key for found in surfaces.values() for key in found.get(name, {})})
+        attributes = sorted({key for found in surface_forms.values() for key in found.get(name, {})})
         for key in attributes:
-            given = [found[name][key] for found in surfaces.values() if key in found.get(name, {})]
+            given = [found[name][key] for found in surface_forms.values() if key in found.get(name, {})]
             known = next((text for text in reversed(given) if text != "?"), "?")
-            lacking = [version for version, found in surfaces.items() if key not in found.get(name, {})]
+            lacking = [version for version, found in surface_forms.items() if key not in found.get(name, {})]
             classes.setdefault(name, {})[key] = [known, *lacking]
-    return {"versions": list(surfaces), "classes": classes}
+    return {"versions": list(surface_forms), "classes": classes}
 
 
 def text(recording: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def text(recording: dict[str, Any]) -> str:
 
 
 def read_all(folder: Path) -> dict[str, Surface]:
-    """The surfaces of every version under `folder`, and of the installed TensorRT-RTX, by `tensorrt 10.3.0`."""
+    """The surface_forms of every version under `folder`, and of the installed TensorRT-RTX, by `tensorrt 10.3.0`."""
     paths = sorted(folder.iterdir(), key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
     places = [
         (name, path)

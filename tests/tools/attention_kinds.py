@@ -33,7 +33,7 @@ from edge_attn.runtimes.commands.plots import write
 from edge_attn.runtimes.optimize.optimize import optimize
 from edge_attn.runtimes.ort.cpu import OrtCpu
 from edge_attn.runtimes.tasks.translation import Translation, Translator
-from edge_attn.runtimes.trt.api import open_door
+from edge_attn.runtimes.trt.api import load_tensorrt
 from edge_attn.runtimes.verification.verify import check
 
 BASE = Path(edge_attn.__file__).resolve().parent / "pretrained" / "date.toml"
@@ -119,7 +119,7 @@ def on_tensorrt(bundle: Path, folder: Path) -> str:
     made = folder / "trt.zip"
     shutil.copy(bundle, made)
     optimize(made, "trt", "fp32", threads=1, say=lambda line: None)
-    opened, door = Bundle.open(made), open_door(rtx=True)
+    opened, door = Bundle.open(made), load_tensorrt(rtx=True)
     said = [
         word
         for spec in opened.target("trt", "fp32").graphs.values()

@@ -22,7 +22,7 @@ from edge_attn.parity import golden
 from edge_attn.registry import TARGETS, resolve
 from edge_attn.runtimes.optimize.optimize import optimize
 from edge_attn.runtimes.ort.cpu import OrtCpu
-from edge_attn.runtimes.trt.api import Door, open_door
+from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec
@@ -46,7 +46,7 @@ class Support:
     """The levels that hold."""
 
 
-def supports(path: Path, door: Door) -> Iterator[Support]:
+def supports(path: Path, door: TensorRT) -> Iterator[Support]:
     """What holds of the bundle at `path`, which is optimized in place."""
     portable = Bundle.open(path)
     report = check(portable, OrtCpu(portable), golden.load(portable.read))
@@ -72,7 +72,7 @@ def supports(path: Path, door: Door) -> Iterator[Support]:
             yield Support(target, precision, parsed, built, verified=verified)
 
 
-def parses(door: Door, model: bytes) -> str:
+def parses(door: TensorRT, model: bytes) -> str:
     """`yes`, or what TensorRT's parser says against it."""
     trt = door.trt
     builder = trt.Builder(door.log)
@@ -83,7 +83,7 @@ def parses(door: Door, model: bytes) -> str:
     return _no(parser.get_error(0).desc())
 
 
-def builds(door: Door, bundle: Bundle, model: bytes, spec: GraphSpec) -> str:
+def builds(door: TensorRT, bundle: Bundle, model: bytes, spec: GraphSpec) -> str:
     """`yes`, or what the lints or the builder say against it."""
     config = BuildConfig()
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
@@ -130,7 +130,7 @@ def _kinds(cells: dict[str, list[str]]) -> str:
     return "; ".join(f"{attentions} × {', '.join(some)}" for attentions, some in by_attentions.items())
 
 
-def legend(door: Door) -> str:
+def legend(door: TensorRT) -> str:
     """What each column rests on."""
     return "\n".join(
         (
@@ -155,12 +155,12 @@ def find_one(kind: Path) -> tuple[tuple[str, str, str], list[Support]]:
         copy = Path(folder, kind.name)
         shutil.copy(kind, copy)
         family = Bundle.open(copy).manifest.family
-        return (family, attention, cell), list(supports(copy, open_door(rtx=True)))
+        return (family, attention, cell), list(supports(copy, load_tensorrt(rtx=True)))
 
 
 def text() -> str:
     """The table and its legend, as the README has them."""
-    return f"{table(find())}\n\n{legend(open_door(rtx=True))}\n"
+    return f"{table(find())}\n\n{legend(load_tensorrt(rtx=True))}\n"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.normalizers import attend
-from edge_attn.registry import ATTENTIONS, FOCUSES, resolve
+from edge_attn.registry import ATTENTION_WRAPPERS, ATTENTIONS, resolve
 
 Memory = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         return {**memory, "keys": keys, "values": nn.functional.linear(memory["values"], weight)}
 
 
-class Around(Attention):
+class AttentionWrapper(Attention):
     """What goes around an attention that has energies, `score`: its memory is that one's."""
 
     def __init__(self, score: Attention) -> None:
@@ -183,4 +183,4 @@ def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> A
             f"attention = {config.attention!r} has no energy for each source position, which {around} needs; "
             f"choose another attention"
         )
-    return make(resolve("focus", FOCUSES, around), made)
+    return make(resolve("focus", ATTENTION_WRAPPERS, around), made)

@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edge_attn.models.layers.attention import Additive, Around, Attention, Memory, State
+from edge_attn.models.layers.attention import Additive, Attention, AttentionWrapper, Memory, State
 from edge_attn.models.layers.normalizers import attend
 
 
-class Coverage(Around):
+class Coverage(AttentionWrapper):
     """`score` with the feature; w_c starts at zero, where it is `score` itself."""
 
     options = ("normaliser",)

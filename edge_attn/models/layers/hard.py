@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_attn.config.validation import one_of
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Around, Attention, Memory, State
+from edge_attn.models.layers.attention import Attention, AttentionWrapper, Memory, State
 from edge_attn.models.layers.normalizers import per_query
 from edge_attn.ops import hard as hard_op
 
@@ -35,7 +35,7 @@ def _hard(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]
 hard_attention = torch_ops.register(hard_op.OP, _hard)
 
 
-class Hard(Around):
+class Hard(AttentionWrapper):
     """
     Raises:
         ConfigError: a training that is not there.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edge_attn.config.validation import at_least, one_of
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Around, Attention, Memory, State
+from edge_attn.models.layers.attention import Attention, AttentionWrapper, Memory, State
 from edge_attn.models.layers.normalizers import NORMALISERS, per_query, sparsemax
 from edge_attn.ops import local as local_op
 
@@ -42,7 +42,7 @@ ATTENDS = {
 """By the normaliser."""
 
 
-class Local(Around):
+class Local(AttentionWrapper):
     """The window; a child says where it stands.
 
     Raises:

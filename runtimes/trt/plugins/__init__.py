@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edge_attn.errors import UsageError
 from edge_attn.registry import resolve
-from edge_attn.runtimes.trt.api import Door
+from edge_attn.runtimes.trt.api import TensorRT
 
 PLUGINS = {("AdditiveAttention", "trt"): "edge_attn.runtimes.trt.plugins.additive_attention:PLUGIN"}
 """What there is: (op, target) and where the plugin lives."""
@@ -22,7 +22,7 @@ class Plugin:
     """An ahead-of-time plugin, which TensorRT finds by the node's name and domain."""
 
     op: str
-    register: Callable[[Door, str], None]
+    register: Callable[[TensorRT, str], None]
     """register(door, architecture): makes TensorRT know it before a network is parsed; architecture as "sm_87". Raises
     NotTestedError where that cannot be: this TensorRT has no plugins, or nothing here compiles the kernel."""
     hash: Callable[[], str]

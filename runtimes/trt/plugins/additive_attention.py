@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from edge_attn.errors import NotTestedError
 from edge_attn.ops import DOMAIN
 from edge_attn.ops.additive import OP
-from edge_attn.runtimes.trt.api import Door, PluginModule, TensorDesc, TensorrtModule
+from edge_attn.runtimes.trt.api import PluginModule, TensorDesc, TensorRT, TensorrtModule
 from edge_attn.runtimes.trt.plugins import Plugin
 from edge_attn.runtimes.trt.plugins.ptx import compile_ptx
 
@@ -49,7 +49,7 @@ def plugin_hash() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def register(door: Door, architecture: str) -> None:
+def register(door: TensorRT, architecture: str) -> None:
     """Makes TensorRT know the plugin, before a network is parsed; again for another architecture.
 
     Args:

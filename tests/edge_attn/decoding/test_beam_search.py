@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from table_decoder import SOURCE, A, B, TableDecoder, log_prob, random_tables, table
 
 from edge_attn.decoding.beam_search import search
-from edge_attn.decoding.decoder import forced, pad_sources
+from edge_attn.decoding.decoder import pad_sources, teacher_force
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import UsageError
@@ -110,7 +110,7 @@ def test_forced_says_what_the_search_summed():
     sources = [[0, 0, 0], [1, 0, 0]]
     best = [hypotheses[0] for hypotheses in search(decoder, sources, SearchConfig(3, 1, 1.0, 30))]
     assert all(hypothesis.finished for hypothesis in best)
-    steps = [outputs["log_probs"][:, 0] for _, outputs in forced(decoder, sources, [h.tokens for h in best])]
+    steps = [outputs["log_probs"][:, 0] for _, outputs in teacher_force(decoder, sources, [h.tokens for h in best])]
     for i, hypothesis in enumerate(best):
         said = sum(steps[t][i, token] for t, token in enumerate((*hypothesis.tokens, EOS)))
         assert said == pytest.approx(hypothesis.log_prob)

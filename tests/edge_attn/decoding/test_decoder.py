@@ -31,8 +31,8 @@ class Watched(TableDecoder):
             self.batches.append(len(inputs["tokens"]))
         return super().run(graph, inputs)
 
-    def rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-        return None if self.whole else super().rows(value, index)
+    def select_rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray | None:
+        return None if self.whole else super().select_rows(value, index)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from table_decoder import SOURCE, A, B, TableDecoder, log_prob, random_tables, t
 from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.decoding.sampling import Sampler, likely
+from edge_attn.decoding.sampling import Sampler, filter_probabilities
 from edge_attn.text.tokenizers import BOS, EOS, PAD
 
 C = 6
@@ -46,13 +46,13 @@ def draw(tables: np.ndarray, **options) -> list[Hypothesis]:
     ],
 )
 def test_what_is_drawn_from(options, expected):
-    left = likely(np.log([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]), drawing(**options))
+    left = filter_probabilities(np.log([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]), drawing(**options))
     left /= left.sum(1, keepdims=True)
     np.testing.assert_allclose(left, [expected, expected[::-1]], atol=1e-3)
 
 
 def test_equals_stay_together():
-    assert np.count_nonzero(likely(np.log([[0.3, 0.3, 0.3, 0.1]]), drawing(top_k=1))) == 3
+    assert np.count_nonzero(filter_probabilities(np.log([[0.3, 0.3, 0.3, 0.1]]), drawing(top_k=1))) == 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def tensorrt_builds() -> Callable[..., None]:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     from onnx.inliner import inline_local_functions
 
-    from edge_attn.runtimes.trt.api import open_door
+    from edge_attn.runtimes.trt.api import load_tensorrt
     from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
     from edge_attn.runtimes.trt.profiles import Profile
 
@@ -26,7 +26,7 @@ def tensorrt_builds() -> Callable[..., None]:
         profiles = [Profile(dict.fromkeys(axes, (1, 4, 32)))]
         for graph in (model, inline_local_functions(model)):
             source = graph.SerializeToString()
-            assert build_engine(open_door(rtx=True), source, spec, profiles, BuildConfig(), lambda *said: None)
+            assert build_engine(load_tensorrt(rtx=True), source, spec, profiles, BuildConfig(), lambda *said: None)
 
     return build
 

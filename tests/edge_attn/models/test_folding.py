@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.models.folding import Folded, deployed
+from edge_attn.models.folding import FoldedSeq2Seq, fold_for_inference
 from edge_attn.models.seq2seq import Seq2Seq
 
 torch.set_num_threads(1)
@@ -41,14 +41,14 @@ def steps(stepped) -> torch.Tensor:
 @pytest.mark.parametrize("attention", KINDS)
 def test_folding_changes_nothing_but_the_order_of_sums(attention, cell, attend, layers, feeding):
     plain = model(attention=attention, cell=cell, attend=attend, decoder_layers=layers, input_feeding=feeding)
-    folded = deployed(plain)
-    assert isinstance(folded, Folded)
+    folded = fold_for_inference(plain)
+    assert isinstance(folded, FoldedSeq2Seq)
     torch.testing.assert_close(steps(folded), steps(plain), rtol=0, atol=1e-13)
 
 
 def test_a_wrong_fold_would_be_seen():
     plain = model()
-    folded = Folded(plain)
+    folded = FoldedSeq2Seq(plain)
     folded.get_buffer("context")[3, 2] += 1e-6
     assert (steps(folded) - steps(plain)).abs().max() > 1e-9
 
@@ -56,6 +56,6 @@ def test_a_wrong_fold_would_be_seen():
 def test_the_model_is_left_as_it_was():
     plain = model()
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    deployed(plain).get_buffer("cell_embedded").zero_()
+    fold_for_inference(plain).get_buffer("cell_embedded").zero_()
     assert before.keys() == plain.state_dict().keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())

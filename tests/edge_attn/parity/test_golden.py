@@ -20,7 +20,7 @@ from edge_attn.errors import BundleError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import golden, recorder
 from edge_attn.parity.golden import FILES, PROJECTIONS, SUMMARY, TOP, Golden
-from edge_attn.parity.recorder import LEAST_REST, observe, projection, summarize
+from edge_attn.parity.recorder import LEAST_REST, projection, run_teacher_forced, summarize
 from edge_attn.reference import Reference, record_live, record_model
 from edge_attn.text import corpus, pipeline
 from edge_attn.text.pipeline import Text
@@ -72,7 +72,7 @@ def test_the_sentences(toy_golden, toy_text, toy_bundle):
     assert max(lengths) == longest
     assert len(set(lengths)) > 5
     assert any(UNK in source for source in toy_golden.sources)
-    encoded = [tuple(pipeline.encode(toy_text, line, longest)[0]) for line in toy_golden.sentences]
+    encoded = [tuple(pipeline.encode_truncated(toy_text, line, longest)[0]) for line in toy_golden.sentences]
     assert encoded == list(toy_golden.sources)
 
 
@@ -169,8 +169,8 @@ def test_an_overlong_sentence_is_cut():
     model, text = small("dot", 90)
     said = record_model(model, text, [" ".join(WORDS[:30])], 9)
     assert said.sources == (tuple(text.encode_source(" ".join(WORDS[:8]))),)
-    assert pipeline.encode(text, " ".join(WORDS[:30]), 9)[1]
-    assert not pipeline.encode(text, " ".join(WORDS[:8]), 9)[1]
+    assert pipeline.encode_truncated(text, " ".join(WORDS[:30]), 9)[1]
+    assert not pipeline.encode_truncated(text, " ".join(WORDS[:8]), 9)[1]
 
 
 def test_noise_is_the_difference_between_two_precisions(made):
@@ -185,7 +185,7 @@ def test_noise_is_the_difference_between_two_precisions(made):
 def test_a_batch_says_what_each_sentence_says_alone(made):
     model, _, said = made
     targets = [one.tokens for one in said.greedy]
-    runs = [observe(Reference(model), said.sources, targets, batch) for batch in (1, 7)]
+    runs = [run_teacher_forced(Reference(model), said.sources, targets, batch) for batch in (1, 7)]
     for alone, batched in zip(*runs, strict=True):
         np.testing.assert_allclose(alone.log_probs, batched.log_probs, atol=1e-5)
         assert alone.encoder.keys() == batched.encoder.keys()

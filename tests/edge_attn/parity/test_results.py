@@ -9,7 +9,7 @@ import pytest
 
 from edge_attn.errors import BundleError, UsageError
 from edge_attn.parity.metrics import chrf, first_difference, largest
-from edge_attn.parity.results import Distance, Finding, Flip, Level
+from edge_attn.parity.results import LevelResult, Measurement, TensorDifference, TokenMismatch
 from edge_attn.parity.tolerances import BOUNDS, LEVELS, RUN_BY_VERIFY, bounds
 from edge_attn.registry import PRECISIONS
 
@@ -57,17 +57,17 @@ def test_an_override_that_bounds_nothing_is_refused(value):
     [(0.0, 0.0, True), (1.0, 1.0, True), (1.1, 1.0, False), (math.nan, 1.0, False), (math.inf, 1.0, False)],
 )
 def test_a_finding_holds_up_to_its_bound(value, bound, ok):
-    finding = Finding("L1", "max_abs memory.keys", value, bound)
+    finding = Measurement("L1", "max_abs memory.keys", value, bound)
     assert finding.ok is ok
     assert str(finding).startswith("ok   L1 max_abs memory.keys" if ok else "FAIL L1 max_abs memory.keys")
 
 
 def test_a_level_holds_where_every_finding_does():
-    good, bad = Finding("L1", "a", 0.0, 1.0), Finding("L1", "b", 2.0, 1.0)
-    assert Level("L1", findings=[good]).close().status == "holds"
-    assert Level("L1", findings=[good, bad]).close().status == "fails"
-    assert Level("L1").close().status == "fails"  # what compared nothing proved nothing
-    assert Level("L1").status == "not requested"
+    good, bad = Measurement("L1", "a", 0.0, 1.0), Measurement("L1", "b", 2.0, 1.0)
+    assert LevelResult("L1", findings=[good]).close().status == "holds"
+    assert LevelResult("L1", findings=[good, bad]).close().status == "fails"
+    assert LevelResult("L1").close().status == "fails"  # what compared nothing proved nothing
+    assert LevelResult("L1").status == "not requested"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_a_level_holds_where_every_finding_does():
     ],
 )
 def test_a_flip_is_excused_below_the_noise_only(margin, noise, excused):
-    flip = Flip(7, "greedy", 2, 5, 6, margin, noise)
-    assert flip.excused is excused
+    flip = TokenMismatch(7, "greedy", 2, 5, 6, margin, noise)
+    assert flip.within_noise is excused
     assert str(flip).startswith("greedy: sentence 7, step 2: token 6 for 5, margin ")
     assert str(flip).endswith("(excused: a tie below the noise)" if excused else "(NOT excused)")
 
@@ -93,7 +93,7 @@ def test_a_flip_is_excused_below_the_noise_only(margin, noise, excused):
 
 
 def test_distances_of_what_was_added():
-    apart = Distance()
+    apart = TensorDifference()
     apart.add("a", np.array([[1.0, 2.0]]), np.array([[1.0, 2.5]]))
     apart.add("a", np.array([0.0]), np.array([0.0]))
     apart.add("b", np.array([True, False]), np.array([True, False]))
@@ -110,15 +110,15 @@ def test_distances_of_what_was_added():
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("broken", [np.array([1.0, np.nan]), np.array([np.inf, 1.0])])
 def test_what_is_no_number_is_outside_every_bound(measure, broken):
-    apart = Distance()
+    apart = TensorDifference()
     apart.add("a", np.ones(2), np.ones(2))
     apart.add("a", broken, np.ones(2))
-    assert not Finding("L1", measure, getattr(apart, measure)("a"), 0.5).ok
+    assert not Measurement("L1", measure, getattr(apart, measure)("a"), 0.5).ok
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_another_shape_is_infinitely_far():
-    apart = Distance()
+    apart = TensorDifference()
     apart.add("a", np.ones((2, 1)), np.ones(2))
     assert apart.max_abs("a") == math.inf
     assert not apart.p99("a") < math.inf
@@ -127,7 +127,7 @@ def test_another_shape_is_infinitely_far():
 
 
 def test_zeros_are_near_zeros_and_far_from_the_rest():
-    apart = Distance()
+    apart = TensorDifference()
     apart.add("same", np.zeros(3), np.zeros(3))
     apart.add("lost", np.zeros(3), np.ones(3))
     apart.add("found", np.ones(3), np.zeros(3))

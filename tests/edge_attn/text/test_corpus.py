@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from edge_attn.errors import InputError, UsageError
-from edge_attn.text.corpus import LONGEST_LINE, each_pair, read_pairs
+from edge_attn.text.corpus import LONGEST_LINE, iter_pairs, read_pairs
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_bad_line_of_a_damaged_gz_is_the_damages_fault(write):
 
 
 def test_pairs_come_as_they_are_read(write):
-    lines = each_pair(write(b"a\tb\n\n\tb\na\t\nbad\n"))
+    lines = iter_pairs(write(b"a\tb\n\n\tb\na\t\nbad\n"))
     assert [next(lines) for _ in range(4)] == [("a", "b"), None, ("", "b"), ("a", "")]
     with pytest.raises(InputError, match="line 5"):
         next(lines)
@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_the_file(write, name):
     path = write(gzip.compress(data, 1) if name.endswith("gz") else data, name)
     tracemalloc.start()
     try:
-        assert sum(1 for _ in each_pair(path)) == 400_000
+        assert sum(1 for _ in iter_pairs(path)) == 400_000
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

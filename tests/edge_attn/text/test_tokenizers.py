@@ -185,25 +185,25 @@ def test_words_come_back_with_one_space_between_them(lines):
 
 
 @pytest.mark.parametrize(
-    ("kind", "sentence", "surfaces"),
+    ("kind", "sentence", "surface_forms"),
     [
         ("words", " the  caT\tsat ", ["the", "caT", "sat"]),
         ("characters", "a ☃", ["a", " ", "☃"]),
     ],
 )
-def test_a_surface_is_what_the_user_wrote_for_an_entry(kind, sentence, surfaces):
+def test_a_surface_is_what_the_user_wrote_for_an_entry(kind, sentence, surface_forms):
     tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60)
-    assert tokenizer.surfaces(sentence) == surfaces
-    assert len(tokenizer.encode(sentence)) == len(surfaces)
+    assert tokenizer.surface_forms(sentence) == surface_forms
+    assert len(tokenizer.encode(sentence)) == len(surface_forms)
 
 
 def test_a_run_of_unknown_characters_is_one_surface_of_sentencepiece():
     tokenizer = SentencePieceTokenizer.train(LINES, 60)
     sentence = "the ☃☺ cat☃"
-    surfaces, ids = tokenizer.surfaces(sentence), tokenizer.encode(sentence)
-    assert [surface for surface, i in zip(surfaces, ids, strict=True) if i == UNK] == ["☃☺", "☃"]
-    assert "".join(surfaces) == sentence.replace(" ", "")
-    assert not any("▁" in surface for surface in surfaces)
+    surface_forms, ids = tokenizer.surface_forms(sentence), tokenizer.encode(sentence)
+    assert [surface for surface, i in zip(surface_forms, ids, strict=True) if i == UNK] == ["☃☺", "☃"]
+    assert "".join(surface_forms) == sentence.replace(" ", "")
+    assert not any("▁" in surface for surface in surface_forms)
 
 
 def test_pieces_join_to_what_their_ids_decode_to_and_strangers_stay(text):
@@ -217,4 +217,4 @@ def test_pieces_join_to_what_their_ids_decode_to_and_strangers_stay(text):
 @given(st.text())
 def test_there_is_a_surface_for_each_entry(line):
     for tokenizer in TRAINED:
-        assert len(tokenizer.surfaces(line)) == len(tokenizer.encode(line))
+        assert len(tokenizer.surface_forms(line)) == len(tokenizer.encode(line))

@@ -22,7 +22,7 @@ from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import BOS, EOS
 from edge_attn.training.data import choose_samples
-from edge_attn.training.trainer import Run, learning_rate, train
+from edge_attn.training.trainer import Trainer, learning_rate, train
 
 # ---- what a run leaves
 
@@ -207,7 +207,7 @@ def test_training_stops_when_validation_no_longer_improves(tiny, out, monkeypatc
         seen.append((self.progress.update, self.model.output.weight.detach().half().float()))
         return next(losses)
 
-    monkeypatch.setattr(Run, "validate", validate)
+    monkeypatch.setattr(Trainer, "validate", validate)
     path = tiny("patience = 3\n", updates=100, validate_every=2)
     train(path, out)
     assert [update for update, _ in seen] == [2, 4, 6, 8, 10]

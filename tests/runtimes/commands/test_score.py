@@ -267,7 +267,7 @@ def test_any_window_and_a_compressed_file_say_the_same(run, monkeypatch, toy_pai
 def test_no_more_than_a_window_is_read_ahead(monkeypatch, model, toy_pairs):
     read = []
     monkeypatch.setattr(score, "WINDOW", 5)
-    monkeypatch.setattr(score, "each_pair", lambda *_: (read.append(i) or ("a cat", "un chat") for i in range(23)))
+    monkeypatch.setattr(score, "iter_pairs", lambda *_: (read.append(i) or ("a cat", "un chat") for i in range(23)))
     for number, line in enumerate(score.each_line(model, toy_pairs), 1):
         assert line.number == number
         assert len(read) <= 5 * math.ceil(number / 5)

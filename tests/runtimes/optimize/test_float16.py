@@ -112,7 +112,7 @@ def test_every_graph_of_the_toy_is_mostly_fp16(toy_bundle):
 def test_tensorrt_still_refuses_a_recurrence_with_lengths_in_fp16(toy_bundle):
     """Once it does not, the recipe of `trt` may lower it."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
-    from edge_attn.runtimes.trt.api import open_door
+    from edge_attn.runtimes.trt.api import load_tensorrt
     from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
 
     spec = Bundle.open(toy_bundle).manifest.graphs["encoder"]
@@ -120,7 +120,7 @@ def test_tensorrt_still_refuses_a_recurrence_with_lengths_in_fp16(toy_bundle):
     made = half(model, set(lowerable(model))).SerializeToString()
     profiles = BuildConfig().buckets.profiles(spec, 20)
     with pytest.raises(InputError, match=r"GRU .* must have .* same types but has Half and Float"):
-        build_engine(open_door(rtx=True), made, spec, profiles, BuildConfig(), lambda share, what: None)
+        build_engine(load_tensorrt(rtx=True), made, spec, profiles, BuildConfig(), lambda share, what: None)
 
 
 KINDS = sorted(KINDS_FOLDER.glob("*.zip"))

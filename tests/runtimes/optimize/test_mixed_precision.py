@@ -7,7 +7,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 
-from edge_attn.parity.results import Level
+from edge_attn.parity.results import LevelResult
 from edge_attn.runtimes.optimize.mixed_precision import ROUNDS, Lowering, choose, divergence, rank
 from edge_attn.runtimes.verification.report import Report
 
@@ -45,7 +45,7 @@ def verdict(bad: set[str], seen: list[set[str]]):
     def check(models) -> Report:
         seen.append(names(models["step"]))
         status = "fails" if bad & seen[-1] else "holds"
-        return Report("", "", "", "", "", 0, {}, [Level("L2", status)])
+        return Report("", "", "", "", "", 0, {}, [LevelResult("L2", status)])
 
     return check
 

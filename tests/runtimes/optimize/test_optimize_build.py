@@ -15,7 +15,7 @@ from optimize_cases import quietly
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.writer import update_bundle
 from edge_attn.errors import ConfigError, NotTestedError, UsageError
-from edge_attn.parity.results import Level
+from edge_attn.parity.results import LevelResult
 from edge_attn.runtimes.optimize.optimize import optimize
 from edge_attn.runtimes.trt.builder import BuildConfig
 from edge_attn.runtimes.trt.runtime import build_config
@@ -25,7 +25,7 @@ LINES = "the red king\na small cat sees a dog\n"
 
 
 def holds(bundle: Bundle, runtime, said, levels=()) -> Report:
-    return Report(str(bundle.path), "none", "none", "fp32", "nothing", 0, {}, [Level("L3", "holds")])
+    return Report(str(bundle.path), "none", "none", "fp32", "nothing", 0, {}, [LevelResult("L3", "holds")])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.decoder import Decoding
+from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.errors import BundleError
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.ort.cpu import OrtCpu
@@ -30,7 +30,7 @@ def with_graph(bundle: Bundle, name: str, **changes: object) -> Bundle:
 def test_a_step_gives_what_the_manifest_says_and_takes_its_own_values_back(bundle):
     runtime = OrtCpu(bundle, options=RuntimeOptions(threads=1))
     assert runtime.provider == "CPUExecutionProvider"
-    decoding = Decoding(runtime, [[5, 6, 3], [5, 3]])
+    decoding = StepDecoder(runtime, [[5, 6, 3], [5, 3]])
     outputs = decoding.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))
     assert list(outputs) == [tensor.name for tensor in runtime.graphs["step"].outputs]
     again = decoding.step(np.full((2, 1), 5), np.zeros((2, 1), np.int64))

@@ -19,7 +19,7 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.beam_search import search
-from edge_attn.decoding.decoder import Decoding
+from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, MissingExtraError, NotTestedError
 from edge_attn.parity import golden
@@ -221,7 +221,7 @@ def test_a_fallback_that_is_allowed_says_the_same_and_says_so(bundle):
 def test_what_runs_on_the_device_stays_there_until_it_is_asked_for(bundle):
     runtime = OnTheCpu(bundle, RuntimeOptions(threads=1))
     assert runtime.provider == "CPUExecutionProvider"
-    decoding = Decoding(runtime, [[5, 6, 3], [5, 3]])
+    decoding = StepDecoder(runtime, [[5, 6, 3], [5, 3]])
     outputs = decoding.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))
     outputs = decoding.step(np.full((2, 2), 5), np.zeros((2, 2), np.int64))
     for name, value in {**decoding.encoded, **outputs}.items():
@@ -236,7 +236,7 @@ def test_every_output_is_bound_to_the_device(bundle, monkeypatch):
     runtime = OnTheCpu(bundle)
     runtime.device = "cuda"
     with pytest.raises(RuntimeError, match="At least one output"):  # none was bound
-        Decoding(runtime, [[5, 3]])
+        StepDecoder(runtime, [[5, 3]])
     assert devices == ["cuda"] * len(runtime.graphs["encoder"].outputs)
 
 
@@ -278,7 +278,7 @@ def test_a_gpu_that_refuses_is_one_sentence(bundle, monkeypatch, message, said):
     runtime = OnTheCpu(bundle)
     monkeypatch.setattr(ort_cuda, "run_bound", fail)
     with pytest.raises(NotTestedError) as caught:
-        Decoding(runtime, [[5, 3]])
+        StepDecoder(runtime, [[5, 3]])
     assert "the GPU does not run the graph 'encoder': " in str(caught.value)
     assert said in str(caught.value)
 

@@ -10,7 +10,7 @@ import pytest
 from paths import EMBEDDED_BUNDLE
 
 import edge_attn
-from edge_attn.decoding.decoder import forced
+from edge_attn.decoding.decoder import teacher_force
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, InputError, UsageError
 from edge_attn.runtimes.tasks import batching
@@ -43,7 +43,7 @@ def test_the_log_probability_is_what_the_steps_say(model):
     [found] = model.translate([SENTENCE], beam=3)
     source = model.text.encode_source(SENTENCE)
     target = model.text.target.encode(found.text)
-    steps = [model.runtime.numpy(o["log_probs"])[0, 0] for _, o in forced(model.runtime, [source], [target])]
+    steps = [model.runtime.numpy(o["log_probs"])[0, 0] for _, o in teacher_force(model.runtime, [source], [target])]
     said = sum(step[token] for step, token in zip(steps, [*target, EOS], strict=True))
     assert found.log_prob == pytest.approx(float(said), abs=1e-4)
 

@@ -91,14 +91,14 @@ def test_of_sentencepiece_a_word_is_a_piece_without_its_mark(sentence, pieces, t
     """`None` is an unknown piece, and attends to the sentence's unknown piece, or to its last."""
     model = edge_attn.load(READY)
     ids = model.text.source.encode(sentence)
-    surfaces = model.text.source.surfaces(sentence)
+    surface_forms = model.text.source.surface_forms(sentence)
     place = ids.index(UNK) if UNK in ids else len(ids) - 1
     tokens = tuple(UNK if piece is None else model.text.target._model.piece_to_id(piece) for piece in pieces)
     weights = np.full((len(pieces), len(ids) + 1), 0.1)
     weights[:, place] = 0.5
     weights[:, -1] = 0.9
     hypothesis = Hypothesis(tokens, 0.0, 0.0, False, weights)
-    made = replaced(hypothesis, model.text.target.pieces(tokens), surfaces, table_)
+    made = replaced(hypothesis, model.text.target.pieces(tokens), surface_forms, table_)
     assert model.text.target.join(made) == text
 
 

@@ -17,7 +17,7 @@ import trt_surface as surface
 from paths import PACKAGE
 
 from edge_attn.errors import NotTestedError
-from edge_attn.runtimes.trt.api import Capability, Door, open_door
+from edge_attn.runtimes.trt.api import Capability, TensorRT, load_tensorrt
 
 BINDINGS = os.environ.get("EDGE_ATTN_TRT_BINDINGS", "")
 RECORDING: dict[str, Any] = json.loads(surface.RECORDING.read_text(encoding="utf-8"))
@@ -44,13 +44,13 @@ def module(monkeypatch: pytest.MonkeyPatch, version: str, name: str = "tensorrt"
 )
 def test_the_door_says_what_it_found(monkeypatch, version, numbers):
     module(monkeypatch, version)
-    door = open_door()
+    door = load_tensorrt()
     assert (door.name, door.capability) == (f"tensorrt {version}", Capability(numbers))
 
 
 def test_the_door_to_tensorrt_rtx(monkeypatch):
     module(monkeypatch, "1.7.1.116", "tensorrt_rtx_bindings")
-    door = open_door(rtx=True)
+    door = load_tensorrt(rtx=True)
     assert (door.name, door.capability) == ("tensorrt-rtx 1.7.1.116", Capability((1, 7, 1, 116), rtx=True))
 
 
@@ -62,7 +62,7 @@ def test_no_tensorrt_is_a_sentence_with_the_next_command(monkeypatch, rtx, said)
     for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(NotTestedError, match=said):
-        open_door(rtx)
+        load_tensorrt(rtx)
 
 
 def test_a_library_that_is_missing_is_a_sentence(monkeypatch, tmp_path):
@@ -70,14 +70,14 @@ def test_a_library_that_is_missing_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(NotTestedError, match=r"does not load here \(tensorrt: libnvinfer.so.10: cannot open"):
-        open_door()
+        load_tensorrt()
 
 
 @pytest.mark.parametrize(("version", "said"), [("8.5.2", "too old, expected 10.3"), ("", "has no version")])
 def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch, version, said):
     module(monkeypatch, version)
     with pytest.raises(NotTestedError, match=said):
-        open_door()
+        load_tensorrt()
 
 
 CAPABILITIES = [  # version, rtx, attention layer, in-place cache, plugin override, AOT plugins, precedence
@@ -106,7 +106,7 @@ def test_the_log_keeps_errors_until_they_are_taken():
     class ILogger(Severity):
         pass
 
-    log = Door(SimpleNamespace(ILogger=ILogger), Capability((10, 3)), "tensorrt 10.3").log
+    log = TensorRT(SimpleNamespace(ILogger=ILogger), Capability((10, 3)), "tensorrt 10.3").log
     for severity, message in ((ILogger.ERROR, "a"), (ILogger.WARNING, "b"), (ILogger.INTERNAL_ERROR, "c")):
         log.log(severity, message)
     assert log.take() == ["a", "c"]
@@ -171,13 +171,13 @@ def test_the_recording_has_the_versions_that_we_name():
     ]
 
 
-HEAD = "from edge_attn.runtimes.trt.api import Builder, Door, ILayer\n"
+HEAD = "from edge_attn.runtimes.trt.api import Builder, TensorRT, ILayer\n"
 PLANTED = [
-    ("def f(door: Door): return door.trt.BuilderFlag.FP16", "tensorrt 11.4.0.106 has no BuilderFlag.FP16"),
-    ("def f(door: Door):\n trt = door.trt\n return trt.BuilderFlag.FP16", "has no BuilderFlag.FP16"),
-    ("def f(door: Door): return door.trt.Nothing", "has no module.Nothing"),
+    ("def f(door: TensorRT): return door.trt.BuilderFlag.FP16", "tensorrt 11.4.0.106 has no BuilderFlag.FP16"),
+    ("def f(door: TensorRT):\n trt = door.trt\n return trt.BuilderFlag.FP16", "has no BuilderFlag.FP16"),
+    ("def f(door: TensorRT): return door.trt.Nothing", "has no module.Nothing"),
     ("def f(b: Builder): return b.platform_has_fast_fp16", "has no Builder.platform_has_fast_fp16"),
-    ("def f(door: Door): return door.trt.Builder(1).platform_has_fast_fp16", "no Builder.platform_has_fast_fp16"),
+    ("def f(door: TensorRT): return door.trt.Builder(1).platform_has_fast_fp16", "no Builder.platform_has_fast_fp16"),
     ("def f(b: Builder): return b.create_network(0).get_layer(0).precision", "has no ILayer.precision"),
     ("def f(b: Builder | None): return b.platform_has_fast_fp16", "has no Builder.platform_has_fast_fp16"),
     ("def f(all: list[ILayer]): return [x.precision for x in all]", "has no ILayer.precision"),
@@ -186,7 +186,7 @@ PLANTED = [
     ("def f(a: list[ILayer], b: list[Builder]):\n for x in (a, b):\n  for y in x: y.precision", "what is y?"),
     ("class A:\n x: ILayer\n def f(self): return self.x.precision", "has no ILayer.precision"),
     ("def g() -> ILayer: ...\ndef f(): return g().precision", "has no ILayer.precision"),
-    ("def f(door: Door):\n class A(door.trt.IInt8Calibrator): pass", "has no module.IInt8Calibrator"),
+    ("def f(door: TensorRT):\n class A(door.trt.IInt8Calibrator): pass", "has no module.IInt8Calibrator"),
     ("def f(b: Builder): return getattr(b, 'platform_has_fast_fp16')", "has no Builder.platform_has_fast_fp16"),
     ("def f(b: Builder, name: str): return getattr(b, name)", "which attribute is that?"),
     ("class A:\n def f(self, b: Builder): self.x = b", "self.x keeps what is TensorRT's"),
@@ -195,15 +195,15 @@ PLANTED = [
     ("from typing import Any\ndef f(b: Any): return b.create_network()", "what is b?"),
     ("def f(b): return b.create_network()", "what is b?"),
     (
-        "def f(door: Door):\n if door.capability.attention_layer: door.trt.BuilderFlag.FP16",
+        "def f(door: TensorRT):\n if door.capability.attention_layer: door.trt.BuilderFlag.FP16",
         "11.4.0.106 has no BuilderFlag",
     ),
     (
-        "def f(layer: ILayer, door: Door):\n layer.__class__ = door.trt.ILoopOutputLayer\n layer.nothing",
+        "def f(layer: ILayer, door: TensorRT):\n layer.__class__ = door.trt.ILoopOutputLayer\n layer.nothing",
         "ILoopOutputLayer",
     ),
     (
-        "def f(layer: ILayer, door: Door):\n layer.__class__ = door.trt.IAttentionInputLayer",
+        "def f(layer: ILayer, door: TensorRT):\n layer.__class__ = door.trt.IAttentionInputLayer",
         "10.3.0 has no module.IAtt",
     ),
 ]
@@ -225,11 +225,11 @@ def test_what_is_planted_in_our_own_source_is_found(instead):
 
 
 GUARDED = [
-    "def f(door: Door):\n if door.capability.attention_layer: door.trt.IAttentionInputLayer",
-    "def f(door: Door):\n if not door.capability.attention_layer: return\n door.trt.IAttentionInputLayer",
-    "def f(door: Door, x: bool):\n if door.capability.attention_layer and x: door.trt.IAttentionInputLayer",
-    "def f(door: Door):\n if not door.capability.attention_layer:\n  pass\n else:\n  door.trt.IAttentionInputLayer",
-    "def f(door: Door): return door.trt.IAttentionInputLayer if door.capability.attention_layer else None",
+    "def f(door: TensorRT):\n if door.capability.attention_layer: door.trt.IAttentionInputLayer",
+    "def f(door: TensorRT):\n if not door.capability.attention_layer: return\n door.trt.IAttentionInputLayer",
+    "def f(door: TensorRT, x: bool):\n if door.capability.attention_layer and x: door.trt.IAttentionInputLayer",
+    "def f(door: TensorRT):\n if not door.capability.attention_layer:\n  pass\n else:\n  door.trt.IAttentionInputLayer",
+    "def f(door: TensorRT): return door.trt.IAttentionInputLayer if door.capability.attention_layer else None",
 ]
 
 
@@ -260,4 +260,4 @@ def test_a_recording_notes_who_lacks_what():
     made = surface.record({"a": {"X": {"p": "Y", "q": "?"}}, "b": {"X": {"q": "plain"}}}, {"X"})
     assert made == {"versions": ["a", "b"], "classes": {"X": {"p": ["Y", "b"], "q": ["plain"]}}}
     assert json.loads(surface.text(made)) == made
-    assert dataclasses.is_dataclass(Door)
+    assert dataclasses.is_dataclass(TensorRT)

@@ -9,7 +9,7 @@ import pytest
 
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.beam_search import search
-from edge_attn.decoding.decoder import Decoding
+from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import EdgeAttnError, NotTestedError, UsageError
 from edge_attn.runtimes.ort.cpu import OrtCpu
@@ -23,7 +23,7 @@ def test_states_and_memory_stay_on_the_device(jetson, runtime, sources):
     def copied() -> int:
         return int(jetson.cuda.calls["cudaMemcpyAsync"])
 
-    decoding = Decoding(runtime, sources[:8])
+    decoding = StepDecoder(runtime, sources[:8])
     assert copied() == 2  # source, source_length
     tokens, parents = np.full((8, 1), BOS), np.zeros((8, 1), np.int64)
     outputs = decoding.step(tokens, parents)
@@ -40,7 +40,7 @@ def test_states_and_memory_stay_on_the_device(jetson, runtime, sources):
 
 
 def test_a_state_moves_between_two_buffers(runtime, sources):
-    decoding = Decoding(runtime, sources[:1])
+    decoding = StepDecoder(runtime, sources[:1])
     seen = [decoding._state["state.hidden.0"].buffer.address]
     for _ in range(4):
         outputs = decoding.step(np.full((1, 1), BOS), np.zeros((1, 1), np.int64))
@@ -68,14 +68,14 @@ def test_everything_is_freed_once(jetson, bundle, sources):
     runtime.close()
     assert jetson.cuda.leaks() == []
     runtime.close()
-    for use in (lambda: runtime.run("encoder", {}), lambda: Decoding(runtime, sources[:1])):
+    for use in (lambda: runtime.run("encoder", {}), lambda: StepDecoder(runtime, sources[:1])):
         with pytest.raises(UsageError, match="the runtime trt was closed"):
             use()
 
 
 def test_a_runtime_that_nobody_holds_frees_itself(jetson, bundle, sources):
     runtime = jetson.open(bundle)
-    Decoding(runtime, sources[:2])
+    StepDecoder(runtime, sources[:2])
     del runtime
     gc.collect()
     assert jetson.cuda.leaks() == []
@@ -126,7 +126,7 @@ def test_out_of_memory_is_a_sentence(jetson, bundle):
 def test_numpy_values_are_taken_too(runtime, bundle, sources):
     """Memory and states that somebody held, and hands back as arrays, padded or not."""
     reference = OrtCpu(bundle, RuntimeOptions(threads=1))
-    ours, theirs = (Decoding(one, sources[:3]) for one in (runtime, reference))
+    ours, theirs = (StepDecoder(one, sources[:3]) for one in (runtime, reference))
     for held in (ours._memory, ours._state):
         held.update({name: runtime.numpy(value) for name, value in held.items()})
     tokens, parents = np.full((3, 1), BOS), np.zeros((3, 1), np.int64)
@@ -150,7 +150,7 @@ def test_pinned_memory_that_is_written_too_early_shows(monkeypatch, runtime, sou
     """Two steps, and nothing is read between: the first must have its tokens before the second's take their place."""
 
     def second_state() -> np.ndarray:
-        decoding = Decoding(runtime, sources[:2])
+        decoding = StepDecoder(runtime, sources[:2])
         for token in (BOS, 5):
             outputs = decoding.step(np.full((2, 1), token), np.zeros((2, 1), np.int64))
         return runtime.numpy(outputs["next_state.hidden.0"])
@@ -163,14 +163,14 @@ def test_pinned_memory_that_is_written_too_early_shows(monkeypatch, runtime, sou
 
 
 def test_encoder_outputs_live_as_long_as_their_batch(runtime, sources):
-    first = Decoding(runtime, sources[:2])
+    first = StepDecoder(runtime, sources[:2])
     keys = runtime.numpy(first.encoded["memory.keys"])
     state = runtime.numpy(first.encoded["state.hidden.0"])
     for _ in range(5):
         first.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))
     np.testing.assert_array_equal(runtime.numpy(first.encoded["memory.keys"]), keys)
     np.testing.assert_array_equal(runtime.numpy(first.encoded["state.hidden.0"]), state)
-    Decoding(runtime, sources[2:4])
+    StepDecoder(runtime, sources[2:4])
     with pytest.raises(EdgeAttnError, match=r"memory.keys was overwritten by a later run") as caught:
         runtime.numpy(first.encoded["memory.keys"])
     assert caught.value.exit_code == 70
@@ -179,7 +179,7 @@ def test_encoder_outputs_live_as_long_as_their_batch(runtime, sources):
 
 
 def test_a_state_lives_until_the_second_step_after_it(runtime, sources):
-    decoding = Decoding(runtime, sources[:2])
+    decoding = StepDecoder(runtime, sources[:2])
     seen = []
     for _ in range(3):
         outputs = decoding.step(np.full((2, 1), BOS), np.zeros((2, 1), np.int64))
@@ -192,7 +192,7 @@ def test_a_state_lives_until_the_second_step_after_it(runtime, sources):
 
 
 def test_a_step_may_be_done_again(runtime, sources):
-    decoding = Decoding(runtime, sources[:2])
+    decoding = StepDecoder(runtime, sources[:2])
     step = {
         "tokens": np.full((2, 1), BOS),
         "parents": np.zeros((2, 1), np.int64),
@@ -206,7 +206,7 @@ def test_a_step_may_be_done_again(runtime, sources):
 
 def test_a_value_of_another_runtime(jetson, bundle, sources):
     one, other = jetson.open(bundle), jetson.open(bundle)
-    decoding = Decoding(one, sources[:2])
+    decoding = StepDecoder(one, sources[:2])
     with pytest.raises(EdgeAttnError, match=r"memory.keys is of another runtime"):
         other.numpy(decoding.encoded["memory.keys"])
     one.close()

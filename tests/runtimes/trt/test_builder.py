@@ -18,7 +18,7 @@ from edge_attn.config.validation import read_toml
 from edge_attn.errors import ConfigError, InputError, NotTestedError
 from edge_attn.runtimes.system_memory import memory
 from edge_attn.runtimes.trt import builder as trt_build
-from edge_attn.runtimes.trt.api import Door
+from edge_attn.runtimes.trt.api import TensorRT
 from edge_attn.runtimes.trt.builder import BuildConfig, check_memory, engine_for
 from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache
@@ -252,7 +252,7 @@ def test_tensorrt_rtx_measures_nothing(bundle, tmp_path):
 GPU = Gpu("Orin", (8, 7), 8, True, 8 << 30, 4 << 30)
 
 
-def fetch(bundle: Bundle, folder: Path, door: Door, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
+def fetch(bundle: Bundle, folder: Path, door: TensorRT, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
     """The engine, and what was said; something is said where, and only where, it is built."""
     target = Target("trt", "fp32", bundle.manifest.graphs)
     said: list[str] = []

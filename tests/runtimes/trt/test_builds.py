@@ -20,7 +20,7 @@ from paths import EMBEDDED_BUNDLE, KINDS_FOLDER, TESTS
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import NotTestedError
-from edge_attn.runtimes.trt.api import open_door
+from edge_attn.runtimes.trt.api import load_tensorrt
 from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
 
 onnx_parser = pytest.importorskip("onnx.parser", reason="onnx is not installed, and torch is not installed")
@@ -192,7 +192,7 @@ def watch(toy_bundle: Path, config: BuildConfig, report: Any) -> bytes:
     bundle = Bundle.open(toy_bundle)
     spec = bundle.manifest.graphs["encoder"]
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
-    return build_engine(open_door(rtx=True), bundle.read(spec.file), spec, profiles, config, report)
+    return build_engine(load_tensorrt(rtx=True), bundle.read(spec.file), spec, profiles, config, report)
 
 
 def test_progress_grows(toy_bundle):
@@ -226,13 +226,13 @@ from edge_attn.bundle.bundle import Bundle, Target
 from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache
 from edge_attn.runtimes.trt.builder import BuildConfig, engine_for
-from edge_attn.runtimes.trt.api import open_door
+from edge_attn.runtimes.trt.api import load_tensorrt
 
 bundle, cache = Bundle.open({bundle!r}), EngineCache(Path({folder!r}))
 gpu = Gpu("Orin", (8, 7), 8, True, 1 << 33, 1 << 33)
 ready = Target("trt", "fp32", bundle.manifest.graphs)
 say = lambda line: print(line, flush=True)
-print(len(engine_for(open_door(rtx=True), bundle, ready, "encoder", cache, gpu, BuildConfig(), say).engine))
+print(len(engine_for(load_tensorrt(rtx=True), bundle, ready, "encoder", cache, gpu, BuildConfig(), say).engine))
 """
 
 

@@ -13,7 +13,7 @@ from fake_cuda import Fault
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.beam_search import search
-from edge_attn.decoding.decoder import Decoding
+from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.runtimes.ort.cpu import OrtCpu
@@ -141,7 +141,7 @@ def test_too_little_memory_for_a_context_is_a_sentence(monkeypatch, jetson, runt
 
     monkeypatch.setattr(fake_trt.ICudaEngine, "create_execution_context", refuse)
     with pytest.raises(NotTestedError) as caught:
-        Decoding(runtime, sources[:1])
+        StepDecoder(runtime, sources[:1])
     assert str(caught.value).startswith(
         "tensorrt 10.3.0 makes no execution context for encoder: [virtualMemoryBuffer] OutOfMemory (no further "
         "information) ("
@@ -219,7 +219,7 @@ def test_a_profile_that_is_not_what_was_asked_for(jetson, bundle, sources):
     jetson.change = narrow
     runtime = jetson.open(bundle)
     with pytest.raises(NotTestedError, match=r"does not take source of shape \(8, 6\): .* does not satisfy profile 1"):
-        Decoding(runtime, [[5, 3]] * 8)
+        StepDecoder(runtime, [[5, 3]] * 8)
     runtime.close()
 
 
@@ -233,7 +233,7 @@ def test_what_the_bindings_raise_is_a_sentence(monkeypatch, jetson, runtime, cal
 
     monkeypatch.setattr(fake_trt.IExecutionContext, call, fails)
     with pytest.raises(NotTestedError, match=said):
-        Decoding(runtime, [[5, 3]])
+        StepDecoder(runtime, [[5, 3]])
 
 
 def test_an_output_whose_shape_is_not_the_manifests(jetson, bundle, sources):
@@ -247,7 +247,7 @@ def test_an_output_whose_shape_is_not_the_manifests(jetson, bundle, sources):
     changed = Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets={target.name: target}), bundle.files())
     runtime = jetson.open(changed)
     with pytest.raises(BundleError, match=r"encoder gives memory.keys of shape \(1, 6, 8\), expected \(1, 6, 9\)"):
-        Decoding(runtime, [[5, 3]])
+        StepDecoder(runtime, [[5, 3]])
     runtime.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import BundleError, InputError
-from edge_attn.runtimes.trt.api import Capability, Door, open_door
+from edge_attn.runtimes.trt.api import Capability, TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
 from edge_attn.runtimes.trt.lint import lint_nodes
 from edge_attn.runtimes.trt.onnx_nodes import Node, Nodes
@@ -21,13 +21,13 @@ parser = pytest.importorskip("onnx.parser")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 pytestmark = pytest.mark.rtx
 
-DOOR = open_door(rtx=True)
+DOOR = load_tensorrt(rtx=True)
 X = TensorSpec("x", "float32", ("batch", 4))
 Y = TensorSpec("y", "float32", ("batch", 4))
 PROFILE = Profile({"batch": (1, 2, 8), "src": (1, 16, 32)})
 
 
-def build(text: str, inputs=(X,), outputs=(Y,), plugins=(), door: Door = DOOR) -> bytes:
+def build(text: str, inputs=(X,), outputs=(Y,), plugins=(), door: TensorRT = DOOR) -> bytes:
     model = parser.parse_model(text).SerializeToString()
     spec = GraphSpec("graphs/test.onnx", inputs, outputs)
     return build_engine(door, model, spec, [PROFILE], BuildConfig(), lambda share, what: None, plugins)
@@ -127,7 +127,7 @@ def test_attention_layers_build_in_either_precision(kind, dtype):
 def test_attention_in_fp32_needs_the_mark_that_makes_it_decomposable():
     """The known limit: where the capability is not used, the builder refuses. If this fails, the mark may go."""
     inputs = tuple(TensorSpec(name, "float32", ("batch", 2, "src", 16)) for name in "qkv")
-    old = Door(DOOR.trt, Capability((10, 13)), DOOR.name)
+    old = TensorRT(DOOR.trt, Capability((10, 13)), DOOR.name)
     with pytest.raises(InputError, match=r"Attention operation was not supported by a dedicated kernel|decomposable"):
         build(attention("float"), inputs, (TensorSpec("y", "float32", ("batch", 2, "src", 16)),), door=old)
 

@@ -21,7 +21,7 @@ from paths import EMBEDDED_BUNDLE, KINDS_FOLDER
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import InputError
 from edge_attn.ops import DOMAIN
-from edge_attn.runtimes.trt.api import open_door
+from edge_attn.runtimes.trt.api import load_tensorrt
 from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
 from edge_attn.runtimes.trt.profiles import Profile
 from edge_attn.spec import GraphSpec, TensorSpec
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 
 PROFILE = Profile({"batch": (1, 8, 32), "beam": (1, 4, 5), "previous_beam": (1, 4, 5), "src": (1, 16, 200)})
 EMBEDDED = EMBEDDED_BUNDLE
-DOOR = open_door(rtx=True)
+DOOR = load_tensorrt(rtx=True)
 DEFAULT = BuildConfig()
 DTYPES = {kind: str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in (1, 7, 9)}
 

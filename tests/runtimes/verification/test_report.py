@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edge_attn.parity.results import Finding, Flip, Level
+from edge_attn.parity.results import LevelResult, Measurement, TokenMismatch
 from edge_attn.parity.tolerances import LEVELS
 from edge_attn.runtimes.verification.report import SCHEMA, Report
 from edge_attn.runtimes.verification.verify import verify
@@ -17,17 +17,19 @@ from edge_attn.runtimes.verification.verify import verify
 NAN, INF = math.nan, math.inf
 
 
-def level(*values: float, name: str = "L1") -> Level:
-    return Level(name, findings=[Finding(name, f"max_abs tensor.{i}", v, 1e-4) for i, v in enumerate(values)]).close()
+def level(*values: float, name: str = "L1") -> LevelResult:
+    return LevelResult(
+        name, findings=[Measurement(name, f"max_abs tensor.{i}", v, 1e-4) for i, v in enumerate(values)]
+    ).close()
 
 
-def report(*levels: Level, **changes: Any) -> Report:
+def report(*levels: LevelResult, **changes: Any) -> Report:
     plain = {"bundle": "a <b>", "runtime": "ort-cpu", "provider": "CPU", "precision": "fp32", "against": "golden data"}
     return Report(**{**plain, "sentences": 3, "overrides": {}, "levels": list(levels), **changes})
 
 
 HOLDS, FAILS = level(0.0, 1e-5), level(0.0, 2e-4, name="L2")
-NOT_TESTED, NOT_REQUESTED = Level("L4", "not tested", "verify runs L1"), Level("L0")
+NOT_TESTED, NOT_REQUESTED = LevelResult("L4", "not tested", "verify runs L1"), LevelResult("L0")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def fits(value: Any, schema: dict[str, Any], where: str = "report") -> None:
         fits(item, schema["items"], f"{where}[{i}]")
 
 
-FLIPS = [Flip(3, "greedy", 2, 7, 8, 1e-6, 1e-5), Flip(4, "beam", 0, 7, -1, INF, 0.0)]
+FLIPS = [TokenMismatch(3, "greedy", 2, 7, 8, 1e-6, 1e-5), TokenMismatch(4, "beam", 0, 7, -1, INF, 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ FLIPS = [Flip(3, "greedy", 2, 7, 8, 1e-6, 1e-5), Flip(4, "beam", 0, 7, -1, INF, 
     [
         report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED),
         report(level(NAN), overrides={"L1.max_abs": 0.5, "L2.kl": 1.0}),
-        report(Level("L3", "fails", findings=[Finding("L3", "tokens", 0.5, 0.0)], flips=FLIPS)),
+        report(LevelResult("L3", "fails", findings=[Measurement("L3", "tokens", 0.5, 0.0)], flips=FLIPS)),
     ],
 )
 def test_the_json_is_what_the_schema_says(made):
@@ -106,13 +108,13 @@ def test_the_check_of_the_schema_rings():
 
 
 def test_a_flip_tells_whether_it_is_excused():
-    content = report(Level("L3", "fails", flips=FLIPS)).content()
+    content = report(LevelResult("L3", "fails", flips=FLIPS)).content()
     assert [flip["excused"] for flip in content["levels"][0]["flips"]] == [True, False]
     assert content["levels"][0]["flips"][1]["margin"] == "inf"
 
 
 def test_junit_has_a_case_a_finding():
-    flips = Level("L3", "fails", findings=[Finding("L3", "tokens", 0.5, 0.0)], flips=FLIPS)
+    flips = LevelResult("L3", "fails", findings=[Measurement("L3", "tokens", 0.5, 0.0)], flips=FLIPS)
     suite = ElementTree.fromstring(report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED, flips).junit().partition("?>")[2])
     assert suite.tag == "testsuite"
     assert "a <b>" in suite.get("name")

@@ -12,7 +12,7 @@ from verify_reports import failing, statuses
 
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import TooLargeError
-from edge_attn.parity.golden import Golden, Said
+from edge_attn.parity.golden import Golden, ReferenceHypothesis
 from edge_attn.runtimes.verification import levels
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec, Value
@@ -41,7 +41,7 @@ class Faulty:
     def numpy(self, value: Value) -> np.ndarray:
         return value
 
-    def rows(self, value: Value, index: np.ndarray) -> Value | None:
+    def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
         return None
 
 
@@ -200,7 +200,7 @@ def test_a_flip_is_excused_below_the_references_noise_only(opened, toy, greedy_o
     noise = np.zeros(len(margins), np.float32)
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"], {"L3.tokens": 0.0})
     flip = report.levels[3].flips[0]
-    assert (flip.sentence, flip.step, flip.excused) == (sentence, row - greedy_only.steps()[sentence].start, False)
+    assert (flip.sentence, flip.step, flip.within_noise) == (sentence, row - greedy_only.steps()[sentence].start, False)
     assert flip.margin == pytest.approx(margins[row])
     assert "greedy" in flip.where
     assert report.verdict == "fails"
@@ -208,7 +208,7 @@ def test_a_flip_is_excused_below_the_references_noise_only(opened, toy, greedy_o
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"])
     flip, *_ = greedy = [flip for flip in report.levels[3].flips if flip.where == "greedy"]
     assert len(greedy) == 1
-    assert flip.excused
+    assert flip.within_noise
     assert f"sentence {sentence}, step {flip.step}: token {flip.candidate} for {flip.reference}" in str(report)
     assert "(excused: a tie below the noise)" in str(report)
     found = {finding.name: finding for finding in report.levels[3].findings}
@@ -226,8 +226,8 @@ def test_too_many_excuses_are_none(opened, toy, greedy_only):
     assert report.exit_code == 1
 
 
-def a_hypothesis(tokens: tuple[int, ...], score: float, noise: float = 0.0) -> Said:
-    return Said(tokens, "", score * (len(tokens) + 1), score, noise * (len(tokens) + 1), True)
+def a_hypothesis(tokens: tuple[int, ...], score: float, noise: float = 0.0) -> ReferenceHypothesis:
+    return ReferenceHypothesis(tokens, "", score * (len(tokens) + 1), score, noise * (len(tokens) + 1), True)
 
 
 def test_a_beam_flip_needs_two_recorded_hypotheses_and_their_margin():
@@ -239,12 +239,12 @@ def test_a_beam_flip_needs_two_recorded_hypotheses_and_their_margin():
     assert (flip.sentence, flip.step, flip.reference, flip.candidate) == (3, 1, 6, 7)
     assert flip.margin == pytest.approx(0.00015)
     assert flip.noise == pytest.approx(0.0002)
-    assert flip.excused
+    assert flip.within_noise
     quiet = dataclasses.replace(b, noise=0.0)
-    assert not levels._beam_flip((a, quiet), (found[b.tokens], found[a.tokens]), 3).excused
-    assert not levels._beam_flip((a, b), (stranger, found[b.tokens]), 3).excused
-    assert not levels._beam_flip((a, b), (found[a.tokens],), 3).excused
-    assert not levels._beam_flip((a,), (found[a.tokens], found[b.tokens]), 3).excused
+    assert not levels._beam_flip((a, quiet), (found[b.tokens], found[a.tokens]), 3).within_noise
+    assert not levels._beam_flip((a, b), (stranger, found[b.tokens]), 3).within_noise
+    assert not levels._beam_flip((a, b), (found[a.tokens],), 3).within_noise
+    assert not levels._beam_flip((a,), (found[a.tokens], found[b.tokens]), 3).within_noise
 
 
 def test_divergence_forgives_rounding_and_sees_another_distribution():

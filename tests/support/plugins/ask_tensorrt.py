@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from edge_attn.runtimes.trt.api import open_door
+from edge_attn.runtimes.trt.api import load_tensorrt
 from edge_attn.runtimes.trt.plugins import plugins_for
 
 
@@ -25,7 +25,7 @@ def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:
     for library in sorted(Path(stubs).glob("*.so.*")):
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     sys.path[:0] = [stubs, folder]
-    door = open_door()
+    door = load_tensorrt()
     trt = door.trt
     for architecture in ("sm_90", "sm_87"):
         plugins_for("trt", ["AdditiveAttention"])["AdditiveAttention"].register(door, architecture)

@@ -207,8 +207,8 @@ def test_what_golden_data_says_of_coverage_depends_neither_on_padding_nor_on_nei
     model = Seq2Seq(config(name, input_feeding=True), 12, 12)
     torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
     sources, targets = [[4, 5, 6, 7, 8, 9, 3], [10, 3], [5, 5, 6, 3]], [[4, 5], [6, 7, 8], []]
-    together = recorder.observe(Reference(model), sources, targets)
-    alone = recorder.observe(Reference(model), sources, targets, batch=1)
+    together = recorder.run_teacher_forced(Reference(model), sources, targets)
+    alone = recorder.run_teacher_forced(Reference(model), sources, targets, batch=1)
     for one, other, source, target in zip(together, alone, sources, targets, strict=True):
         assert one.encoder["state.attention.coverage"].shape == (len(source), 1)
         assert one.states["next_state.attention.coverage"].shape == (len(target) + 1, golden.PROJECTIONS)

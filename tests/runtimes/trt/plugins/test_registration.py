@@ -17,7 +17,7 @@ import pytest
 from paths import TESTS
 
 from edge_attn.errors import NotTestedError, UsageError
-from edge_attn.runtimes.trt.api import Capability, Door
+from edge_attn.runtimes.trt.api import Capability, TensorRT
 from edge_attn.runtimes.trt.plugins import plugins_for
 from edge_attn.runtimes.trt.plugins.additive_attention import BLOCKS, KERNELS, PLUGIN, plugin_hash, ptx, register
 from edge_attn.runtimes.trt.plugins.ptx import compilers
@@ -117,12 +117,12 @@ def test_tensorrt_refuses_what_is_wrong(lean, what):
 )
 def test_a_tensorrt_without_such_plugins_is_refused(capability):
     with pytest.raises(NotTestedError, match=r"takes no ahead-of-time plugin, expected TensorRT 10\.13 or newer"):
-        register(Door(SimpleNamespace(), capability, "tensorrt x"), "sm_87")
+        register(TensorRT(SimpleNamespace(), capability, "tensorrt x"), "sm_87")
 
 
 def test_a_package_for_plugins_that_does_not_load_is_a_sentence(monkeypatch):
     monkeypatch.setattr("edge_attn.runtimes.trt.plugins.additive_attention.ptx", lambda architecture: b"")
-    door = Door(SimpleNamespace(__name__="tensorrt_without"), Capability((10, 13, 2)), "tensorrt 10.13.2")
+    door = TensorRT(SimpleNamespace(__name__="tensorrt_without"), Capability((10, 13, 2)), "tensorrt 10.13.2")
     with pytest.raises(NotTestedError, match=r"the plugins of tensorrt 10\.13\.2 do not load here: No module named"):
         register(door, "sm_87")
 
