@@ -61,7 +61,7 @@ def test_a_missing_package_names_its_extra(monkeypatch):
 
 def test_what_optimize_lacks_is_named_by_its_own_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    forget(monkeypatch, "edge_attn.runtimes.targets", "edge_attn.runtimes.optimize.optimize")
+    forget(monkeypatch, "edge_attn.runtimes.optimize", "edge_attn.runtimes.onnx_graph")
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[optimize\]'"):
         resolve("verb", registry.VERBS, "optimize")
 

@@ -33,10 +33,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paths import EMBEDDED_CHECKPOINT
-
 PROJECT = Path(__file__).resolve().parents[2]
-EMBEDDED = EMBEDDED_CHECKPOINT
+EMBEDDED = PROJECT / "edge_attn" / "pretrained" / "en-fr"
 MARK = "pytest.mark.gpu"
 TOO_LONG = 124
 """Exit code, as `timeout` has it."""

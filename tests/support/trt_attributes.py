@@ -385,6 +385,7 @@ def capabilities(test: ast.expr) -> tuple[Guard, ...]:
 
 
 def sources(house: Path) -> dict[str, str]:
-    """Our files that hold TensorRT in their hands."""
-    files = [*house.glob("edge_attn/runtimes/trt/*.py"), *house.glob("edge_attn/runtimes/trt/plugins/*.py")]
+    """Return the text of our files that call TensorRT, by path; those that call CUDA alone are left out."""
+    trt = house / "edge_attn" / "runtimes" / "trt"
+    files = {*trt.glob("*.py"), *trt.glob("plugins/*.py")} - {trt / "cudart.py", trt / "cuda_libraries.py"}
     return {path.relative_to(house).as_posix(): path.read_text(encoding="utf-8") for path in sorted(files)}

@@ -112,7 +112,7 @@ def test_files_named_like_our_folders_disturb_nothing(run_edge_attn, toy_bundle,
     """A user's own runtimes/, export.py or tests/, in the working folder or on PYTHONPATH."""
     for folder in ("runtimes", "tests"):
         (tmp_path / folder).mkdir()
-    for name in ("runtimes/__init__.py", "runtimes/commands/inspect.py", "export.py", "tests/__init__.py"):
+    for name in ("runtimes/__init__.py", "runtimes/inspect.py", "export.py", "tests/__init__.py"):
         (tmp_path / name).write_text("raise SystemExit('a file of the user was run')")
     for where in ({"cwd": tmp_path}, {"env": {"PYTHONPATH": str(tmp_path)}}):
         done = run_edge_attn("inspect", toy_bundle, **where)
