@@ -1,7 +1,8 @@
 """The ops of the domain `edge_attn`, version 1: one op a file, each with its float64 oracle and its ONNX function body.
 
-Call rules (one ONNX file serves ONNX Runtime and TensorRT 10.3 to 11): names are unique over all domains, every call
-gives all inputs, names all outputs and carries `plugin_namespace` and `plugin_version`; bodies use opset 18 primitives.
+Call rules, so that one ONNX file runs in ONNX Runtime and in TensorRT 10.3 to 11: Op names are unique over all domains.
+Every call has all inputs, names all outputs and has the attributes `plugin_namespace` and `plugin_version`. Bodies use
+standard ops of opset 18.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ OPSET = 18
 
 @dataclass(frozen=True)
 class Op:
-    """One op: its name, its writings but torch's, and the types that its ONNX schema declares."""
+    """One op: its ONNX schema, its oracle and its function body. The torch implementation is in models/layers."""
 
     name: str
     inputs: dict[str, str]
-    """Name and type: T is the float type of the op, others are ONNX type strings."""
+    """Name and type of each input: T is the float type of the op, others are ONNX type strings."""
     outputs: tuple[str, ...]
-    """Names; all of type T."""
+    """Names of the outputs, all of type T."""
     oracle: Callable[..., tuple[np.ndarray, ...]]
-    """The equation in float64 numpy: positional inputs, attributes by keyword."""
+    """The equation in float64 numpy; takes inputs by position and attributes by keyword."""
     body: str
-    """The statements of the ONNX function, as text."""
+    """Statements of the ONNX function, as text."""
     attributes: dict[str, Any]
-    """Name and an example of each attribute; every call gives every one."""
+    """Name and an example value of each attribute; every call has all of them."""
     paper: str
 
     def function_text(self) -> str:
-        """The whole function in ONNX's text form."""
+        """Return the function in ONNX's text form."""
         attributes = f" <{', '.join(self.attributes)}>" if self.attributes else ""
         return (
             f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n'
@@ -44,7 +45,7 @@ class Op:
 
 
 def masked_softmax(energy: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis where `mask` is True, in float64; a row with no key gives zeros."""
+    """Return the softmax over the last axis where `mask` is True, in float64; zeros for a row with no key."""
     energy, mask = np.broadcast_arrays(np.asarray(energy, np.float64), mask)
     top = np.max(np.where(mask, energy, -np.inf), axis=-1, keepdims=True)
     powers = np.where(mask, np.exp(np.where(mask, energy - np.where(np.isfinite(top), top, 0.0), 0.0)), 0.0)
@@ -53,8 +54,11 @@ def masked_softmax(energy: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return weights
 
 
-def energy_from(vector: str) -> str:
-    """Statements: energy, the product of hidden (..., attn) with `vector` (attn), which as a column is much faster."""
+def energy_body(vector: str) -> str:
+    """Return statements from hidden (..., attn) and `vector` (attn) to energy (...), their product.
+
+    The vector becomes a column, because a product of matrices is much faster.
+    """
     return f"""  column_axes = Constant <value_ints = [1]> ()
   column = Unsqueeze ({vector}, column_axes)
   energy_column = MatMul (hidden, column)
@@ -63,27 +67,29 @@ def energy_from(vector: str) -> str:
 """
 
 
-KEPT_SOFTMAX = """
+def softmax_body(output: str) -> str:
+    """Return statements from energy and keep (bool) to `output`: softmax over the last axis where keep, else 0."""
+    return f"""
   keep_int = Cast <to = 6> (keep)
   last_axis = Constant <value_ints = [-1]> ()
-  count = ReduceMax <keepdims = 1> (keep_int, last_axis)
-  some_key = Cast <to = 9> (count)
-  no_key = Not (some_key)
+  has_key_int = ReduceMax <keepdims = 1> (keep_int, last_axis)
+  has_key = Cast <to = 9> (has_key_int)
+  no_key = Not (has_key)
   allowed = Or (keep, no_key)
-  minus_infinity = Constant <value_float = -inf> ()
-  never = CastLike (minus_infinity, energy)
-  masked = Where (allowed, energy, never)
+  neg_inf_float = Constant <value_float = -inf> ()
+  neg_inf = CastLike (neg_inf_float, energy)
+  masked = Where (allowed, energy, neg_inf)
   softmax = Softmax <axis = -1> (masked)
-  zero = Constant <value_float = 0.0> ()
-  nothing = CastLike (zero, energy)
-  weights = Where (keep, softmax, nothing)
+  zero_float = Constant <value_float = 0.0> ()
+  zero = CastLike (zero_float, energy)
+  {output} = Where (keep, softmax, zero)
 """
-"""energy, keep (bool, broadcasts to energy) -> weights: softmax over the last axis where `keep` is True, else 0."""
 
-MASKED_SOFTMAX = f"""
+
+SOFTMAX_AND_CONTEXT = f"""
   mask_axes = Constant <value_ints = [1]> ()
   keep = Unsqueeze (mask, mask_axes)
-{KEPT_SOFTMAX}
+{softmax_body("weights")}
   context = MatMul (weights, values)
 """
-"""energy (batch, tgt, src), mask (batch, src), values -> weights, context: the end of every soft attention's body."""
+"""Statements from energy (batch, tgt, src), mask (batch, src) and values to weights and context."""

@@ -2,7 +2,7 @@
 
     e_ij = v^T tanh(q_i + k_j),   alpha_i = softmax(e_i),   c_i = sum_j alpha_ij h_j
 
-where q = W s and k = U h + b come projected, k once per sentence.
+where q = W s and k = U h + b are inputs, projected before the call; k is computed once per sentence.
 
 Shapes:
     query (batch, tgt, attn), keys (batch, src, attn), values (batch, src, value), mask (batch, src), v (attn)
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attn.ops import MASKED_SOFTMAX, Op, energy_from, masked_softmax
+from edge_attn.ops import SOFTMAX_AND_CONTEXT, Op, energy_body, masked_softmax
 
 
 def oracle(
@@ -37,7 +37,7 @@ OP = Op(
   key_columns = Unsqueeze (keys, key_axes)
   sum = Add (query_rows, key_columns)
   hidden = Tanh (sum)
-{energy_from("v")}{MASKED_SOFTMAX}""",
+{energy_body("v")}{SOFTMAX_AND_CONTEXT}""",
     attributes={},
     paper="https://arxiv.org/abs/1409.0473",
 )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attn.ops import MASKED_SOFTMAX, Op, masked_softmax
+from edge_attn.ops import SOFTMAX_AND_CONTEXT, Op, masked_softmax
 
 
 def oracle(
@@ -33,9 +33,9 @@ OP = Op(
   factor = Constant <value_float : float = @scale> ()
   factor_like = CastLike (factor, query)
   scaled = Mul (query, factor_like)
-  keys_turned = Transpose <perm = [0, 2, 1]> (keys)
-  energy = MatMul (scaled, keys_turned)
-{MASKED_SOFTMAX}""",
+  keys_transposed = Transpose <perm = [0, 2, 1]> (keys)
+  energy = MatMul (scaled, keys_transposed)
+{SOFTMAX_AND_CONTEXT}""",
     attributes={"scale": 1.0},
     paper="https://arxiv.org/abs/1508.04025",
 )

@@ -2,8 +2,8 @@
 
     e_ij = (W q_i)_j,   alpha_i = softmax(e_i),   c_i = sum_j alpha_ij h_j
 
-W has a row for each source position that it knows. Of a shorter sentence the first rows count; of a longer one the
-words past the last row take no part ("for long sentences, we ignore words near the end", footnote 6).
+W has one row for each source position. A shorter sentence uses the first rows. Words of a longer sentence past the last
+row are masked ("for long sentences, we ignore words near the end", footnote 6).
 
 Shapes:
     query (batch, tgt, query), w (positions, query), values (batch, src, value), mask (batch, src)
@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attn.ops import KEPT_SOFTMAX, Op, masked_softmax
+from edge_attn.ops import Op, masked_softmax, softmax_body
 
 
 def oracle(query: np.ndarray, w: np.ndarray, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
     query, w, values = (np.asarray(x, np.float64) for x in (query, w, values))
-    known = min(values.shape[1], w.shape[0])
+    used_rows = min(values.shape[1], w.shape[0])
     energy = np.zeros((*query.shape[:2], values.shape[1]))
-    energy[:, :, :known] = query @ w[:known].T
+    energy[:, :, :used_rows] = query @ w[:used_rows].T
     weights = masked_softmax(energy, mask[:, None, :] & (np.arange(values.shape[1]) < w.shape[0]))
     return weights @ values, weights
 
@@ -34,20 +34,20 @@ OP = Op(
     body=f"""
   src = Shape <start = 1, end = 2> (values)
   positions = Shape <start = 0, end = 1> (w)
-  zero_position = Constant <value_int = 0> ()
-  one_position = Constant <value_int = 1> ()
+  zero_int64 = Constant <value_int = 0> ()
+  one_int64 = Constant <value_int = 1> ()
   end = Squeeze (src)
-  position = Range (zero_position, end, one_position)
-  last_row = Sub (positions, one_position)
-  row = Min (position, last_row)
-  rows = Gather (w, row)
-  columns = Transpose <perm = [1, 0]> (rows)
-  energy = MatMul (query, columns)
-  known = Less (position, positions)
+  position = Range (zero_int64, end, one_int64)
+  last_row = Sub (positions, one_int64)
+  row_index = Min (position, last_row)
+  rows = Gather (w, row_index)
+  rows_transposed = Transpose <perm = [1, 0]> (rows)
+  energy = MatMul (query, rows_transposed)
+  has_row = Less (position, positions)
   mask_axes = Constant <value_ints = [1]> ()
   real = Unsqueeze (mask, mask_axes)
-  keep = And (real, known)
-{KEPT_SOFTMAX}
+  keep = And (real, has_row)
+{softmax_body("weights")}
   context = MatMul (weights, values)
 """,
     attributes={},

@@ -3,7 +3,7 @@
     i, o, f = sigmoid(W x + b + R h + b'),  g = tanh(W_c x + b_c + R_c h + b'_c)
     c' = f * c + i * g,  h' = o * tanh(c')
 
-The second direction, if any, reads each row from its own last element. Gates stand in ONNX's order: i, o, f, c.
+The second direction, if any, reads each row from its own last element. Gates are in ONNX's order: i, o, f, c.
 
 Shapes:
     x (batch, src, size), lengths (batch) int64, w (directions, 4 hidden, size), r (directions, 4 hidden, hidden),
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge_attn.ops import Op
-from edge_attn.ops.gru import ATTRIBUTES, INPUTS, body, scan, sigmoid
+from edge_attn.ops.recurrent import ATTRIBUTES, INPUTS, body, scan, sigmoid
 
 
 def oracle(
@@ -28,9 +28,9 @@ def oracle(
     x, w, r, b = (np.asarray(a, np.float64) for a in (x, w, r, b))
     hidden = r.shape[2]
 
-    def step(now: np.ndarray, state: tuple[np.ndarray, ...], d: int) -> tuple[np.ndarray, ...]:
+    def step(x_t: np.ndarray, state: tuple[np.ndarray, ...], d: int) -> tuple[np.ndarray, ...]:
         h, c = state
-        i, o, f, g = np.split(w[d] @ now + r[d] @ h + b[d, : 4 * hidden] + b[d, 4 * hidden :], 4)
+        i, o, f, g = np.split(w[d] @ x_t + r[d] @ h + b[d, : 4 * hidden] + b[d, 4 * hidden :], 4)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         return sigmoid(o) * np.tanh(c), c
 

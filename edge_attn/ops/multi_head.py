@@ -2,8 +2,8 @@
 
     e^n_ij = scale * q^n_i^T k^n_j,   alpha^n_i = softmax(e^n_i),   c_i = [.., sum_j alpha^n_ij v^n_j, ..]
 
-for each head n, whose part of queries, keys and values stands beside the others'. With `causal` 1 query i sees key j if
-j <= i + src - tgt: the last query sees the last key, so queries may go on where a cache of keys ends.
+for each head n; the heads' parts of queries, keys and values are concatenated. With `causal` = 1 query i attends to
+key j if j <= i + src - tgt. So the last query attends to the last key, and queries may follow a cache of past keys.
 
 Shapes:
     query (batch, tgt, heads * size), keys (batch, src, heads * size), values (batch, src, heads * value),
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attn.ops import KEPT_SOFTMAX, Op, masked_softmax
+from edge_attn.ops import Op, masked_softmax, softmax_body
 
 
 def oracle(
@@ -30,10 +30,10 @@ def oracle(
     query, keys, values = (np.asarray(x, np.float64) for x in (query, keys, values))
     tgt, src = query.shape[1], keys.shape[1]
     past = np.tri(tgt, src, src - tgt, dtype=bool)
-    seen = mask[:, None, :] & (past if causal else True)
+    visible = mask[:, None, :] & (past if causal else True)
     contexts, weights = [], []
     for q, k, v in zip(*(np.split(x, heads, axis=-1) for x in (query, keys, values)), strict=True):
-        weights.append(masked_softmax(scale * (q @ k.transpose(0, 2, 1)), seen))
+        weights.append(masked_softmax(scale * (q @ k.transpose(0, 2, 1)), visible))
         contexts.append(weights[-1] @ v)
     return np.concatenate(contexts, axis=-1), np.stack(weights, axis=1)
 
@@ -44,45 +44,45 @@ OP = Op(
     outputs=("context", "weights"),
     oracle=oracle,
     body=f"""
-  same = Constant <value_ints = [0, 0]> ()
-  rest = Constant <value_ints = [-1]> ()
+  copied_sizes = Constant <value_ints = [0, 0]> ()
+  minus_one = Constant <value_ints = [-1]> ()
   head_axis = Constant <value_int : int = @heads> ()
-  head_count = Reshape (head_axis, rest)
-  apart = Concat <axis = 0> (same, head_count, rest)
-  query_parts = Reshape (query, apart)
-  key_parts = Reshape (keys, apart)
-  value_parts = Reshape (values, apart)
+  head_count = Reshape (head_axis, minus_one)
+  split_shape = Concat <axis = 0> (copied_sizes, head_count, minus_one)
+  query_parts = Reshape (query, split_shape)
+  key_parts = Reshape (keys, split_shape)
+  value_parts = Reshape (values, split_shape)
   query_heads = Transpose <perm = [0, 2, 1, 3]> (query_parts)
-  keys_turned = Transpose <perm = [0, 2, 3, 1]> (key_parts)
+  keys_transposed = Transpose <perm = [0, 2, 3, 1]> (key_parts)
   value_heads = Transpose <perm = [0, 2, 1, 3]> (value_parts)
   factor = Constant <value_float : float = @scale> ()
   factor_like = CastLike (factor, query)
   scaled = Mul (query_heads, factor_like)
-  energy = MatMul (scaled, keys_turned)
+  energy = MatMul (scaled, keys_transposed)
 
-  first = Constant <value_int = 0> ()
-  step = Constant <value_int = 1> ()
+  zero_int64 = Constant <value_int = 0> ()
+  one_int64 = Constant <value_int = 1> ()
   length_axis = Constant <value_int = 1> ()
   query_shape = Shape (query)
   keys_shape = Shape (keys)
   tgt = Gather (query_shape, length_axis)
   src = Gather (keys_shape, length_axis)
-  more = Sub (src, tgt)
-  key_positions = Range (first, src, step)
-  query_positions = Range (more, src, step)
-  query_columns = Unsqueeze (query_positions, rest)
+  first_query = Sub (src, tgt)
+  key_positions = Range (zero_int64, src, one_int64)
+  query_positions = Range (first_query, src, one_int64)
+  query_columns = Unsqueeze (query_positions, minus_one)
   past = LessOrEqual (key_positions, query_columns)
-  causality = Constant <value_int : int = @causal> ()
-  all_seen = Equal (causality, first)
-  seen = Or (past, all_seen)
+  causal_int = Constant <value_int : int = @causal> ()
+  not_causal = Equal (causal_int, zero_int64)
+  visible = Or (past, not_causal)
   mask_axes = Constant <value_ints = [1, 2]> ()
   real = Unsqueeze (mask, mask_axes)
-  keep = And (real, seen)
-{KEPT_SOFTMAX}
+  keep = And (real, visible)
+{softmax_body("weights")}
   context_heads = MatMul (weights, value_heads)
   context_parts = Transpose <perm = [0, 2, 1, 3]> (context_heads)
-  together = Concat <axis = 0> (same, rest)
-  context = Reshape (context_parts, together)
+  merged_shape = Concat <axis = 0> (copied_sizes, minus_one)
+  context = Reshape (context_parts, merged_shape)
 """,
     attributes={"heads": 1, "scale": 1.0, "causal": 0},
     paper="https://arxiv.org/abs/1706.03762",

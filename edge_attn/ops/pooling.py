@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_attn.ops import KEPT_SOFTMAX, Op, energy_from, masked_softmax
+from edge_attn.ops import Op, energy_body, masked_softmax, softmax_body
 
 
 def oracle(values: np.ndarray, mask: np.ndarray, w: np.ndarray, b: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -26,12 +26,12 @@ OP = Op(
     outputs=("context", "weights"),
     oracle=oracle,
     body=f"""
-  w_turned = Transpose <perm = [1, 0]> (w)
-  product = MatMul (values, w_turned)
+  w_transposed = Transpose <perm = [1, 0]> (w)
+  product = MatMul (values, w_transposed)
   sum = Add (product, b)
   hidden = Tanh (sum)
-{energy_from("u")}  keep = Identity (mask)
-{KEPT_SOFTMAX}
+{energy_body("u")}  keep = Identity (mask)
+{softmax_body("weights")}
   row_axes = Constant <value_ints = [1]> ()
   weight_rows = Unsqueeze (weights, row_axes)
   context_rows = MatMul (weight_rows, values)

@@ -2,8 +2,8 @@
 
     alpha_i = softmax(e_i),   c_i = sum_j alpha_ij h_j
 
-With a penalty p > 0 a row with no key gives softmax(e_i - p) over every position instead of zeros. In exact arithmetic
-that is softmax(e_i); Keras computes it with p = 1e9, whose rounding levels the energies.
+With a penalty p > 0 a row with no key returns softmax(e_i - p) over every position instead of zeros. In exact
+arithmetic that is softmax(e_i). Keras uses p = 1e9, whose rounding makes the energies equal.
 
 Shapes:
     energy (batch, tgt, src), values (batch, src, value), mask (batch, queries, src), queries = tgt or 1
@@ -33,23 +33,23 @@ OP = Op(
     body="""
   keep_int = Cast <to = 6> (mask)
   last_axis = Constant <value_ints = [-1]> ()
-  count = ReduceMax <keepdims = 1> (keep_int, last_axis)
-  some_key = Cast <to = 9> (count)
-  no_key = Not (some_key)
-  less = Constant <value_float : float = @penalty> ()
-  less_like = CastLike (less, energy)
-  lowered = Sub (energy, less_like)
-  minus_infinity = Constant <value_float = -inf> ()
-  never = CastLike (minus_infinity, energy)
-  otherwise = Where (no_key, lowered, never)
-  masked = Where (mask, energy, otherwise)
+  has_key_int = ReduceMax <keepdims = 1> (keep_int, last_axis)
+  has_key = Cast <to = 9> (has_key_int)
+  no_key = Not (has_key)
+  penalty_float = Constant <value_float : float = @penalty> ()
+  penalty_like = CastLike (penalty_float, energy)
+  penalized = Sub (energy, penalty_like)
+  neg_inf_float = Constant <value_float = -inf> ()
+  neg_inf = CastLike (neg_inf_float, energy)
+  fill = Where (no_key, penalized, neg_inf)
+  masked = Where (mask, energy, fill)
   softmax = Softmax <axis = -1> (masked)
-  zero = Constant <value_float = 0.0> ()
-  nothing = CastLike (zero, energy)
-  penalised = Greater (less_like, nothing)
-  averaged = And (no_key, penalised)
-  shown = Or (mask, averaged)
-  weights = Where (shown, softmax, nothing)
+  zero_float = Constant <value_float = 0.0> ()
+  zero = CastLike (zero_float, energy)
+  has_penalty = Greater (penalty_like, zero)
+  attends_anyway = And (no_key, has_penalty)
+  visible = Or (mask, attends_anyway)
+  weights = Where (visible, softmax, zero)
   context = MatMul (weights, values)
 """,
     attributes={"penalty": 0.0},

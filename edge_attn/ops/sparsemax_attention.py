@@ -20,7 +20,7 @@ from edge_attn.ops import Op
 
 
 def sparsemax(energy: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Sparsemax over the last axis where `mask` is True, in float64; a row with no key gives zeros."""
+    """Return the sparsemax over the last axis where `mask` is True, in float64; zeros for a row with no key."""
     energy, mask = np.broadcast_arrays(np.asarray(energy, np.float64), mask)
     weights = np.zeros(energy.shape)
     for row in np.ndindex(energy.shape[:-1]):
@@ -35,45 +35,45 @@ def sparsemax(energy: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return weights
 
 
-def sparsemax_body(keep: str, made: str) -> str:
-    """energy, `keep` (bool) -> `made`: sparsemax over the last axis where `keep` is True, else 0."""
+def sparsemax_body(keep: str, output: str) -> str:
+    """Return statements from energy and `keep` (bool) to `output`: sparsemax over the last axis where `keep`, or 0."""
     return f"""
   keep_int = Cast <to = 6> ({keep})
   last_axis = Constant <value_ints = [-1]> ()
-  count = ReduceMax <keepdims = 1> (keep_int, last_axis)
-  some_key = Cast <to = 9> (count)
-  no_key = Not (some_key)
+  has_key_int = ReduceMax <keepdims = 1> (keep_int, last_axis)
+  has_key = Cast <to = 9> (has_key_int)
+  no_key = Not (has_key)
   allowed = Or ({keep}, no_key)
-  minus_infinity = Constant <value_float = -inf> ()
-  never = CastLike (minus_infinity, energy)
-  real = Where (allowed, energy, never)
+  neg_inf_float = Constant <value_float = -inf> ()
+  neg_inf = CastLike (neg_inf_float, energy)
+  real = Where (allowed, energy, neg_inf)
   top = ReduceMax <keepdims = 1> (real, last_axis)
   below = Sub (energy, top)
-  zero = Constant <value_float = 0.0> ()
-  nothing = CastLike (zero, energy)
-  z = Where ({keep}, below, nothing)
+  zero_float = Constant <value_float = 0.0> ()
+  zero = CastLike (zero_float, energy)
+  z = Where ({keep}, below, zero)
   row_axis = Constant <value_ints = [-2]> ()
   z_row = Unsqueeze (z, row_axis)
   z_column = Unsqueeze (z, last_axis)
   keep_row = Unsqueeze ({keep}, row_axis)
   difference = Sub (z_row, z_column)
   larger = Relu (difference)
-  larger_real = Where (keep_row, larger, nothing)
+  larger_real = Where (keep_row, larger, zero)
   gap = ReduceSum <keepdims = 0> (larger_real, last_axis)
-  one = Constant <value_float = 1.0> ()
-  unit = CastLike (one, energy)
-  near = Less (gap, unit)
+  one_float = Constant <value_float = 1.0> ()
+  one = CastLike (one_float, energy)
+  near = Less (gap, one)
   support = And ({keep}, near)
-  z_support = Where (support, z, nothing)
+  z_support = Where (support, z, zero)
   total = ReduceSum <keepdims = 1> (z_support, last_axis)
-  ones = Where (support, unit, nothing)
+  ones = Where (support, one, zero)
   size = ReduceSum <keepdims = 1> (ones, last_axis)
-  some_size = Max (size, unit)
-  excess = Sub (total, unit)
-  tau = Div (excess, some_size)
-  share = Sub (z, tau)
-  positive = Relu (share)
-  {made} = Where (support, positive, nothing)"""
+  size_or_one = Max (size, one)
+  excess = Sub (total, one)
+  tau = Div (excess, size_or_one)
+  z_minus_tau = Sub (z, tau)
+  positive = Relu (z_minus_tau)
+  {output} = Where (support, positive, zero)"""
 
 
 def oracle(energy: np.ndarray, values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:

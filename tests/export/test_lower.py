@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from op_writings import REGISTERED
+from op_implementations import REGISTERED
 
 from edge_attn.errors import ExportError
 from edge_attn.export import lower

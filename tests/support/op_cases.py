@@ -1,4 +1,4 @@
-"""What the conformance tests call each op with: a row of CASES is an op as somebody calls it."""
+"""Calls of each op for the conformance tests: a row of CASES is an op with shapes and attributes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from edge_attn.registry import OPS, resolve
 
 Arrays = tuple[np.ndarray, ...]
 
-# ---- what is called: each op with its shapes and attributes
+# ---- cases: an op with its shapes and attributes
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One op as somebody calls it; a string in a shape is a dynamic axis."""
+    """One call of an op; a string in a shape is a dynamic axis."""
 
     op: str
     shapes: dict[str, tuple[Any, ...]]
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
     keys_are_values: bool = False
     weights: float = 1.0
-    """Size of w, r and b: those of a recurrence are as large as torch starts them."""
+    """Scale of the random w, r and b; a recurrent op has the scale of torch's initialization."""
 
 
 def attention(attn: int, value: int) -> dict[str, tuple[Any, ...]]:
@@ -38,7 +38,7 @@ def attention(attn: int, value: int) -> dict[str, tuple[Any, ...]]:
 
 
 def energies(op: str, queries: Any = 1, **attributes: Any) -> Case:
-    """An op over energies; `queries` is 1, or "tgt" for a mask of its own for each query."""
+    """Return the case of an op over energies; `queries` is 1, or "tgt" for a separate mask for each query."""
     position = {"position": ("batch", "tgt", 1)} if "window" in attributes else {}
     shapes = {"energy": ("batch", "tgt", "src"), **position, "values": ("batch", "src", 5)}
     return Case(op, {**shapes, "mask": ("batch", queries, "src")}, attributes)
@@ -63,7 +63,7 @@ def intra(size: int = 5, hidden: int = 6, attn: int = 4) -> Case:
 
 
 SCALE = float(np.float32(1 / math.sqrt(6)))
-"""An ONNX attribute is a float32: all writings, and the oracle, hear the same number."""
+"""A float32 number, because an ONNX attribute is one; all implementations and the oracle use it."""
 
 ATTENTION = {
     "additive": Case("AdditiveAttention", {**attention(attn=6, value=5), "v": (6,)}),
@@ -85,16 +85,16 @@ ATTENTION = {
 ENERGIES = {
     "softmax": energies("SoftmaxAttention", penalty=0.0),
     "sparsemax": energies("SparsemaxAttention"),
-    "sparsemax, own masks": energies("SparsemaxAttention", "tgt"),
+    "sparsemax, mask per query": energies("SparsemaxAttention", "tgt"),
     "local-m": energies("LocalAttention", window=2, gaussian=0),
     "local-p": energies("LocalAttention", "tgt", window=3, gaussian=1),
     "local-m sparsemax": energies("SparseLocalAttention", window=1, gaussian=0),
     "local-p sparsemax": energies("SparseLocalAttention", window=6, gaussian=1),
     "hard": energies("HardAttention"),
-    "hard, own masks": energies("HardAttention", "tgt"),
+    "hard, mask per query": energies("HardAttention", "tgt"),
 }
-PENALISED = {"penalised": energies("SoftmaxAttention", "tgt", penalty=4.0)}
-"""Rows with no key are not 0 here."""
+PENALIZED = {"penalized": energies("SoftmaxAttention", "tgt", penalty=4.0)}
+"""Cases whose rows with no key are not 0."""
 RECURRENT = {
     "gru forward": recurrent("Gru", 3, "forward"),
     "gru bidirectional": recurrent("Gru", 3, "bidirectional"),
@@ -102,9 +102,9 @@ RECURRENT = {
     "lstm bidirectional": recurrent("Lstm", 4, "bidirectional"),
 }
 INTRA = {"intra": intra()}
-CASES = ATTENTION | ENERGIES | PENALISED | RECURRENT | INTRA
+CASES = ATTENTION | ENERGIES | PENALIZED | RECURRENT | INTRA
 
-# ---- what it is called with
+# ---- inputs
 
 BATCHES = (1, 3, 32)
 LENGTHS = (1, 2, 7, 50)
@@ -112,7 +112,7 @@ TGT = 3
 
 
 def lengths_of(kind: str, batch: int, length: int, random: np.random.Generator) -> np.ndarray:
-    """How many real elements each row has; one row of `ragged` is full, every third row of `some rows` empty."""
+    """Return the number of real elements of each row. One row of `ragged` is full, every third of `some rows` empty."""
     ragged = random.integers(1, length + 1, batch)
     ragged[1 % batch] = length
     return {
@@ -128,7 +128,7 @@ MASKS = ("all", "ragged", "one key", "some rows", "no row")
 
 
 def mask_of(kind: str, lengths: np.ndarray, length: int, random: np.random.Generator) -> np.ndarray:
-    """The same as a mask; the one key may stand anywhere."""
+    """Return the mask of these lengths; with `one key` the key is at a random position."""
     positions = np.arange(length)
     if kind == "one key":
         return positions == random.integers(0, length, len(lengths))[:, None]
@@ -141,28 +141,28 @@ def inputs(name: str, dtype: str, kind: str, batch: int, length: int) -> dict[st
     case, random = CASES[name], np.random.default_rng([batch, length, *name.encode(), *kind.encode()])
     lengths = lengths_of(kind, batch, length, random)
     sizes = {"batch": batch, "src": length, "tgt": TGT}
-    made = {}
+    arrays = {}
     for key, axes in case.shapes.items():
         shape = tuple(sizes.get(axis, axis) for axis in axes)
         size = case.weights if key in ("w", "r", "b") else 1.0
-        made[key] = (size * random.standard_normal(shape)).astype(dtype)
-    if "mask" in made:
-        made["mask"] = mask_of(kind, lengths, length, random)
+        arrays[key] = (size * random.standard_normal(shape)).astype(dtype)
+    if "mask" in arrays:
+        arrays["mask"] = mask_of(kind, lengths, length, random)
         if len(case.shapes["mask"]) == 3:
-            made["mask"] = made["mask"][:, None, :]
-            if case.shapes["mask"][1] == "tgt":  # each query passes over every third key
-                made["mask"] = made["mask"] & ((np.arange(length) + np.arange(TGT)[:, None]) % 3 != 0)
-    if "position" in made:  # whole and half ones, past both edges too
-        made["position"] = random.integers(-4, 2 * length + 4, (batch, TGT, 1)).astype(dtype) / 2
-    if "lengths" in made:
-        made["lengths"] = lengths
+            arrays["mask"] = arrays["mask"][:, None, :]
+            if case.shapes["mask"][1] == "tgt":  # each query masks every third key
+                arrays["mask"] = arrays["mask"] & ((np.arange(length) + np.arange(TGT)[:, None]) % 3 != 0)
+    if "position" in arrays:  # integers and halves, past both edges too
+        arrays["position"] = random.integers(-4, 2 * length + 4, (batch, TGT, 1)).astype(dtype) / 2
+    if "lengths" in arrays:
+        arrays["lengths"] = lengths
     if case.keys_are_values:
-        made["keys"] = made["values"]
-    return made
+        arrays["keys"] = arrays["values"]
+    return arrays
 
 
-def oracle(name: str, given: dict[str, np.ndarray]) -> Arrays:
-    return resolve("op", OPS, CASES[name].op).oracle(*given.values(), **CASES[name].attributes)
+def oracle(name: str, arrays: dict[str, np.ndarray]) -> Arrays:
+    return resolve("op", OPS, CASES[name].op).oracle(*arrays.values(), **CASES[name].attributes)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from op_cases import CASES, inputs
-from op_writings import REGISTERED
+from op_implementations import REGISTERED
 from torch import Tensor, nn
 
 from edge_attn.errors import ExportError, InputError

@@ -1,4 +1,4 @@
-"""The writings of an op, each run on the inputs of a case, and how closely each is held to the oracle."""
+"""The implementations of an op, each run on the inputs of a case, and their comparison with the oracle."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from op_cases import CASES, Arrays
 
-from edge_attn import models
 from edge_attn.export import lower
+from edge_attn.models import layers
 from edge_attn.models.layers.torch_ops import REGISTERED
 from edge_attn.ops import DOMAIN
 
 torch.set_num_threads(1)
 
-for found in pkgutil.iter_modules(models.__path__, "edge_attn.models."):
-    importlib.import_module(found.name)  # an op is registered by the module that uses it
+for module in pkgutil.iter_modules(layers.__path__, "edge_attn.models.layers."):
+    importlib.import_module(module.name)  # an op is registered by the module that uses it
 
-# ---- the writings
+# ---- the implementations
 
 
-def call_torch(name: str, given: dict[str, np.ndarray], requires_grad: bool) -> tuple[torch.Tensor, ...]:
-    tensors = [torch.from_numpy(array) for array in given.values()]
+def call_torch(name: str, arrays: dict[str, np.ndarray], requires_grad: bool) -> tuple[torch.Tensor, ...]:
+    tensors = [torch.from_numpy(array) for array in arrays.values()]
     if requires_grad:
         tensors = [tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in tensors]
     case = CASES[name]
@@ -37,12 +37,12 @@ def call_torch(name: str, given: dict[str, np.ndarray], requires_grad: bool) -> 
     return result
 
 
-def torch_eager(name: str, given: dict[str, np.ndarray]) -> Arrays:
-    return tuple(tensor.numpy() for tensor in call_torch(name, given, requires_grad=False))
+def torch_eager(name: str, arrays: dict[str, np.ndarray]) -> Arrays:
+    return tuple(tensor.numpy() for tensor in call_torch(name, arrays, requires_grad=False))
 
 
-def torch_autograd(name: str, given: dict[str, np.ndarray]) -> Arrays:
-    outputs = call_torch(name, given, requires_grad=True)
+def torch_autograd(name: str, arrays: dict[str, np.ndarray]) -> Arrays:
+    outputs = call_torch(name, arrays, requires_grad=True)
     assert all(tensor.grad_fn is not None for tensor in outputs)
     return tuple(tensor.detach().numpy() for tensor in outputs)
 
@@ -61,8 +61,8 @@ def session(source: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(source.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def dtype_of(given: dict[str, np.ndarray]) -> str:
-    return next(iter(given.values())).dtype.name
+def dtype_of(arrays: dict[str, np.ndarray]) -> str:
+    return next(iter(arrays.values())).dtype.name
 
 
 @functools.cache
@@ -88,17 +88,17 @@ def evaluator(name: str, dtype: str) -> ReferenceEvaluator:
     return ReferenceEvaluator(inlined_model(name, dtype))
 
 
-def onnx_function(name: str, given: dict[str, np.ndarray]) -> Arrays:
-    return tuple(function_session(name, dtype_of(given)).run(None, given))
+def onnx_function(name: str, arrays: dict[str, np.ndarray]) -> Arrays:
+    return tuple(function_session(name, dtype_of(arrays)).run(None, arrays))
 
 
-def onnx_inlined(name: str, given: dict[str, np.ndarray]) -> Arrays:
-    return tuple(inlined_session(name, dtype_of(given)).run(None, given))
+def onnx_inlined(name: str, arrays: dict[str, np.ndarray]) -> Arrays:
+    return tuple(inlined_session(name, dtype_of(arrays)).run(None, arrays))
 
 
-def onnx_reference(name: str, given: dict[str, np.ndarray]) -> Arrays:
-    with np.errstate(over="ignore", invalid="ignore"):  # its Sigmoid of a large number overflows where it is not used
-        return tuple(evaluator(name, dtype_of(given)).run(None, given))
+def onnx_reference(name: str, arrays: dict[str, np.ndarray]) -> Arrays:
+    with np.errstate(over="ignore", invalid="ignore"):  # its Sigmoid of a large unused number overflows
+        return tuple(evaluator(name, dtype_of(arrays)).run(None, arrays))
 
 
 # ---- the comparison
@@ -114,14 +114,25 @@ FP32 = Tolerance(rtol=1e-5, atol=1e-6)
 FP64 = Tolerance(rtol=1e-12, atol=1e-12)
 
 
-def assert_conforms(names: tuple[str, ...], actual: Arrays, wanted: Arrays, dtype: str, tolerance: Tolerance) -> None:
-    """Each output has the oracle's shape, the inputs' dtype and the oracle's values; its exact zeros are exact zeros.
+def assert_conforms(
+    names: tuple[str, ...], actual: Arrays, oracle_outputs: Arrays, dtype: str, tolerance: Tolerance
+) -> None:
+    """Check that each output has the oracle's shape, values and exact zeros, and the inputs' dtype.
+
+    Args:
+        names: Names of the outputs.
+        actual: Outputs of the implementation.
+        oracle_outputs: Outputs of the oracle.
+        dtype: Type of the inputs.
+        tolerance: Bound of the absolute difference: atol + rtol * |oracle|.
 
     Raises:
-        AssertionError: it does not; the sentence names the output.
+        AssertionError: an output differs; the message names it.
     """
-    assert len(actual) == len(wanted) == len(names), f"{len(actual)} outputs, the oracle has {len(wanted)}"
-    for name, ours, theirs in zip(names, actual, wanted, strict=True):
+    assert len(actual) == len(oracle_outputs) == len(names), (
+        f"{len(actual)} outputs, the oracle has {len(oracle_outputs)}"
+    )
+    for name, ours, theirs in zip(names, actual, oracle_outputs, strict=True):
         assert ours.dtype == dtype, f"{name!r} has dtype {ours.dtype}, the inputs {dtype}"
         assert ours.shape == theirs.shape, f"{name!r} has shape {ours.shape}, the oracle {theirs.shape}"
         apart = np.abs(ours.astype(np.float64) - theirs)
