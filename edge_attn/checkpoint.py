@@ -8,10 +8,8 @@ one file that is replaced atomically, so that a run killed at any moment resumes
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.registry import FAMILIES, resolve
+from edge_attn.storage.atomic import remove_leftovers, write_bytes
 from edge_attn.text.pipeline import Text
 
 CONFIG, MODEL, STATE, CARD = "config.json", "model.safetensors", "training.safetensors", "MODEL_CARD.md"
@@ -33,32 +32,24 @@ SAMPLES = "text/samples.txt"
 FORMAT = 1
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `path` whole or not at all."""
-    temporary = partial(path)
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all, and remove what a killed writer of it left. Only for its single writer.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        remove_leftovers(path)
+        write_bytes(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def partial(path: Path) -> Path:
-    """The sibling of `path` in which its bytes stand until they are whole; what a kill leaves there is written over."""
-    return path.with_name(f".{path.name}.partial")
 
 
 def save_config(folder: Path, config: Config, text: Text) -> None:
     for name, data in text.files().items():
-        write_atomically(folder / name, data)
+        write_file(folder / name, data)
     content = {"format": FORMAT, **dataclasses.asdict(config)}
-    write_atomically(folder / CONFIG, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    write_file(folder / CONFIG, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def save_model(folder: Path, model: nn.Module, storage: str) -> None:
@@ -78,11 +69,11 @@ def save_model(folder: Path, model: nn.Module, storage: str) -> None:
                 f"{folder / MODEL} is not written: {name} reaches {float(value.abs().max()):g}, {storage} holds up to "
                 f'{torch.finfo(dtype).max:g}; train with training.storage = "fp32"'
             )
-    write_atomically(folder / MODEL, save(weights))
+    write_file(folder / MODEL, save(weights))
 
 
 def save_samples(folder: Path, samples: Sequence[str]) -> None:
-    write_atomically(folder / SAMPLES, "".join(f"{sample}\n" for sample in samples).encode())
+    write_file(folder / SAMPLES, "".join(f"{sample}\n" for sample in samples).encode())
 
 
 def load_samples(folder: Path) -> list[str]:
@@ -185,7 +176,7 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": value.contiguous() for name, value in state.items()})
-    write_atomically(folder / STATE, save(tensors, metadata={"progress": json.dumps(progress, sort_keys=True)}))
+    write_file(folder / STATE, save(tensors, metadata={"progress": json.dumps(progress, sort_keys=True)}))
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from edge_attn import __version__
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
 from edge_attn.bundle.writer import check_output, write_bundle
-from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_atomically
+from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_file
 from edge_attn.errors import ExportError, InputError, ParityError
 from edge_attn.export import checks
 from edge_attn.export import samples as golden
@@ -125,7 +125,7 @@ def export_module(
     out = Path(out)
     spec = GraphSpec(out.name, _tensors(inputs), _tensors(outputs))
     proto, _ = graph_model(out.stem, module.eval(), spec)
-    write_atomically(out, proto.SerializeToString(deterministic=True))
+    write_file(out, proto.SerializeToString(deterministic=True))
     return spec
 
 

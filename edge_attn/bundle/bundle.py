@@ -21,7 +21,7 @@ from pathlib import Path
 from edge_attn.bundle.archive import read_folder, read_zip
 from edge_attn.bundle.manifest import MANIFEST, Manifest, Target, _manifest
 from edge_attn.errors import BundleError, NotTestedError
-from edge_attn.storage.atomic import is_being_replaced, restore
+from edge_attn.storage.atomic import is_being_replaced, restore_interrupted
 from edge_attn.text.pipeline import Text
 
 TRIES = 10
@@ -119,7 +119,7 @@ def _restore(path: Path) -> None:
         BundleError: it cannot be put back.
     """
     try:
-        restore(path)
+        restore_interrupted(path)
     except OSError as error:
         raise BundleError(
             f"{path} was taken away by a writer that was killed, and cannot be put back: {error}"

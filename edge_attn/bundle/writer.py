@@ -18,7 +18,7 @@ from edge_attn.bundle.archive import DAMAGED, write_folder, write_zip
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import MANIFEST, FileEntry, Manifest
 from edge_attn.errors import InputError
-from edge_attn.storage.atomic import alone, put, restore
+from edge_attn.storage.atomic import exclusive_lock, replace_atomically, restore_interrupted
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool = False) -> Manifest:
@@ -61,7 +61,7 @@ def _alone(path: Path) -> Iterator[Path]:
     """
     try:
         place = Path(os.path.realpath(path))
-        with alone(place):
+        with exclusive_lock(place):
             yield place
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -83,7 +83,7 @@ def _listing(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Mani
 def _put(place: Path, manifest: Manifest, files: Mapping[str, bytes], zipped: bool) -> None:
     content = (json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
     contents = [*sorted(files.items()), (MANIFEST, content)]
-    put(place, functools.partial(write_zip if zipped else write_folder, contents))
+    replace_atomically(place, functools.partial(write_zip if zipped else write_folder, contents))
 
 
 def check_output(path: Path, force: bool, size: int = 0) -> None:
@@ -95,7 +95,7 @@ def check_output(path: Path, force: bool, size: int = 0) -> None:
     """
     try:
         place = Path(os.path.realpath(path))
-        restore(place)
+        restore_interrupted(place)
         if place.exists() and not force:
             raise InputError(f"{path} exists; choose another --out, or give --force to replace it")
         if place.exists() and not _replaceable(place):

@@ -1,11 +1,11 @@
-"""A place on the disk where a file or a folder is put whole or not at all, by one writer at a time.
+"""Replacement of a file or a folder: completely or not at all, one writer at a time.
 
-    .<name>.edge-attn.<random>.partial    what is being written, or being removed
-    .<name>.edge-attn.old                 what was there, between the renames that replace a folder
-    .<name>.edge-attn.lock                while somebody writes
+    .<name>.edge-attn.<random>.partial    new content while it is written, or old content while it is removed
+    .<name>.edge-attn.old                 the old folder, between the two renames that replace it
+    .<name>.edge-attn.lock                exists while a process writes
 
-A kill leaves these behind. Whoever writes or reads next puts back what was there, where nothing took its place; the
-next writer removes the rest.
+A killed process leaves these files behind. The next reader or writer of a folder moves the old one back if nothing has
+replaced it, and the next writer that holds the lock removes the rest.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ from edge_attn.storage import locks
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Alone with the place `path`: whoever else writes there waits. What a kill left there is put right.
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold the write lock of `path`, after other writers have released it and leftovers of killed ones are repaired.
 
-    On a file system without locks nobody waits; what is put there is whole all the same.
+    On a file system without locks nobody waits. What is written there is still complete.
 
     Raises:
-        OSError: the folder can be neither written nor made, or what is left cannot be put right.
+        OSError: the parent folder can be neither written nor created, or a leftover cannot be repaired.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locks.alone(path.with_name(f".{path.name}.edge-attn.lock"), lambda: None) as held:
-        if held:
-            for left in path.parent.glob(f".{glob.escape(path.name)}.edge-attn.*.partial"):
-                with contextlib.suppress(OSError):
-                    _remove(left)
-            old = _old(path)
+    with locks.file_lock(_sibling(path, "lock")) as locked:
+        if locked:
+            remove_leftovers(path)
+            old = _sibling(path, "old")
             if old.exists():
                 _remove(old) if path.exists() else old.rename(path)
         yield
 
 
-def put(path: Path, write: Callable[[Path], None]) -> None:
-    """Puts what `write` makes, at the path that it is given, in the place of what is at `path`, whose mode it takes on.
+@contextlib.contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary sibling, which replaces `path` when the block ends without an error.
+
+    The block creates a file or a folder there. It is flushed to the disk and takes over the mode of what it replaces.
 
     Raises:
-        OSError: it cannot be; `path` is as it was, or will be as soon as it is read again.
+        OSError: `path` cannot be replaced. It is unchanged, or is restored the next time that it is read.
     """
-    temporary = path.with_name(f".{path.name}.edge-attn.{os.urandom(4).hex()}.partial")
+    temporary = _sibling(path, f"{os.urandom(4).hex()}.partial")
     try:
-        write(temporary)
+        yield temporary
+        _flush(temporary)
         if path.exists() and path.is_dir() == temporary.is_dir():
             shutil.copymode(path, temporary)
         _swap(temporary, path)
@@ -58,45 +60,87 @@ def put(path: Path, write: Callable[[Path], None]) -> None:
             _remove(temporary)
 
 
-def restore(path: Path) -> None:
-    """Puts back what a writer took away from `path` that was killed; waits for one that is still at it.
+def replace_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace `path` by the file or folder that `write` creates at the temporary path that it receives.
 
     Raises:
-        OSError: it cannot be put back.
+        OSError: `path` cannot be replaced. It is unchanged, or is restored the next time that it is read.
+    """
+    with replacement(path) as temporary:
+        write(temporary)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file `path` by `data`. Parent folders are created.
+
+    Raises:
+        OSError: the file cannot be written. It is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacement(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def restore_interrupted(path: Path) -> None:
+    """Move back the folder that a killed writer moved away from `path`. Waits for a writer that still runs.
+
+    Raises:
+        OSError: the folder cannot be moved back.
     """
     if not is_being_replaced(path):
         return
-    place = Path(os.path.realpath(path))
+    real_path = Path(os.path.realpath(path))
     try:
-        with alone(place):
+        with exclusive_lock(real_path):
             pass
     except OSError:
-        if not place.exists():
+        if not real_path.exists():
             raise
 
 
 def is_being_replaced(path: Path) -> bool:
-    """Whether a folder is on its way to `path`, or was when its writer was killed."""
+    """Return whether a writer is replacing the folder `path`, or was killed while it did."""
     try:
-        return _old(Path(os.path.realpath(path))).exists()
-    except (OSError, ValueError):  # where nobody may look, or that is no path, there is none
+        return _sibling(Path(os.path.realpath(path)), "old").exists()
+    except (OSError, ValueError):  # an unreadable parent, or a string that is no path
         return False
 
 
-def _old(path: Path) -> Path:
-    """Where what was at `path` lies while a folder is replaced."""
-    return path.with_name(f".{path.name}.edge-attn.old")
+def leftovers(path: Path) -> list[Path]:
+    """Return the partial files or folders that running or killed writers of `path` have created."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.edge-attn.*.partial"))
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the `leftovers` of `path`, as far as possible. Only for its single writer, or under its lock."""
+    for partial in leftovers(path):
+        with contextlib.suppress(OSError):
+            _remove(partial)
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.edge-attn.{suffix}")
+
+
+def _flush(path: Path) -> None:
+    """Flush every file at or under `path` to the disk, because a rename can get there before the content does."""
+    for file in [path] if path.is_file() else filter(Path.is_file, path.rglob("*")):
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _swap(temporary: Path, path: Path) -> None:
-    """Puts `temporary` at `path`; afterwards what was there is at `temporary`, or gone.
+    """Rename `temporary` to `path`. The old content of `path` is at `temporary` afterwards, or removed.
 
-    One file replaces another at once. Between the renames of folders there is nothing at `path`: see `restore`.
+    A file is replaced in one step. Between the two renames of folders `path` is missing, see `restore_interrupted`.
     """
     if not path.exists() or not (path.is_dir() or temporary.is_dir()):
         temporary.rename(path)
         return
-    old = _old(path)
+    old = _sibling(path, "old")
     path.rename(old)
     try:
         temporary.rename(path)

@@ -1,4 +1,8 @@
-"""One process at a time: a lock is a file, and it is free as soon as the process that holds it has ended, however."""
+"""Locks between processes: a lock is a file, and the system releases it when the process that holds it ends.
+
+Unlike the package `filelock`, these locks accept the read-only lock file of another user and a file system that refuses
+locks, and they leave no file behind.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,28 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def alone(path: Path, waits: Callable[[], None] | None) -> Iterator[bool]:
-    """Holds the lock at `path`, whoever's file it is; nothing is written to it, and it is removed at the end.
+def file_lock(path: Path, blocking: bool = True, on_wait: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold the lock `path`, an empty file that is removed at the end. Another user may own the file.
 
-    `waits` is called if another process is there first. Gives False on a file system without locks, where nobody waits.
+    Yields False on a file system without locks, where nobody waits.
+
+    Args:
+        path: The lock file.
+        blocking: Whether to wait for another process that holds the lock.
+        on_wait: Called before the wait, if there is one.
 
     Raises:
-        BlockingIOError: another process is there, and `waits` is None.
-        OSError: there can be no such file.
+        BlockingIOError: another process holds the lock, and `blocking` is False.
+        OSError: the lock file cannot be created.
     """
     while True:
         handle = _open(path)
         try:
-            held = _lock(handle, waits)
-            if not _is_still(path, handle):
-                continue  # whoever held it has removed it, so somebody else may hold a newer one
+            locked = _lock(handle, blocking, on_wait)
+            if not _is_current(path, handle):
+                continue  # the last holder removed this file, so another process may hold a newer one
             try:
-                yield held
+                yield locked
             finally:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
@@ -35,10 +44,10 @@ def alone(path: Path, waits: Callable[[], None] | None) -> Iterator[bool]:
             os.close(handle)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process holds the lock now."""
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock now."""
     try:
-        handle = _open(path, make=False)
+        handle = _open(path, create=False)
     except OSError:
         return False
     try:
@@ -52,32 +61,33 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _lock(handle: int, waits: Callable[[], None] | None) -> bool:
+def _lock(handle: int, blocking: bool, on_wait: Callable[[], None]) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if waits is None:
+        if not blocking:
             raise
-        waits()
+        on_wait()
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError:
         return False
     return True
 
 
-def _open(path: Path, make: bool = True) -> int:
-    """For writing, without which NFS locks nothing alone; another user's file may be open for reading only."""
+def _open(path: Path, create: bool = True) -> int:
+    """Open for writing, which NFS needs for an exclusive lock, or else for reading, as another user's file allows."""
     try:
         return os.open(path, os.O_RDWR)
     except PermissionError:
         return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # asked for on its own: some folders refuse it of another user's file
-        if not make:
+    except FileNotFoundError:  # O_CREAT comes second: a sticky folder refuses it for another user's file
+        if not create:
             raise
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
 
-def _is_still(path: Path, handle: int) -> bool:
+def _is_current(path: Path, handle: int) -> bool:
+    """Return whether `path` is still the file that was opened as `handle`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:

@@ -26,6 +26,7 @@ from edge_attn.config.training import Config, DataConfig, TrainingConfig, read_c
 from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.storage.atomic import leftovers
 from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import PAD
@@ -130,8 +131,8 @@ def _claim(config: Config, out: Path, train: list[tuple[str, str]]) -> None:
         if held != config:
             checkpoint.save_config(out, config, checkpoint.load_text(out))
         return
-    left_by_a_kill = {"text", checkpoint.partial(out / checkpoint.CONFIG).name}
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= left_by_a_kill):
+    unfinished = {out / "text", *leftovers(out / checkpoint.CONFIG)}
+    if out.exists() and not (out.is_dir() and set(out.iterdir()) <= unfinished):
         raise CheckpointError(f"{out} exists and is not a checkpoint; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from edge_attn.errors import InputError
+from edge_attn.storage.atomic import replacement
 
 LONGEST_LINE = 1 << 20
 """Bytes; a longer line is refused, because it is not a sentence."""
@@ -57,22 +57,19 @@ def standard_output() -> TextIO:
 @contextlib.contextmanager
 def open_output(path: Path) -> Iterator[TextIO]:
     """A file that appears under its name when it is whole; a pipe or a device is written as it goes."""
-    with output_errors(path):
-        direct = _direct(path)
-        final = path if direct else path.resolve()  # a link stays one
-        temporary = path if direct else final.with_name(f".{path.name}.{os.getpid()}.partial")
-        file = temporary.open("w", encoding="utf-8", newline="\n")
-    try:
-        yield file
+    with contextlib.ExitStack() as stack:
         with output_errors(path):
-            file.close()
-            if not direct:
-                temporary.replace(final)
-    finally:
-        with contextlib.suppress(OSError):
-            file.close()
-        if not direct:
-            temporary.unlink(missing_ok=True)
+            # a link is followed, so that it stays one
+            target = path if _direct(path) else stack.enter_context(replacement(path.resolve()))
+            file = stack.enter_context(target.open("w", encoding="utf-8", newline="\n"))
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
+        with output_errors(path):
+            stack.close()
 
 
 def _direct(path: Path) -> bool:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_attn.errors import InputError
-from edge_attn.storage.locks import alone, is_held
+from edge_attn.storage.locks import file_lock, is_locked
 
 LIMIT = 4 * 1024**3
 """Bytes of engines kept."""
@@ -146,7 +146,9 @@ class EngineCache:
             return engine
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with alone(self._lock(key.digest), lambda: say(f"{key.what}: waiting for another process that builds it")):
+            with file_lock(
+                self._lock(key.digest), on_wait=lambda: say(f"{key.what}: waiting for another process that builds it")
+            ):
                 engine, reason = self._read(key, refused)
                 if engine is not None:
                     return engine
@@ -267,7 +269,7 @@ class EngineCache:
     def _entry(self, digest: str, files: list[Path]) -> Entry | None:
         """None if nothing is there but a lock that nobody holds."""
         lock, record_path = self._lock(digest), self._paths(digest)[1]
-        building = lock in files and is_held(lock)
+        building = lock in files and is_locked(lock)
         times, size = {}, 0
         for path in files:
             with contextlib.suppress(OSError):  # removed meanwhile
@@ -326,7 +328,7 @@ class EngineCache:
         """Why it is still there: a BlockingIOError if it is being built."""
         engine_path, record_path = self._paths(digest)
         try:
-            with alone(self._lock(digest), None):
+            with file_lock(self._lock(digest), blocking=False):
                 record_path.unlink(missing_ok=True)
                 engine_path.unlink(missing_ok=True)
                 self._sweep(digest)

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -176,7 +177,7 @@ def test_what_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, mon
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     checkpoint_file = tmp_path / "model.safetensors"
     checkpoint_file.write_bytes(b"the last")
     with pytest.raises(InputError, match=r"model\.safetensors cannot be written: No space left on device"):

@@ -324,11 +324,11 @@ def test_what_a_kill_left_where_nobody_may_write_does_no_harm(tmp_path, monkeypa
     (tmp_path / ".b.edge-attn.old").mkdir()
 
     @contextlib.contextmanager
-    def refuse(lock, waits):
+    def refuse(lock):
         raise OSError(errno.EROFS, "Read-only file system")
         yield
 
-    monkeypatch.setattr(locks, "alone", refuse)
+    monkeypatch.setattr(locks, "file_lock", refuse)
     assert Bundle.open(path).files() == FILES
     (path / "graphs" / "encoder.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=r"encoder\.onnx has 0 bytes"):

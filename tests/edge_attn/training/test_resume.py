@@ -127,7 +127,7 @@ import hashlib, os, shutil, signal, sys
 from pathlib import Path
 from edge_attn.training.trainer import train
 config, folder = Path(sys.argv[1]), Path(sys.argv[2])
-replace = Path.replace
+rename = Path.rename
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 def run(out, left=None, torn=False):
@@ -137,14 +137,14 @@ def run(out, left=None, torn=False):
         if left == 0 and torn:
             os.truncate(temporary, os.stat(temporary).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        replace(temporary, path)
+        rename(temporary, path)
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         if left is not None:
             left -= 1
     child = os.fork()
     if child == 0:
-        Path.replace = counted
+        Path.rename = counted
         train(config, out, threads=1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -184,16 +184,16 @@ def test_a_kill_at_any_write_changes_nothing(tiny, tmp_path):
 
 def test_a_write_that_fails_is_one_sentence_and_the_run_resumes(tiny, out, tmp_path, monkeypatch):
     train(tiny(), tmp_path / "whole")
-    replace, left = Path.replace, 7
+    rename, left = Path.rename, 7
 
     def fails(self, target):
         nonlocal left
         left -= 1
         if left == 0:
             raise OSError(28, "No space left on device")
-        return replace(self, target)
+        return rename(self, target)
 
-    monkeypatch.setattr(Path, "replace", fails)
+    monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         train(tiny(), out)
     assert not list(out.rglob("*.partial"))

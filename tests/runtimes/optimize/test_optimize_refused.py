@@ -189,7 +189,7 @@ def test_a_target_that_was_added_meanwhile_stays(copied, monkeypatch):
 
 def test_nobody_else_writes_from_before_the_bundle_is_read_again(copied, monkeypatch):
     def alone(*arguments):
-        assert locks.is_held(copied.with_name(f".{copied.name}.edge-attn.lock"))
+        assert locks.is_locked(copied.with_name(f".{copied.name}.edge-attn.lock"))
         return added(*arguments)
 
     added = optimize_module._with

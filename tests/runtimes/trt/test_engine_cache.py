@@ -16,7 +16,7 @@ from engine_processes import ENGINE, KEY, build, files, start, wait_for
 
 from edge_attn.errors import InputError
 from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, Refused
-from edge_attn.storage.locks import alone, is_held
+from edge_attn.storage.locks import file_lock, is_locked
 
 # ---- one process
 
@@ -318,8 +318,8 @@ def test_a_lock_that_another_user_left_locks_nobody_out(tmp_path, of_another_use
 
 
 def test_a_lock_that_another_user_holds_is_waited_for(of_another_user):
-    with alone(of_another_user, None):
-        assert is_held(of_another_user)
-        with pytest.raises(BlockingIOError), alone(of_another_user, None):
+    with file_lock(of_another_user, blocking=False):
+        assert is_locked(of_another_user)
+        with pytest.raises(BlockingIOError), file_lock(of_another_user, blocking=False):
             pass
-    assert not is_held(of_another_user)
+    assert not is_locked(of_another_user)
