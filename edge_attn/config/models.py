@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_attn.config.validation import at_least, one_of
 from edge_attn.errors import ConfigError
@@ -27,7 +27,7 @@ class Seq2SeqConfig:
     """A row of ATTENTIONS; none is the model that attention was invented against."""
     attention_size: int = 256
     """Size of the energy's hidden layer, for additive attention; of all heads together, for multi-head."""
-    normaliser: str = "softmax"
+    normalizer: str = field(default="softmax", metadata={"formerly": "normaliser"})
     """From energies to weights: softmax, or sparsemax (Martins and Astudillo 2016), which gives exact zeros."""
     focus: str = "global"
     """global; local-m or local-p: a window (Luong et al. 2015, section 3.2); hard: one position (Xu et al. 2015)."""
@@ -60,7 +60,7 @@ class Seq2SeqConfig:
         one_of("attend", self.attend, ("before", "after"))
         one_of("bridge", self.bridge, ("none", "linear"))
         one_of("attention", self.attention, tuple(ATTENTIONS))
-        one_of("normaliser", self.normaliser, ("softmax", "sparsemax"))
+        one_of("normalizer", self.normalizer, ("softmax", "sparsemax"))
         one_of("focus", self.focus, ("global", "local-m", "local-p", "hard"))
         one_of("hard_training", self.hard_training, ("straight-through", "reinforce"))
         for name in (
@@ -87,8 +87,8 @@ class Seq2SeqConfig:
             raise ConfigError(f"hard_training = {self.hard_training!r} needs focus = 'hard', found {self.focus!r}")
         if self.coverage and self.focus != "global":
             raise ConfigError(f"coverage needs focus = 'global', found {self.focus!r}")
-        if self.normaliser != "softmax" and self.focus == "hard":
-            raise ConfigError("focus = 'hard' takes the largest energy: it has no normaliser but 'softmax'")
+        if self.normalizer != "softmax" and self.focus == "hard":
+            raise ConfigError("focus = 'hard' takes the largest energy: it has no normalizer but 'softmax'")
         if self.attention in ("dot", "scaled") and self.decoder_hidden != 2 * self.encoder_hidden:
             raise ConfigError(
                 f"attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, found "

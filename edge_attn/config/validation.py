@@ -52,24 +52,31 @@ def read_toml(kind: type[T], path: Path) -> T:
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A dataclass of type `kind` from plain values, nested dataclasses from nested tables.
+    """Build a dataclass of type `kind` from plain values, nested dataclasses from nested tables.
+
+    A field whose metadata contains `formerly` is also read under that name.
 
     Raises:
-        ConfigError: an unknown or missing key, or a value of the wrong type.
+        ConfigError: an unknown, duplicate or missing key, or a value of the wrong type.
     """
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
-    for key in values:
-        if key not in fields:
+    current_names = {f.metadata["formerly"]: f.name for f in fields.values() if "formerly" in f.metadata}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        name = current_names.get(key, key)
+        if name not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(fields))}")
-    made: dict[str, Any] = {}
+        if name in arguments:
+            former = fields[name].metadata["formerly"]
+            raise ConfigError(f"{where}: {former!r} is the former name of {name!r}; remove {former!r}")
+        arguments[name] = _convert(hints[name], value, f"{where}: {key}")
     for name, declared in fields.items():
-        if name in values:
-            made[name] = _convert(hints[name], values[name], f"{where}: {name}")
-        elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
+        has_default = declared.default is not dataclasses.MISSING or declared.default_factory is not dataclasses.MISSING
+        if name not in arguments and not has_default:
             raise ConfigError(f"{where}: the key {name!r} is missing")
     try:
-        return kind(**made)
+        return kind(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

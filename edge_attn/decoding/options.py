@@ -50,7 +50,7 @@ class SearchConfig:
     sample: bool = False
     """Tokens are drawn, not searched for; needs a beam of 1."""
     temperature: float = 1.0
-    """Of what is drawn from: p ** (1 / temperature), renormalised."""
+    """Of what is drawn from: p ** (1 / temperature), renormalized."""
     top_k: int = 0
     """Only the k most likely tokens are drawn from (Fan et al. 2018, https://arxiv.org/abs/1805.04833); 0: all."""
     top_p: float = 1.0

@@ -40,7 +40,7 @@ class Sampler:
 
 
 def filter_probabilities(log_probs: np.ndarray, config: SearchConfig) -> np.ndarray:
-    """What is drawn from, not normalised: the temperature first, then top-k, then top-p; of equals all or none stay.
+    """What is drawn from, not normalized: the temperature first, then top-k, then top-p; of equals all or none stay.
 
     Shapes:
         log_probs (samples, vocab) -> the same

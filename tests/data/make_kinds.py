@@ -43,7 +43,7 @@ KINDS = {
     "keras-dot-gru": "",
     "keras-concat-lstm": "",
     "keras-additive-gru": "",
-    "sparsemax-lstm": GENERAL + 'normaliser = "sparsemax"\n',
+    "sparsemax-lstm": GENERAL + 'normalizer = "sparsemax"\n',
     "local-m-gru": GENERAL + 'focus = "local-m"\nwindow = 2\n',
     "local-p-lstm": GENERAL + 'focus = "local-p"\nwindow = 2\n',
     "hard-gru": 'focus = "hard"\n',

@@ -58,6 +58,16 @@ def test_what_was_saved_is_loaded(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "text"]
 
 
+def test_former_name_of_a_key_is_loaded(tmp_path):
+    config = a_config(normalizer="sparsemax")
+    checkpoint.save_config(tmp_path, config, TEXT)
+    path = tmp_path / "config.json"
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content.replace('"normalizer"', '"normaliser"'), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != content
+    assert checkpoint.load_config(tmp_path) == config
+
+
 def test_a_shared_weight_is_stored_once(folder):
     assert "embedding.weight" in load_file(folder / "model.safetensors")
     assert "output.weight" not in load_file(folder / "model.safetensors")

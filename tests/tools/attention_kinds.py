@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "general": {"attention": "general", **AFTER},
     "scaled": {"attention": "scaled", **AFTER},
     "location": {"attention": "location", "positions": 40, **AFTER},
-    "additive, sparsemax": {"normaliser": "sparsemax"},
+    "additive, sparsemax": {"normalizer": "sparsemax"},
     "additive, coverage": {"coverage": True, "input_feeding": True},
     "multi-head": {"attention": "multi-head"},
     "pooling": {"attention": "pooling"},

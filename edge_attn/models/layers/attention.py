@@ -28,8 +28,8 @@ State = dict[str, Tensor]
 class Attention(nn.Module):
     """A soft, global attention: a child says its energy and, where it has one, the op that does the whole of it."""
 
-    normaliser = "softmax"
-    """From energies to weights: a name in NORMALISERS."""
+    normalizer = "softmax"
+    """From energies to weights: a name in NORMALIZERS."""
     options: tuple[str, ...] = ()
     """The keys of Seq2SeqConfig that its constructor takes beside the sizes."""
 
@@ -50,9 +50,9 @@ class Attention(nn.Module):
         return attend(self.energy(query, memory), memory["values"], memory["mask"], "softmax")
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        if self.normaliser == "softmax":
+        if self.normalizer == "softmax":
             return self.whole(query, memory)
-        return attend(self.energy(query, memory), memory["values"], memory["mask"], self.normaliser)
+        return attend(self.energy(query, memory), memory["values"], memory["mask"], self.normalizer)
 
     def step(self, query: Tensor, memory: Memory, state: State) -> tuple[Tensor, Tensor | None, State]:
         return (*self(query, memory), state)
@@ -172,9 +172,9 @@ def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> A
 
     kind = resolve("attention", ATTENTIONS, config.attention)
     made = make(kind, query_size, value_size, config.attention_size)
-    made.normaliser = config.normaliser
-    if made.normaliser != "softmax" and config.attention == "none":
-        raise ConfigError(f"normaliser = {made.normaliser!r} needs an attention, found attention = 'none'")
+    made.normalizer = config.normalizer
+    if made.normalizer != "softmax" and config.attention == "none":
+        raise ConfigError(f"normalizer = {made.normalizer!r} needs an attention, found attention = 'none'")
     around = "coverage" if config.coverage else config.focus
     if around == "global":
         return made

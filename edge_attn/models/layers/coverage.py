@@ -23,11 +23,11 @@ from edge_attn.models.layers.normalizers import attend
 class Coverage(AttentionWrapper):
     """`score` with the feature; w_c starts at zero, where it is `score` itself."""
 
-    options = ("normaliser",)
+    options = ("normalizer",)
 
-    def __init__(self, score: Attention, normaliser: str = "softmax") -> None:
+    def __init__(self, score: Attention, normalizer: str = "softmax") -> None:
         super().__init__(score)
-        self.normaliser = normaliser
+        self.normalizer = normalizer
         self.w = nn.Parameter(torch.zeros_like(score.v) if isinstance(score, Additive) else torch.zeros(()))
 
     def start(self, memory: Memory) -> State:
@@ -39,7 +39,7 @@ class Coverage(AttentionWrapper):
             energy = self.score.energy(query, memory, coverage[..., None] * self.w)
         else:
             energy = self.score.energy(query, memory) + coverage * self.w
-        context, weights = attend(energy, memory["values"], memory["mask"], self.normaliser)
+        context, weights = attend(energy, memory["values"], memory["mask"], self.normalizer)
         return context, weights, {"coverage": coverage + weights}
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from edge_attn.config.validation import at_least, one_of
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import Attention, AttentionWrapper, Memory, State
-from edge_attn.models.layers.normalizers import NORMALISERS, per_query, sparsemax
+from edge_attn.models.layers.normalizers import NORMALIZERS, per_query, sparsemax
 from edge_attn.ops import local as local_op
 
 
 def _windowed(
-    normalise: Callable[[Tensor, Tensor], Tensor],
+    normalize: Callable[[Tensor, Tensor], Tensor],
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]:
     def formula(
         energy: Tensor, position: Tensor, values: Tensor, mask: Tensor, window: int, gaussian: int
     ) -> tuple[Tensor, Tensor]:
         offset = torch.arange(energy.shape[-1], dtype=energy.dtype, device=energy.device) - position
-        alpha = normalise(energy, mask & (offset.abs() <= window))
+        alpha = normalize(energy, mask & (offset.abs() <= window))
         weights = alpha * torch.exp(-2.0 * gaussian * (offset / window).square())
         return weights @ values, weights
 
@@ -39,29 +39,29 @@ ATTENDS = {
     "softmax": torch_ops.register(local_op.OP, _windowed(torch_ops.masked_softmax)),
     "sparsemax": torch_ops.register(local_op.SPARSE_OP, _windowed(sparsemax)),
 }
-"""By the normaliser."""
+"""By the normalizer."""
 
 
 class Local(AttentionWrapper):
     """The window; a child says where it stands.
 
     Raises:
-        ConfigError: a window below one, or a normaliser that is not there.
+        ConfigError: a window below one, or a normalizer that is not there.
     """
 
     gaussian = 0
-    options: tuple[str, ...] = ("window", "normaliser")
+    options: tuple[str, ...] = ("window", "normalizer")
 
-    def __init__(self, score: Attention, window: int, normaliser: str = "softmax") -> None:
+    def __init__(self, score: Attention, window: int, normalizer: str = "softmax") -> None:
         super().__init__(score)
         at_least("window", window, 1)
-        one_of("normaliser", normaliser, NORMALISERS)
-        self.window, self.normaliser = window, normaliser
+        one_of("normalizer", normalizer, NORMALIZERS)
+        self.window, self.normalizer = window, normalizer
 
     def around(self, position: Tensor, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Context and weights of windows around `position` (batch, tgt, 1)."""
         energy = self.energy(query, memory)
-        op, mask = ATTENDS[self.normaliser], per_query(memory["mask"])
+        op, mask = ATTENDS[self.normalizer], per_query(memory["mask"])
         context, weights = op(energy, position, memory["values"], mask, self.window, self.gaussian)
         return context, weights
 
@@ -85,12 +85,12 @@ class Predictive(Local):
     """local-p: p_t is predicted from the decoder's state, and needs none of its own."""
 
     gaussian = 1
-    options = ("window", "query_size", "attention_size", "normaliser")
+    options = ("window", "query_size", "attention_size", "normalizer")
 
     def __init__(
-        self, score: Attention, window: int, query_size: int, attention_size: int, normaliser: str = "softmax"
+        self, score: Attention, window: int, query_size: int, attention_size: int, normalizer: str = "softmax"
     ) -> None:
-        super().__init__(score, window, normaliser)
+        super().__init__(score, window, normalizer)
         self.inner = nn.Linear(query_size, attention_size, bias=False)
         self.v = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / math.sqrt(attention_size))
 

@@ -69,11 +69,11 @@ class MultiHead(Attention):
         return self.output(context), weights.mean(1)
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        if self.normaliser == "softmax":
+        if self.normalizer == "softmax":
             return self.whole(query, memory)
         query, keys, values = map(self._rows, (self.query(query), memory["keys"], memory["values"]))
         mask = memory["mask"][:, None, :].expand(-1, self.heads, -1).flatten(0, 1)
-        context, weights = attend(self.scale * (query @ keys.transpose(1, 2)), values, mask, self.normaliser)
+        context, weights = attend(self.scale * (query @ keys.transpose(1, 2)), values, mask, self.normalizer)
         context, weights = (x.reshape(-1, self.heads, *x.shape[1:]) for x in (context, weights))
         return self.output(context.transpose(1, 2).flatten(2)), weights.mean(1)
 

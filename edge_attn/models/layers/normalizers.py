@@ -9,7 +9,7 @@ from edge_attn.models.layers import torch_ops
 from edge_attn.ops import softmax_attention as softmax_op
 from edge_attn.ops import sparsemax_attention as sparsemax_op
 
-NORMALISERS = ("softmax", "sparsemax")
+NORMALIZERS = ("softmax", "sparsemax")
 
 
 def sparsemax(energy: Tensor, mask: Tensor) -> Tensor:
@@ -51,15 +51,15 @@ def per_query(mask: Tensor) -> Tensor:
     return mask[:, None, :] if mask.dim() == 2 else mask
 
 
-def attend(energy: Tensor, values: Tensor, mask: Tensor, normaliser: str) -> tuple[Tensor, Tensor]:
+def attend(energy: Tensor, values: Tensor, mask: Tensor, normalizer: str) -> tuple[Tensor, Tensor]:
     """energy (batch, tgt, src), values (batch, src, value), mask (batch, src) or (batch, queries, src)
     -> context (batch, tgt, value), weights (batch, tgt, src).
 
     Raises:
-        ConfigError: there is no such normaliser.
+        ConfigError: there is no such normalizer.
     """
-    one_of("normaliser", normaliser, NORMALISERS)
-    if normaliser == "softmax":
+    one_of("normalizer", normalizer, NORMALIZERS)
+    if normalizer == "softmax":
         context, weights = softmax_attention(energy, values, per_query(mask), 0.0)
     else:
         context, weights = sparsemax_attention(energy, values, per_query(mask))

@@ -51,13 +51,13 @@ class PooledAttention(Attention):
         self.pooling = Pooling(value_size, attention_size)
 
     def prepare(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
-        if self.normaliser == "softmax":
+        if self.normalizer == "softmax":
             context, weights = self.pooling(values, mask)
         else:
             from edge_attn.models.layers.normalizers import attend
 
             energy = self.pooling.energy(values)[:, None, :]
-            context, weights = (x[:, 0] for x in attend(energy, values, mask, self.normaliser))
+            context, weights = (x[:, 0] for x in attend(energy, values, mask, self.normalizer))
         return {"summary": context, "weights": weights}
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:

@@ -54,7 +54,7 @@ def test_a_whole_number_is_a_fraction_too(read):
         ("[model]\ncell = 'rnn'\n", "model: cell must be one of gru, lstm, lstmn, found 'rnn'"),
         ("[model]\nencoder_cell = 'rnn'\n", "encoder_cell must be one of .*lstmn, found 'rnn'"),
         ("[model]\nattention = 'luong'\n", "attention must be one of additive, .*location.*, found 'luong'"),
-        ("[model]\nnormaliser = 'entmax'\n", "normaliser must be one of softmax, sparsemax, found 'entmax'"),
+        ("[model]\nnormalizer = 'entmax'\n", "normalizer must be one of softmax, sparsemax, found 'entmax'"),
         ("[model]\nfocus = 'local'\n", "focus must be one of global, local-m, local-p, hard, found 'local'"),
         ("[model]\nfocus = 'local-m'\n", "window must be at least 1, found 0"),
         ("[model]\nfocus = 'local-p'\nwindow = -2\n", "window must be at least 1, found -2"),
@@ -63,7 +63,7 @@ def test_a_whole_number_is_a_fraction_too(read):
             "focus = 'global' has no window, found window = 3; it belongs to local-m and local-p",
         ),
         ("[model]\nfocus = 'hard'\nwindow = 3\n", "focus = 'hard' has no window"),
-        ("[model]\nfocus = 'hard'\nnormaliser = 'sparsemax'\n", "has no normaliser but 'softmax'"),
+        ("[model]\nfocus = 'hard'\nnormalizer = 'sparsemax'\n", "has no normalizer but 'softmax'"),
         ("[model]\nfocus = 'hard'\nhard_training = 'gumbel'\n", "hard_training must be one of straight-through, reinf"),
         ("[model]\nhard_training = 'reinforce'\n", "'reinforce' needs focus = 'hard', found 'global'"),
         ("[model]\nfocus = 'hard'\ncoverage = true\n", "coverage needs focus = 'global', found 'hard'"),
@@ -96,6 +96,19 @@ def test_a_bad_value_is_refused_by_its_name(read, content, sentence):
     assert "run.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 4
+
+
+def test_former_name_of_a_key_is_read(read):
+    config = read(DATA + "[model]\nnormaliser = 'sparsemax'\n")
+    assert config.model == Seq2SeqConfig(normalizer="sparsemax")
+    assert config == read(DATA + "[model]\nnormalizer = 'sparsemax'\n")
+
+
+@pytest.mark.parametrize("names", [("normalizer", "normaliser"), ("normaliser", "normalizer")])
+def test_key_with_its_former_name_is_refused(read, names):
+    first, second = names
+    with pytest.raises(ConfigError, match="'normaliser' is the former name of 'normalizer'; remove 'normaliser'"):
+        read(DATA + f"[model]\n{first} = 'softmax'\n{second} = 'softmax'\n")
 
 
 @pytest.mark.parametrize(

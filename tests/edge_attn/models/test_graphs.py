@@ -16,11 +16,11 @@ VOCAB = 11
 SMALL = {"embedding": 6, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 6, "heads": 2}
 AROUND = (
     {"focus": "local-m", "window": 2},
-    {"focus": "local-p", "window": 2, "normaliser": "sparsemax"},
+    {"focus": "local-p", "window": 2, "normalizer": "sparsemax"},
     {"focus": "hard"},
-    {"normaliser": "sparsemax"},
-    {"attention": "multi-head", "normaliser": "sparsemax"},
-    {"attention": "pooling", "normaliser": "sparsemax"},
+    {"normalizer": "sparsemax"},
+    {"attention": "multi-head", "normalizer": "sparsemax"},
+    {"attention": "pooling", "normalizer": "sparsemax"},
     {"coverage": True},
     {"attention": "general", "coverage": True},
     {"encoder_cell": "lstmn"},

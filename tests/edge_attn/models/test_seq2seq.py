@@ -217,7 +217,7 @@ def test_a_decoder_that_the_encoder_cannot_start_is_one_sentence():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"attention": "none", "normaliser": "sparsemax"}, "needs an attention"),
+        ({"attention": "none", "normalizer": "sparsemax"}, "needs an attention"),
         ({"attention": "none", "focus": "hard"}, "no energy for each source position, which hard needs"),
         ({"attention": "pooling", "coverage": True}, "no energy for each source position, which coverage needs"),
         ({"attention": "multi-head", "focus": "local-p", "window": 2}, "which local-p needs"),

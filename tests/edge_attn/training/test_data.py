@@ -94,6 +94,6 @@ def test_fewer_sources_are_all_taken_and_empty_ones_are_not(text):
 
 def test_a_source_without_a_token_is_no_sample():
     pieces = Text.train("sentencepiece", [("some words here", "x y")] * 5, 60, 60)
-    nothing = "\u200b"  # a zero-width space, which SentencePiece normalises away
+    nothing = "\u200b"  # a zero-width space, which SentencePiece normalizes away
     assert len(pieces.encode_source(nothing)) == 1
     assert choose_samples(pieces, [nothing, "words"]) == ["words"]

@@ -139,7 +139,7 @@ def greedy(model: Seq2Seq, text: Text, sentence: str) -> str:
     ("focus", "updates"),
     [
         ("", 300),
-        ('normaliser = "sparsemax"', 300),
+        ('normalizer = "sparsemax"', 300),
         ('focus = "local-p"\nwindow = 2\nattention = "general"', 300),
         ('focus = "hard"\nhard_training = "straight-through"', 300),
         pytest.param('focus = "hard"\nhard_training = "reinforce"', 600, marks=pytest.mark.slow),

@@ -15,7 +15,7 @@ from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import graphs
 from edge_attn.models.layers.attention import Additive, Attention, Memory, State, make_attention
 from edge_attn.models.layers.coverage import Coverage
-from edge_attn.models.layers.normalizers import NORMALISERS, attend
+from edge_attn.models.layers.normalizers import NORMALIZERS, attend
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import masked_softmax
 from edge_attn.parity import golden, recorder
@@ -83,11 +83,11 @@ def test_a_weight_of_zero_with_which_training_starts_changes_nothing(name: str) 
         torch.testing.assert_close(context, module.score(query, memory)[0])
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("name", SCORES)
 @torch.no_grad()
-def test_the_state_is_the_sum_of_the_weights_so_far(name: str, normaliser: str) -> None:
-    module, (queries, values) = coverage(name, normaliser=normaliser), sentence()
+def test_the_state_is_the_sum_of_the_weights_so_far(name: str, normalizer: str) -> None:
+    module, (queries, values) = coverage(name, normalizer=normalizer), sentence()
     memory = module.prepare(values, MASK, values[:, 0])
     assert {key: tuple(value.shape) for key, value in module.start(memory).items()} == {"coverage": (3, 1, SRC)}
     _, weights, state = steps(module, queries, memory)
@@ -116,17 +116,17 @@ def test_an_additive_score_has_the_feature_inside_its_tanh() -> None:
         covered = covered + wanted
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("name", [name for name in SCORES if name not in ("additive", "concat")])
 @torch.no_grad()
-def test_every_other_score_has_it_added_to_its_energy(name: str, normaliser: str) -> None:
-    module, (queries, values) = coverage(name, normaliser=normaliser), sentence()
+def test_every_other_score_has_it_added_to_its_energy(name: str, normalizer: str) -> None:
+    module, (queries, values) = coverage(name, normalizer=normalizer), sentence()
     memory = module.prepare(values, MASK, values[:, 0])
     covered = torch.zeros(3, TGT, SRC).double()
     contexts, weights, _ = steps(module, queries, memory)
     for query, context, weight in zip(queries, contexts, weights, strict=True):
         energy = module.score.energy(query, memory) - 0.7 * covered
-        torch.testing.assert_close((context, weight), attend(energy, values, memory["mask"], normaliser))
+        torch.testing.assert_close((context, weight), attend(energy, values, memory["mask"], normalizer))
         covered += weight
 
 

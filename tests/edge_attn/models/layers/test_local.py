@@ -13,7 +13,7 @@ from edge_attn.errors import ConfigError
 from edge_attn.export.trace import trace
 from edge_attn.models.layers.attention import Attention, Memory
 from edge_attn.models.layers.local import Local, Monotonic, Predictive
-from edge_attn.models.layers.normalizers import NORMALISERS
+from edge_attn.models.layers.normalizers import NORMALIZERS
 from edge_attn.ops import local as local_op
 from edge_attn.registry import ATTENTIONS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
@@ -32,12 +32,12 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def local(kind: str, score: str, window: int = 2, normaliser: str = "softmax") -> Local:
+def local(kind: str, score: str, window: int = 2, normalizer: str = "softmax") -> Local:
     torch.manual_seed(0)
     inner: Attention = resolve("attention", ATTENTIONS, score)(HIDDEN, SCORES[score], ATTN)
     made = {
-        "local-m": lambda: Monotonic(inner, window, normaliser),
-        "local-p": lambda: Predictive(inner, window, HIDDEN, ATTN, normaliser),
+        "local-m": lambda: Monotonic(inner, window, normalizer),
+        "local-p": lambda: Predictive(inner, window, HIDDEN, ATTN, normalizer),
     }[kind]()
     return made.double()
 
@@ -57,16 +57,16 @@ def positions(module: Local, query: Tensor) -> np.ndarray:
     return (MASK.sum(1).numpy()[:, None] * share)[:, :, None]
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("window", [1, 2, 50])
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_module_says_its_equation(kind: str, score: str, window: int, normaliser: str) -> None:
-    module = local(kind, score, window, normaliser)
+def test_a_module_says_its_equation(kind: str, score: str, window: int, normalizer: str) -> None:
+    module = local(kind, score, window, normalizer)
     query, memory = sentence(module, score)
     context, weights = module(query, memory)
-    wanted_context, wanted_weights = ORACLES[normaliser](
+    wanted_context, wanted_weights = ORACLES[normalizer](
         module.score.energy(query, memory).numpy(), positions(module, query), memory["values"].numpy(),
         MASK[:, None, :].numpy(), window=window, gaussian=int(kind == "local-p"),
     )  # fmt: skip
@@ -110,7 +110,7 @@ def test_the_window_holds_both_its_ends_and_ends_at_the_sentence(
 
 
 @torch.no_grad()
-def test_the_gaussian_has_half_the_window_as_its_sigma_and_is_not_renormalised() -> None:
+def test_the_gaussian_has_half_the_window_as_its_sigma_and_is_not_renormalized() -> None:
     module = local("local-p", "dot", window=4)
     values = random_tensor(1, SRC, HIDDEN, seed=2)
     memory = module.prepare(values, MASK[:1], values[:, 0])
@@ -120,11 +120,11 @@ def test_the_gaussian_has_half_the_window_as_its_sigma_and_is_not_renormalised()
     assert weights.sum() < 0.6
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @torch.no_grad()
-def test_local_m_past_a_short_sentence_attends_to_nothing(normaliser: str) -> None:
+def test_local_m_past_a_short_sentence_attends_to_nothing(normalizer: str) -> None:
     """Four tokens, two on either side: the seventh target position sees none of them."""
-    module = local("local-m", "general", window=2, normaliser=normaliser)
+    module = local("local-m", "general", window=2, normalizer=normalizer)
     query, memory = sentence(module, "general", tgt=8)
     context, weights = module(query, memory)
     assert ((weights[1] > 0).any(-1)).tolist() == [True] * 6 + [False] * 2
@@ -146,11 +146,11 @@ def test_local_p_stays_within_the_real_tokens() -> None:
 # ---- steps
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_steps_one_at_a_time_say_what_all_say_together(kind: str, normaliser: str) -> None:
-    module = local(kind, "concat", normaliser=normaliser)
+def test_steps_one_at_a_time_say_what_all_say_together(kind: str, normalizer: str) -> None:
+    module = local(kind, "concat", normalizer=normalizer)
     query, memory = sentence(module, "concat", tgt=4)
     context, weights = module(query, memory)
     state = module.start(memory)
@@ -180,14 +180,14 @@ def test_the_beams_of_local_m_stand_at_the_same_step() -> None:
 # ---- learning
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_right_and_reach_every_parameter(kind: str, score: str, normaliser: str) -> None:
-    module = local(kind, score, window=3, normaliser=normaliser)
+def test_gradients_are_right_and_reach_every_parameter(kind: str, score: str, normalizer: str) -> None:
+    module = local(kind, score, window=3, normalizer=normalizer)
     query, memory = sentence(module, score)
     values = memory["values"]
-    if normaliser == "sparsemax":
+    if normalizer == "sparsemax":
         query = 0.1 * query  # a support of one key is flat
 
     def attend(query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,12 +220,12 @@ class Step(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("score", "normaliser"),
+    ("score", "normalizer"),
     [("dot", "softmax"), ("general", "softmax"), ("concat", "softmax"), ("general", "sparsemax")],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: str, normaliser: str) -> None:
-    module = Step(local(kind, score, window=2, normaliser=normaliser).float())
+def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: str, normalizer: str) -> None:
+    module = Step(local(kind, score, window=2, normalizer=normalizer).float())
     size = SCORES[score]
     spec = GraphSpec(
         "step.onnx",
@@ -253,7 +253,7 @@ def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: st
             return [tensor.numpy() for tensor in module(*tensors)]
 
     model = trace(module, spec, given(2, 3, 5))
-    name = {"softmax": "LocalAttention", "sparsemax": "SparseLocalAttention"}[normaliser]
+    name = {"softmax": "LocalAttention", "sparsemax": "SparseLocalAttention"}[normalizer]
     assert [node.op_type for node in model.graph.node if node.domain == "edge_attn"] == [name]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for sizes in ((1, 1, 1), (2, 5, 3), (4, 2, 30)):
@@ -276,6 +276,6 @@ def test_a_window_below_one_is_one_sentence(kind: str, window: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_normaliser_is_one_sentence(kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"^normaliser must be one of softmax, sparsemax, found 'entmax'$"):
+def test_an_unknown_normalizer_is_one_sentence(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, found 'entmax'$"):
         local(kind, "dot", 2, "entmax")

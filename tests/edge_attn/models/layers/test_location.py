@@ -14,7 +14,7 @@ import edge_attn
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.models.layers.attention import make_attention
 from edge_attn.models.layers.location import Location
-from edge_attn.models.layers.normalizers import NORMALISERS, attend
+from edge_attn.models.layers.normalizers import NORMALIZERS, attend
 from edge_attn.ops.location import oracle
 
 torch.set_num_threads(1)
@@ -57,15 +57,15 @@ def test_the_oracle_says_luongs_equation() -> None:
     np.testing.assert_allclose(weights[0], wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("src", SOURCES)
 @torch.no_grad()
-def test_what_is_made_of_its_energies_leaves_out_positions_past_w(src: int, normaliser: str) -> None:
+def test_what_is_made_of_its_energies_leaves_out_positions_past_w(src: int, normalizer: str) -> None:
     module, (query, values, mask) = location(), sentence(src)
     memory = module.prepare(values, mask, values[:, 0])
-    _, weights = attend(module.energy(query, memory), values, memory["mask"], normaliser)
+    _, weights = attend(module.energy(query, memory), values, memory["mask"], normalizer)
     assert (weights[:, :, POSITIONS:] == 0).all()
-    module.normaliser = normaliser
+    module.normalizer = normalizer
     torch.testing.assert_close(module(query, memory)[1], weights)
 
 

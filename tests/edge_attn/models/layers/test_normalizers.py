@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edge_attn.errors import ConfigError
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import Attention
-from edge_attn.models.layers.normalizers import NORMALISERS, attend, softmax_attention, sparsemax
+from edge_attn.models.layers.normalizers import NORMALIZERS, attend, softmax_attention, sparsemax
 from edge_attn.ops import masked_softmax
 from edge_attn.ops import sparsemax_attention as sparsemax_op
 from edge_attn.registry import ATTENTIONS, resolve
@@ -30,38 +30,38 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_every_normaliser_is_tested_here() -> None:
-    assert set(ORACLES) == set(NORMALISERS)
+def test_every_normalizer_is_tested_here() -> None:
+    assert set(ORACLES) == set(NORMALIZERS)
 
 
 @pytest.mark.parametrize("mask", [MASK, MASK[:, None, :], MASK[:, None, :].expand(-1, 2, -1)], ids=["2d", "one", "own"])
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
 @torch.no_grad()
-def test_attend_says_the_equation_for_masks_of_either_shape(normaliser: str, mask: Tensor) -> None:
+def test_attend_says_the_equation_for_masks_of_either_shape(normalizer: str, mask: Tensor) -> None:
     energy, values = random_tensor(3, 2, 5, seed=1), random_tensor(3, 5, 4, seed=2)
-    context, weights = attend(energy, values, mask, normaliser)
-    wanted = ORACLES[normaliser](energy.numpy(), MASK[:, None, :].numpy())
+    context, weights = attend(energy, values, mask, normalizer)
+    wanted = ORACLES[normalizer](energy.numpy(), MASK[:, None, :].numpy())
     np.testing.assert_allclose(weights, wanted, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(context, wanted @ values.numpy(), rtol=1e-12, atol=1e-12)
     assert (weights[2] == 0).all()
     assert (context[2] == 0).all()
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
-def test_gradients_are_right_and_padding_gets_none(normaliser: str) -> None:
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_gradients_are_right_and_padding_gets_none(normalizer: str) -> None:
     energy = (0.2 * random_tensor(3, 2, 5, seed=1)).requires_grad_()  # no key alone in the support, where it is flat
     values = random_tensor(3, 5, 4, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda e, h: attend(e, h, MASK, normaliser), (energy, values))
-    context, weights = attend(energy, values, MASK, normaliser)
+    assert torch.autograd.gradcheck(lambda e, h: attend(e, h, MASK, normalizer), (energy, values))
+    context, weights = attend(energy, values, MASK, normalizer)
     (context.square().sum() + weights.square().sum()).backward()
     assert energy.grad is not None
     assert (energy.grad.transpose(1, 2)[~MASK] == 0).all()
     assert (energy.grad[:2] != 0).any(-1).all()
 
 
-def test_an_unknown_normaliser_is_one_sentence() -> None:
+def test_an_unknown_normalizer_is_one_sentence() -> None:
     energy = random_tensor(3, 2, 5, seed=1)
-    with pytest.raises(ConfigError, match=r"^normaliser must be one of softmax, sparsemax, found 'entmax'$"):
+    with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, found 'entmax'$"):
         attend(energy, energy.transpose(1, 2), MASK, "entmax")
 
 
@@ -137,7 +137,7 @@ def test_a_penalty_is_heard_by_rows_with_no_key_alone(penalty: float) -> None:
 def test_a_kind_with_sparsemax_is_sparsemax_of_its_energies_and_learns(name: str) -> None:
     torch.manual_seed(0)
     module: nn.Module = resolve("attention", ATTENTIONS, name)(6, KINDS[name], 5).double()
-    module.normaliser = "sparsemax"  # type: ignore[assignment]
+    module.normalizer = "sparsemax"  # type: ignore[assignment]
     query, values = random_tensor(3, 2, 6, seed=3), random_tensor(3, 5, KINDS[name], seed=4)
     memory = module.prepare(values, MASK, values[:, 0])  # type: ignore[operator]
     context, weights = module(query, memory)
@@ -168,7 +168,7 @@ class Whole(nn.Module):
 def test_sparsemax_exports_as_one_node_and_runs_at_other_sizes(score: str, runs_as_torch: Any) -> None:
     torch.manual_seed(0)
     module: Attention = resolve("attention", ATTENTIONS, score)(6, KINDS[score], 5)
-    module.normaliser = "sparsemax"
+    module.normalizer = "sparsemax"
     spec = GraphSpec(
         "attention.onnx",
         (

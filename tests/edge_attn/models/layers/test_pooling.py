@@ -34,10 +34,10 @@ def pooling() -> Pooling:
     return Pooling(VALUE, ATTN).double()
 
 
-def pooled(normaliser: str = "softmax") -> PooledAttention:
+def pooled(normalizer: str = "softmax") -> PooledAttention:
     torch.manual_seed(0)
     made = PooledAttention(QUERY, VALUE, ATTN).double()
-    made.normaliser = normaliser
+    made.normalizer = normalizer
     return made
 
 
@@ -121,15 +121,15 @@ def test_a_users_classifier_exports_with_one_node_and_runs_at_other_sizes(tmp_pa
             assert (ours[theirs.numpy() == 0] == 0).all()
 
 
-@pytest.mark.parametrize("normaliser", ["softmax", "sparsemax"])
+@pytest.mark.parametrize("normalizer", ["softmax", "sparsemax"])
 @torch.no_grad()
-def test_as_an_attention_it_says_the_same_at_every_step(normaliser: str) -> None:
-    module, h = pooled(normaliser), values()
+def test_as_an_attention_it_says_the_same_at_every_step(normalizer: str) -> None:
+    module, h = pooled(normalizer), values()
     memory = module.prepare(h, MASK, h[:, 0])
     context, weights = module(torch.randn(3, 2, QUERY).double(), memory)
     energy = torch.tanh(module.pooling.hidden(h)) @ module.pooling.u
     kept = energy.masked_fill(~MASK, float("-inf")).softmax(-1).nan_to_num()
-    wanted = kept if normaliser == "softmax" else sparsemax(energy, MASK)
+    wanted = kept if normalizer == "softmax" else sparsemax(energy, MASK)
     assert weights is not None
     for t in range(2):
         torch.testing.assert_close(weights[:, t], wanted)
