@@ -59,15 +59,15 @@ def test_rows_that_differ_in_attention_and_cell_alone_are_one(support):
 
 @pytest.mark.rtx
 def test_a_graph_that_tensorrt_refuses_is_no_yes(support, toy_bundle):
-    bundle, door = Bundle.open(toy_bundle), support.load_tensorrt(rtx=True)
+    bundle, tensorrt = Bundle.open(toy_bundle), support.load_tensorrt(rtx=True)
     spec = bundle.manifest.graphs["step"]
     model = onnx.load_model_from_string(bundle.read(spec.file))
-    assert support.builds(door, bundle, model.SerializeToString(), spec) == "yes"
+    assert support.builds(tensorrt, bundle, model.SerializeToString(), spec) == "yes"
     model.graph.node.append(onnx.helper.make_node("NonZero", ["log_probs"], ["where"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("where", onnx.TensorProto.INT64, None))
     for said in (
-        support.parses(door, model.SerializeToString()),
-        support.builds(door, bundle, model.SerializeToString(), spec),
+        support.parses(tensorrt, model.SerializeToString()),
+        support.builds(tensorrt, bundle, model.SerializeToString(), spec),
     ):
         assert said.startswith("no: ")
         assert "NonZero" in said

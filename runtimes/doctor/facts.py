@@ -179,12 +179,6 @@ def install_driver(machine: Machine) -> str:
     return "xdg-open https://www.nvidia.com/drivers"
 
 
-def version(text: str) -> tuple[int, ...]:
-    """(10, 3, 0) of `10.3.0.30-1+cuda12.5` or `10.3.0`; () of what is no version."""
-    found = re.match(r"\d+(\.\d+)*", text)
-    return tuple(map(int, found.group().split(".")))[:3] if found else ()
-
-
 def dotted(number: int) -> str:
     """CUDA's 12060 as 12.6."""
     return f"{number // 1000}.{number % 1000 // 10}"

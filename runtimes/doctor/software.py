@@ -19,11 +19,11 @@ from edge_attn.runtimes.doctor.facts import (
     system_bindings,
     system_packages,
     tensorrt_wheels,
-    version,
 )
 from edge_attn.runtimes.doctor.hardware import LEND, check_cuda
 from edge_attn.runtimes.doctor.machine import SILENT, Machine
 from edge_attn.runtimes.trt.api import OLDEST
+from edge_attn.runtimes.versions import parse_version
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 APT = "sudo apt update && sudo apt install"
@@ -70,10 +70,10 @@ def _loaded(machine: Machine, found: dict[str, str], jetson: Board | None) -> Ch
     own = packages.get(_library(packages), "")
     removed = f"{pip(machine)} uninstall -y {' '.join(wheels) or 'tensorrt'}"
     is_wheel = not found["file"].startswith("/usr/lib/")
-    if jetson is not None and is_wheel and own and version(own) != version(found["version"]):
+    if jetson is not None and is_wheel and own and parse_version(own)[:3] != parse_version(found["version"])[:3]:
         advice = f"the board's own TensorRT is {own}; the wheel that hides it was not built for a Jetson"
         return Check("tensorrt", "fault", text, advice, removed)
-    if version(found["version"]) < OLDEST:
+    if parse_version(found["version"])[:3] < OLDEST:
         command = "sdkmanager" if jetson is not None else f"{pip(machine)} install --upgrade 'edge-attn[trt]'"
         return Check("tensorrt", "fault", text, "edge-attn needs TensorRT 10.3 or newer", command)
     driver = machine.probe("cuda").get("driver", 0) // 1000
@@ -118,7 +118,7 @@ def _unseen(machine: Machine, bindings: dict[str, str], packages: dict[str, str]
     python = machine.probe("python")
     ours = ".".join(python["version"].split(".")[:2])
     release = packages.get("python3-libnvinfer", "")
-    theirs = ours if ours in bindings else max(bindings, key=version)
+    theirs = ours if ours in bindings else max(bindings, key=parse_version)
     of_the_system = bindings[theirs].startswith(f"{python['base_prefix']}/lib/")
     if ours in bindings and of_the_system and python["prefix"] != python["base_prefix"]:
         text = f"the system's {release or 'TensorRT'} in {bindings[ours]} is hidden from this virtual environment"

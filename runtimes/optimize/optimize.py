@@ -28,10 +28,10 @@ from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.optimize import trt_operators as requirements
 from edge_attn.runtimes.optimize.build_target import Say, Wanted, calibration, make
 from edge_attn.runtimes.optimize.targets import Recipe
-from edge_attn.runtimes.trt.api import numbers
 from edge_attn.runtimes.trt.builder import BuildConfig
 from edge_attn.runtimes.trt.plugins import plugins_for
 from edge_attn.runtimes.verification.verify import check
+from edge_attn.runtimes.versions import parse_version
 from edge_attn.text import corpus
 
 
@@ -150,7 +150,7 @@ def _refuse_held(bundle: Path, held: Target, wanted: Wanted, given: Given, build
         raise InputError(f"{bundle} holds {wanted.name} already; give --force to make it again")
     lines = corpus.read_sentences(given.calibration) if given.calibration else ()
     digest = calibration(lines, given.calibration)["sha256"]
-    oldest = numbers(str(_noted(held, "min_version")))
+    oldest = parse_version(str(_noted(held, "min_version")))
     asked: dict[str, tuple[object, Any, Any]] = {
         "--min-version": (given.min_version, _with_zeros(oldest), _with_zeros(wanted.oldest or ())),
         "--calibration": (given.calibration, _noted(held, "calibration", "sha256"), digest),

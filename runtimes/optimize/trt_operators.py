@@ -15,6 +15,7 @@ from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.onnx_graph import Constants, module_path, nodes, opset
 from edge_attn.runtimes.optimize.float16 import SUMS
 from edge_attn.runtimes.trt.api import OLDEST
+from edge_attn.runtimes.versions import parse_version
 
 Version = tuple[int, ...]
 
@@ -51,7 +52,7 @@ def version(text: str) -> Version:
     """
     if not re.fullmatch(r"\d+(\.\d+){1,3}", text):
         raise UsageError(f"a version is two to four numbers, as 10.3, found {text!r}")
-    found = tuple(int(part) for part in text.split("."))
+    found = parse_version(text)
     if found < OLDEST:
         raise UsageError(f"the oldest version of TensorRT that is served is {_show(OLDEST)}, found {text}")
     return found

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from edge_attn.errors import NotTestedError
+from edge_attn.runtimes.versions import parse_version
 
 Builder: TypeAlias = Any
 IAttentionInputLayer: TypeAlias = Any
@@ -142,7 +142,7 @@ def load_tensorrt(rtx: bool = False) -> TensorRT:
 def _door(module: Any, rtx: bool) -> TensorRT:
     product = "tensorrt-rtx" if rtx else "tensorrt"
     text = str(getattr(module, "__version__", ""))
-    version = numbers(text)
+    version = parse_version(text)
     if not version:
         raise NotTestedError(f"the module {module.__name__} has no version, so it is not {product}; {INSTALL[rtx]}")
     if not rtx and version < OLDEST:
@@ -150,12 +150,6 @@ def _door(module: Any, rtx: bool) -> TensorRT:
             f"{product} {text} is too old, expected {'.'.join(map(str, OLDEST))} or newer: JetPack 6 brings 10.3"
         )
     return TensorRT(module, Capability(version, rtx), f"{product} {text}")
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """What a version begins with: (10, 3, 0) of `10.3.0rc1`; empty if it is none."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found.group().split(".")) if found else ()
 
 
 def _log(trt: TensorrtModule) -> Any:
@@ -170,7 +164,7 @@ def _log(trt: TensorrtModule) -> Any:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
 
-        def take(self) -> list[str]:
+        def drain_errors(self) -> list[str]:
             """The errors since the last time."""
             taken, self.errors = self.errors, []
             return taken

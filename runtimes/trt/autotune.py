@@ -28,12 +28,12 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.errors import BundleError, EdgeAttnError, InputError, NotTestedError
 from edge_attn.runtimes.trt.api import TensorRT
-from edge_attn.runtimes.trt.buffers import Buffer, Memory
-from edge_attn.runtimes.trt.builder import FORGETS, BuildConfig, Plan, Say, TookTooLongError, engine_for
-from edge_attn.runtimes.trt.contexts import Contexts, kernels_in
+from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory
+from edge_attn.runtimes.trt.builder import OUT_OF_MEMORY, BuildConfig, Plan, Say, TookTooLongError, engine_for
+from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import Cuda, Gpu
-from edge_attn.runtimes.trt.engine_cache import EngineCache, Refused, write_whole
-from edge_attn.runtimes.trt.execution import Bound, Launches
+from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine, write_whole
+from edge_attn.runtimes.trt.execution import Launches, LaunchKey
 from edge_attn.runtimes.trt.plugins import Plugin, plugins_for
 from edge_attn.runtimes.trt.profiles import Bucket
 from edge_attn.spec import GraphSpec, TensorSpec
@@ -43,7 +43,7 @@ WINS = 0.98
 noise."""
 WARM, TURNS = 3, 20
 """Runs of each engine in each profile that do not count, the CUDA graph's capture among them; and those that do."""
-SCARCE = re.compile(FORGETS.pattern + "|too little memory|MemoryError")
+LOW_MEMORY = re.compile(OUT_OF_MEMORY.pattern + "|too little memory|MemoryError")
 """How a fault says that there was too little memory."""
 
 
@@ -78,14 +78,14 @@ UNDECIDED = Choice(True, "", "")
 class RefusedError(Exception):
     """TensorRT refused one of the two engines, which came from the cache."""
 
-    refused: Refused
+    refused: RejectedEngine
 
 
 @dataclass(eq=False)
 class Engines:
     """The engines of a target's graphs for this device, each the quicker one where there are two."""
 
-    door: TensorRT
+    tensorrt: TensorRT
     cuda: Cuda
     gpu: Gpu
     bundle: Bundle
@@ -96,7 +96,7 @@ class Engines:
     chosen: dict[str, str] = field(default_factory=dict)
     """What runs a graph that has a variant, for people."""
 
-    def plan(self, graph: str, refused: Refused | None = None) -> Plan:
+    def plan(self, graph: str, refused: RejectedEngine | None = None) -> Plan:
         """The engine of a graph; one that TensorRT `refused` is built again, and a plugin's measured again too.
 
         Raises:
@@ -113,15 +113,19 @@ class Engines:
             return self.plan(graph, error.refused)
 
     def _engine(
-        self, graph: str, spec: GraphSpec, plugins: Mapping[str, Plugin] | None = None, refused: Refused | None = None
+        self,
+        graph: str,
+        spec: GraphSpec,
+        plugins: Mapping[str, Plugin] | None = None,
+        refused: RejectedEngine | None = None,
     ) -> Plan:
         target = dataclasses.replace(self.target, graphs={graph: spec})
         return engine_for(
-            self.door, self.bundle, target, graph, self.cache, self.gpu, self.config, self.say, plugins, refused
+            self.tensorrt, self.bundle, target, graph, self.cache, self.gpu, self.config, self.say, plugins, refused
         )
 
     def _choose(
-        self, graph: str, variant: GraphSpec, ops: Sequence[str], inlined: Plan, refused: Refused | None
+        self, graph: str, variant: GraphSpec, ops: Sequence[str], inlined: Plan, refused: RejectedEngine | None
     ) -> Plan:
         """The engine with the plugin, or `inlined`; says which and why where that is decided now.
 
@@ -134,8 +138,8 @@ class Engines:
         record: Path | None = None
         kept = UNDECIDED
         try:
-            if not self.door.capability.aot_plugins:
-                raise NotTestedError(f"{self.door.name} takes no ahead-of-time plugin, TensorRT 10.13 and newer do")
+            if not self.tensorrt.capability.aot_plugins:
+                raise NotTestedError(f"{self.tensorrt.name} takes no ahead-of-time plugin, TensorRT 10.13 and newer do")
             plugins = plugins_for(self.target.target, ops)
             record = self._record(graph, variant, plugins, inlined)
             decided = kept = UNDECIDED if inlined.built else _read(record)
@@ -149,7 +153,7 @@ class Engines:
         except Exception as error:  # whatever it is, the inlined graph runs
             said = str(error) if isinstance(error, EdgeAttnError) else f"{type(error).__name__}: {error}"
             decided = Choice(False, " ".join(said.split()), engine)
-            lasts = SCARCE.search(said) is None if engine else _of_the_network(error)
+            lasts = LOW_MEMORY.search(said) is None if engine else _of_the_network(error)
         with_it = f"with{'' if decided.plugin else 'out'} the plugin {', '.join(ops)}"
         self.chosen[graph] = f"{graph} {with_it}"
         if decided is not kept:
@@ -179,19 +183,19 @@ class Engines:
         """
         buckets = self.config.buckets.up_to(self.bundle.manifest.max_source).all()
 
-        def refuse(name: str, refused: Refused) -> Plan:
+        def refuse(name: str, refused: RejectedEngine) -> Plan:
             raise RefusedError(refused)
 
         held = contextlib.ExitStack()
         try:
-            memory = Memory(self.cuda, held)
-            contexts = Contexts(self.door, kernels_in(self.cache.folder, self.door, self.gpu))
-            launches = Launches(self.door, self.cuda, memory, dict.fromkeys(plans, spec), contexts)
+            memory = DeviceMemory(self.cuda, held)
+            contexts = Contexts(self.tensorrt, kernels_file(self.cache.folder, self.tensorrt, self.gpu))
+            launches = Launches(self.tensorrt, self.cuda, memory, dict.fromkeys(plans, spec), contexts)
             held.callback(launches.close)
             launches.load(plans, len(buckets), refuse)
             tensors = (*spec.inputs, *spec.outputs)
             buffers = [memory.buffer(tensor.name, _largest(tensor, buckets)) for tensor in tensors]
-            held.callback(memory.settle)
+            held.callback(memory.synchronize)
             return race(self.cuda, memory, launches, spec, buckets, buffers)
         except BaseException:
             with contextlib.suppress(EdgeAttnError):  # after a kernel that went astray nothing is given back
@@ -242,7 +246,7 @@ def decide(timed: Sequence[Timed], engine: str) -> Choice:
 
 def race(
     cuda: Cuda,
-    memory: Memory,
+    memory: DeviceMemory,
     launches: Launches,
     spec: GraphSpec,
     buckets: Sequence[Bucket],
@@ -255,12 +259,12 @@ def race(
         shapes = tuple(_sized(tensor, bucket) for tensor in (*spec.inputs, *spec.outputs))
         for tensor, buffer, shape in zip(spec.inputs, buffers, shapes, strict=False):
             memory.write(buffer, _filled(tensor, shape))
-        bounds = {name: Bound(name, bucket.index, shapes, addresses, (), ()) for name in launches.graphs}
+        bounds = {name: LaunchKey(name, bucket.index, shapes, addresses, (), ()) for name in launches.graphs}
         took: dict[str, list[float]] = {name: [] for name in bounds}
         for _ in range(WARM + TURNS):
             for name, bound in bounds.items():
                 began = perf_counter()
-                memory.started()
+                memory.mark_busy()
                 launches.run(bound)
                 cuda.synchronize(memory.stream)
                 took[name].append(1e3 * (perf_counter() - began))

@@ -27,7 +27,7 @@ class Buffer:
     what: str
     address: int
     size: int
-    age: int = 0
+    generation: int = 0
     """How often it was written."""
 
 
@@ -44,7 +44,7 @@ class OnDevice:
     """A tensor on the device. It lies there padded to its profile's sizes; row 0 of every axis comes first."""
 
     buffer: Buffer
-    age: int
+    generation: int
     dtype: str
     shape: tuple[int, ...]
     padded: tuple[int, ...]
@@ -52,7 +52,7 @@ class OnDevice:
     """Where the launch that makes it also copies it to, on the host."""
 
 
-class Memory:
+class DeviceMemory:
     """All that the runtime holds on the device, and its one stream. What it allocates is given back by `held`."""
 
     def __init__(self, cuda: Cuda, held: contextlib.ExitStack) -> None:
@@ -76,17 +76,17 @@ class Memory:
         self._held.callback(self._cuda.free_pinned, address)
         return Pinned(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)))
 
-    def started(self) -> None:
+    def mark_busy(self) -> None:
         """Something was started on the stream."""
         self._busy = True
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Waits for what was started, so that pinned memory may change."""
         if self._busy:
             self._cuda.synchronize(self.stream)
             self._busy = False
 
-    def lying(self, value: OnDevice) -> tuple[int, ...]:
+    def device_shape(self, value: OnDevice) -> tuple[int, ...]:
         """The shape in which a value lies on the device.
 
         Raises:
@@ -94,7 +94,7 @@ class Memory:
         """
         if value.buffer not in self._own:
             raise EdgeAttnError(f"{value.buffer.what} is of another runtime; give it to the one that made it")
-        if value.age != value.buffer.age:
+        if value.generation != value.buffer.generation:
             raise EdgeAttnError(
                 f"{value.buffer.what} was overwritten by a later run; what the encoder gives must be read before it "
                 f"runs again, a state before the second step after it, and all else before the next step"
@@ -103,9 +103,9 @@ class Memory:
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
         """Copies an array into a buffer, which ages."""
-        buffer.age += 1
+        buffer.generation += 1
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.settle()
+        self.synchronize()
         self._busy = True
         for start in range(0, raw.size, TRANSFER):
             part = raw[start : start + TRANSFER]
@@ -116,14 +116,14 @@ class Memory:
 
     def read(self, value: OnDevice) -> np.ndarray:
         """The value without its padding, of whose first axis no row is fetched."""
-        lying = (*value.shape[:1], *self.lying(value)[1:])
-        size = math.prod(lying) * np.dtype(value.dtype).itemsize
+        device_shape = (*value.shape[:1], *self.device_shape(value)[1:])
+        size = math.prod(device_shape) * np.dtype(value.dtype).itemsize
         raw = self._fetch(value, size) if value.returned is None else self._await(value.returned, size)
-        whole = raw.view(value.dtype).reshape(lying)
+        whole = raw.view(value.dtype).reshape(device_shape)
         return whole[tuple(slice(size) for size in value.shape)]
 
     def _await(self, returned: Pinned, size: int) -> np.ndarray:
-        self.settle()
+        self.synchronize()
         return returned.bytes[:size].copy()
 
     def _fetch(self, value: OnDevice, size: int) -> np.ndarray:

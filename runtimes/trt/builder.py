@@ -26,7 +26,7 @@ from edge_attn.runtimes.trt.api import (
     TensorRT,
 )
 from edge_attn.runtimes.trt.cudart import Gpu
-from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, Refused, write_whole
+from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, RejectedEngine, write_whole
 from edge_attn.runtimes.trt.lint import lint_network, lint_nodes, make_attention_buildable
 from edge_attn.runtimes.trt.onnx_nodes import Nodes, read_nodes
 from edge_attn.runtimes.trt.plugins import Plugin
@@ -34,12 +34,14 @@ from edge_attn.runtimes.trt.profiles import Buckets, Profile, at_most
 from edge_attn.runtimes.trt.progress import Progress, Report, bar, monitor
 from edge_attn.spec import GraphSpec
 
-MEGA = 1024**2
-FORGETS = re.compile(r"(?i)out of memory|outofmemory|bad_alloc|cudaerrormemoryallocation|insufficient (device )?memory")
+MIB = 1024**2
+OUT_OF_MEMORY = re.compile(
+    r"(?i)out of memory|outofmemory|bad_alloc|cudaerrormemoryallocation|insufficient (device )?memory"
+)
 """How TensorRT and CUDA say that memory ran out."""
-CRAMPED = re.compile(r"(?i)within workspace limit|insufficient workspace")
+WORKSPACE_TOO_SMALL = re.compile(r"(?i)within workspace limit|insufficient workspace")
 """How TensorRT says that `workspace_mb` is too little."""
-MOST_MEGA = 2**40 - 1
+MAX_MIB = 2**40 - 1
 """Of any size that is given in MB: its bytes still fit into 64 bits."""
 NO_REASON = "this version does not have it"
 """For parser errors that only say `false`."""
@@ -65,7 +67,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         for name in ("workspace_mb", "cache_mb"):
             at_least(name, getattr(self, name), 1)
-            at_most(name, getattr(self, name), MOST_MEGA)
+            at_most(name, getattr(self, name), MAX_MIB)
         if not 0 < self.max_build_minutes < float("inf"):  # which nan is not
             raise ConfigError(f"max_build_minutes must be a number more than 0, found {self.max_build_minutes}")
         if not 0 <= self.optimization_level <= 5:
@@ -81,7 +83,7 @@ class TookTooLongError(NotTestedError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class RtxBuildOptions:
     """What TensorRT-RTX is asked for, and does not give to every network on every machine."""
 
     this_gpu: bool = False
@@ -100,7 +102,7 @@ class Plan:
 
 
 def engine_for(
-    door: TensorRT,
+    tensorrt: TensorRT,
     bundle: Bundle,
     target: Target,
     graph: str,
@@ -109,7 +111,7 @@ def engine_for(
     config: BuildConfig,
     say: Say,
     plugins: Mapping[str, Plugin] | None = None,
-    refused: Refused | None = None,
+    refused: RejectedEngine | None = None,
 ) -> Plan:
     """The engine of one graph for this GPU: from the cache if it was not `refused`, or built, while others wait.
 
@@ -127,13 +129,14 @@ def engine_for(
     key = EngineKey(
         what=f"{bundle.path.name}: {graph} for {target.name}",
         graph=hashlib.sha256(model).hexdigest(),
-        runtime=door.name,
+        runtime=tensorrt.name,
         gpu=f"{gpu.name}, {gpu.multiprocessors} SM",
         compute_capability=".".join(map(str, gpu.compute_capability)),
         precision=target.precision,
         profiles="; ".join(map(str, profiles)),
         plugins=", ".join(f"{op} {plugin.hash()}" for op, plugin in sorted(served.items())) or "none",
-        settings=config.settings() + (", for this GPU and capturable where it can be" if door.capability.rtx else ""),
+        settings=config.settings()
+        + (", for this GPU and capturable where it can be" if tensorrt.capability.rtx else ""),
     )
     timing = cache.folder / f"{_file_name(key)}.timing"
     built = False
@@ -144,10 +147,10 @@ def engine_for(
         if not gpu.integrated:  # else it is the system's memory, which build_engine asks for
             check_memory(len(model), gpu.free, f"{spec.file} on {gpu.name}")
         for plugin in served.values():
-            plugin.register(door, "sm_{}{}".format(*gpu.compute_capability))
+            plugin.register(tensorrt, "sm_{}{}".format(*gpu.compute_capability))
         with bar(key.what) as report:
             try:
-                return build_engine(door, model, spec, profiles, config, report, tuple(served), timing, True)
+                return build_engine(tensorrt, model, spec, profiles, config, report, tuple(served), timing, True)
             except TookTooLongError as error:
                 raise NotTestedError(
                     f"{error}; give it more: edge-attn optimize {shlex.quote(str(bundle.path))} --target "
@@ -155,7 +158,7 @@ def engine_for(
                     f"{2 * config.max_build_minutes:g}; or build for fewer buckets"
                 ) from error
 
-    return Plan(cache.build_once(key, make, say, 4 * len(model) + 16 * MEGA, refused), built)
+    return Plan(cache.build_once(key, make, say, 4 * len(model) + 16 * MIB, refused), built)
 
 
 def _file_name(key: EngineKey) -> str:
@@ -163,7 +166,7 @@ def _file_name(key: EngineKey) -> str:
 
 
 def build_engine(
-    door: TensorRT,
+    tensorrt: TensorRT,
     model: bytes,
     spec: GraphSpec,
     profiles: Sequence[Profile],
@@ -182,34 +185,34 @@ def build_engine(
         InputError: TensorRT cannot parse or build the graph, or would take it for another one.
         NotTestedError: memory or time ran out.
     """
-    trt = door.trt
+    trt = tensorrt.trt
     check_memory(len(model), available_memory(), spec.file)
-    door.log.take()
-    builder: Builder = _builder(door)
+    tensorrt.log.drain_errors()
+    builder: Builder = _builder(tensorrt)
     network: INetworkDefinition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser: OnnxParser = trt.OnnxParser(network, door.log)
-    _parse(door, parser, model, spec, plugins)
-    _refuse(door, spec, lint_network(door, network, spec))
-    make_attention_buildable(door, network)
+    parser: OnnxParser = trt.OnnxParser(network, tensorrt.log)
+    _parse(tensorrt, parser, model, spec, plugins)
+    _refuse(tensorrt, spec, lint_network(tensorrt, network, spec))
+    make_attention_buildable(tensorrt, network)
     progress = Progress(report, 60 * config.max_build_minutes)
-    watcher = monitor(door, progress)
-    for wish in _wishes(door, this_gpu):
+    watcher = monitor(tensorrt, progress)
+    for wish in _wishes(tensorrt, this_gpu):
         options: IBuilderConfig = builder.create_builder_config()
-        _set_options(door, options, config, wish)
+        _set_options(tensorrt, options, config, wish)
         for profile in profiles:
             _add_profile(builder, options, profile, spec)
         options.progress_monitor = watcher
-        if door.capability.timing_cache and timing is not None:
+        if tensorrt.capability.timing_cache and timing is not None:
             _load_timing(options, timing)
         try:
             engine = builder.build_serialized_network(network, options)
         except MemoryError:
             engine = None
-            door.log.errors.append("out of memory")
-        forgot = any(FORGETS.search(error) for error in door.log.errors)
-        if engine is not None or progress.cancelled or wish == Wish() or forgot:
+            tensorrt.log.errors.append("out of memory")
+        forgot = any(OUT_OF_MEMORY.search(error) for error in tensorrt.log.errors)
+        if engine is not None or progress.cancelled or wish == RtxBuildOptions() or forgot:
             break
-        door.log.take()  # the next build says again what is wrong without the wish too
+        tensorrt.log.drain_errors()  # the next build says again what is wrong without the wish too
     if progress.cancelled == "keyboard":
         raise KeyboardInterrupt
     if progress.cancelled not in ("", "time"):
@@ -219,56 +222,56 @@ def build_engine(
             f"{spec.file}: the build took longer than {config.max_build_minutes:g} minutes and was ended"
         )
     if engine is None:
-        raise _failure(door, spec, config)
-    if door.capability.timing_cache and timing is not None:
+        raise _failure(tensorrt, spec, config)
+    if tensorrt.capability.timing_cache and timing is not None:
         _save_timing(options, timing)
     return bytes(engine)
 
 
-def _builder(door: TensorRT) -> Builder:
+def _builder(tensorrt: TensorRT) -> Builder:
     """
     Raises:
         NotTestedError: TensorRT does not start, because there is no GPU or its driver is too old.
     """
     try:
-        return door.trt.Builder(door.log)
+        return tensorrt.trt.Builder(tensorrt.log)
     except (TypeError, RuntimeError) as error:  # the bindings' words for a builder that is not there
-        reason = "; ".join(" ".join(said.split()) for said in door.log.take()) or error
-        raise NotTestedError(f"{door.name} does not start here: {reason}; run: edge-attn doctor") from error
+        reason = "; ".join(" ".join(said.split()) for said in tensorrt.log.drain_errors()) or error
+        raise NotTestedError(f"{tensorrt.name} does not start here: {reason}; run: edge-attn doctor") from error
 
 
-def _wishes(door: TensorRT, this_gpu: bool) -> list[Wish]:
+def _wishes(tensorrt: TensorRT, this_gpu: bool) -> list[RtxBuildOptions]:
     """What to ask for, one after the other, until a build succeeds."""
-    if not door.capability.rtx:
-        return [Wish()]
-    return [*([Wish(True, True)] if this_gpu else []), Wish(False, True), Wish()]
+    if not tensorrt.capability.rtx:
+        return [RtxBuildOptions()]
+    return [*([RtxBuildOptions(True, True)] if this_gpu else []), RtxBuildOptions(False, True), RtxBuildOptions()]
 
 
-def _set_options(door: TensorRT, options: IBuilderConfig, config: BuildConfig, wish: Wish) -> None:
-    trt = door.trt
-    options.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mb * MEGA)
+def _set_options(tensorrt: TensorRT, options: IBuilderConfig, config: BuildConfig, wish: RtxBuildOptions) -> None:
+    trt = tensorrt.trt
+    options.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_mb * MIB)
     options.builder_optimization_level = config.optimization_level
     if not config.tf32:  # TensorRT's own choice is TF32
         options.clear_flag(trt.BuilderFlag.TF32)
-    if door.capability.rtx and wish.capturable:
+    if tensorrt.capability.rtx and wish.capturable:
         options.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    if door.capability.rtx and wish.this_gpu:
+    if tensorrt.capability.rtx and wish.this_gpu:
         options.num_compute_capabilities = 1
         options.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
 
 
-def _parse(door: TensorRT, parser: OnnxParser, model: bytes, spec: GraphSpec, plugins: Sequence[str]) -> None:
+def _parse(tensorrt: TensorRT, parser: OnnxParser, model: bytes, spec: GraphSpec, plugins: Sequence[str]) -> None:
     nodes = read_nodes(model)
-    _refuse(door, spec, lint_nodes(parser, nodes, plugins))
+    _refuse(tensorrt, spec, lint_nodes(parser, nodes, plugins))
     if not parser.parse(model):
-        faults = [_parser_fault(parser, i, nodes) for i in range(parser.num_errors)] or door.log.take()
-        _refuse(door, spec, faults or ["its parser gives no reason"])
+        faults = [_parser_fault(parser, i, nodes) for i in range(parser.num_errors)] or tensorrt.log.drain_errors()
+        _refuse(tensorrt, spec, faults or ["its parser gives no reason"])
 
 
-def _refuse(door: TensorRT, spec: GraphSpec, faults: Sequence[str]) -> None:
+def _refuse(tensorrt: TensorRT, spec: GraphSpec, faults: Sequence[str]) -> None:
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InputError(f"{spec.file} cannot be built with {door.name}: {faults[0]}{more}")
+        raise InputError(f"{spec.file} cannot be built with {tensorrt.name}: {faults[0]}{more}")
 
 
 def _parser_fault(parser: OnnxParser, index: int, nodes: Nodes) -> str:
@@ -296,19 +299,21 @@ def _add_profile(builder: Builder, options: IBuilderConfig, profile: Profile, sp
         raise InputError(f"{spec.file}: TensorRT does not take the profile {profile}")
 
 
-def _failure(door: TensorRT, spec: GraphSpec, config: BuildConfig) -> Exception:
-    errors = [" ".join(error.split()) for error in door.log.take()]
-    if any(FORGETS.search(error) for error in errors):
+def _failure(tensorrt: TensorRT, spec: GraphSpec, config: BuildConfig) -> Exception:
+    errors = [" ".join(error.split()) for error in tensorrt.log.drain_errors()]
+    if any(OUT_OF_MEMORY.search(error) for error in errors):
         return NotTestedError(
             f"{spec.file}: memory ran out while the engine was built; give less than {config.workspace_mb} MB to "
             f"workspace_mb, build for fewer or smaller buckets, or end other programs"
         )
-    if any(CRAMPED.search(error) for error in errors):
+    if any(WORKSPACE_TOO_SMALL.search(error) for error in errors):
         return InputError(
-            f"{spec.file} cannot be built with {door.name} in {config.workspace_mb} MB of workspace; give more to "
+            f"{spec.file} cannot be built with {tensorrt.name} in {config.workspace_mb} MB of workspace; give more to "
             f"workspace_mb, in the file of --profiles"
         )
-    return InputError(f"{spec.file} cannot be built with {door.name}: {errors[-1] if errors else 'no reason is given'}")
+    return InputError(
+        f"{spec.file} cannot be built with {tensorrt.name}: {errors[-1] if errors else 'no reason is given'}"
+    )
 
 
 def _load_timing(options: IBuilderConfig, path: Path) -> None:
@@ -346,9 +351,9 @@ def check_memory(model: int, available: int, what: str) -> None:
     Raises:
         NotTestedError: less is free than parsing and building a graph of `model` bytes took where it was measured.
     """
-    needed = 256 * MEGA + 4 * model
+    needed = 256 * MIB + 4 * model
     if available < needed:
         raise NotTestedError(
-            f"{what}: building its engine needs about {needed // MEGA} MB of memory, {available // MEGA} MB are free; "
+            f"{what}: building its engine needs about {needed // MIB} MB of memory, {available // MIB} MB are free; "
             f"end other programs (on a Jetson, the desktop first)"
         )

@@ -17,16 +17,16 @@ from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import write_whole
 
 
-def kernels_in(folder: Path, door: TensorRT, gpu: Gpu) -> Path:
+def kernels_file(folder: Path, tensorrt: TensorRT, gpu: Gpu) -> Path:
     """The file of the kernels that were compiled for this GPU."""
-    return folder / f"{re.sub('[^A-Za-z0-9.]+', '-', f'{door.name} {gpu.name}')}.kernels"
+    return folder / f"{re.sub('[^A-Za-z0-9.]+', '-', f'{tensorrt.name} {gpu.name}')}.kernels"
 
 
 @dataclass(eq=False)
 class Contexts:
     """Makes contexts."""
 
-    door: TensorRT
+    tensorrt: TensorRT
     kernels: Path
     """Where TensorRT-RTX's compiled kernels are kept."""
     _configs: dict[str, IRuntimeConfig] = field(default_factory=dict)
@@ -38,13 +38,13 @@ class Contexts:
 
     def make(self, graph: str, engine: ICudaEngine) -> IExecutionContext | None:
         """None where TensorRT makes none, which its log explains."""
-        strategy = self.door.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not self.door.capability.rtx:
+        strategy = self.tensorrt.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.tensorrt.capability.rtx:
             return engine.create_execution_context(strategy)
         if graph not in self._configs:
             config: IRuntimeConfig = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            eager = self.door.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            eager = self.tensorrt.trt.DynamicShapesKernelSpecializationStrategy.EAGER
             config.dynamic_shapes_kernel_specialization_strategy = eager
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
@@ -57,7 +57,7 @@ class Contexts:
 
     def keep(self) -> None:
         """Writes what was compiled to its file; that it cannot is no fault: it is compiled again."""
-        if self.door.capability.rtx and self._cache is not None:
+        if self.tensorrt.capability.rtx and self._cache is not None:
             compiled = bytes(self._cache.serialize())
             if compiled != self._kept:
                 with contextlib.suppress(OSError):

@@ -177,9 +177,9 @@ class Cuda:
         code = self._code(name, ctypes.byref(made), size)
         if code == OUT_OF_MEMORY:
             self._forget()
-            free, total = map(mebibytes, self.memory())
+            free, total = map(format_mib, self.memory())
             raise NotTestedError(
-                f"the GPU has too little memory: {what} needs {mebibytes(size)}, {free} of {total} are free; "
+                f"the GPU has too little memory: {what} needs {format_mib(size)}, {free} of {total} are free; "
                 f"close what else uses it, or choose smaller buckets"
             )
         self._check(name, code)
@@ -252,6 +252,6 @@ def _typed(library: Any) -> Any:
     return library
 
 
-def mebibytes(size: int) -> str:
+def format_mib(size: int) -> str:
     """For people."""
     return f"{size / 2**20:,.1f} MiB"

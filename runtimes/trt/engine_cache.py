@@ -70,7 +70,7 @@ class EngineKey:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectedEngine:
     """An engine that TensorRT did not take, and its reason."""
 
     engine: bytes
@@ -131,7 +131,7 @@ class EngineCache:
         make: Callable[[], bytes],
         say: Callable[[str], None],
         expected: int = 0,
-        refused: Refused | None = None,
+        refused: RejectedEngine | None = None,
     ) -> bytes:
         """The engine; made here if it is not there, while every other process that wants it waits for this one.
 
@@ -218,7 +218,7 @@ class EngineCache:
     def _paths(self, digest: str) -> tuple[Path, Path]:
         return self.folder / f"{digest}.engine", self.folder / f"{digest}.json"
 
-    def _read(self, key: EngineKey, refused: Refused | None = None) -> tuple[bytes | None, str]:
+    def _read(self, key: EngineKey, refused: RejectedEngine | None = None) -> tuple[bytes | None, str]:
         """The engine, or None and what is wrong with the entry; the reason is empty if there is none."""
         engine_path, record_path = self._paths(key.digest)
         try:

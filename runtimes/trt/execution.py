@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.runtimes.trt.api import ICudaEngine, IExecutionContext, Runtime, TensorRT
-from edge_attn.runtimes.trt.buffers import Memory
-from edge_attn.runtimes.trt.builder import FORGETS, Plan
+from edge_attn.runtimes.trt.buffers import DeviceMemory
+from edge_attn.runtimes.trt.builder import OUT_OF_MEMORY, Plan
 from edge_attn.runtimes.trt.contexts import Contexts
-from edge_attn.runtimes.trt.cudart import Cuda, mebibytes
-from edge_attn.runtimes.trt.engine_cache import Refused
+from edge_attn.runtimes.trt.cudart import Cuda, format_mib
+from edge_attn.runtimes.trt.engine_cache import RejectedEngine
 from edge_attn.spec import GraphSpec
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
@@ -27,7 +27,7 @@ KEPT = 64
 
 
 @dataclass(frozen=True)
-class Bound:
+class LaunchKey:
     """A graph with everything that a context is set up with."""
 
     graph: str
@@ -46,7 +46,7 @@ class Bound:
 class Launch:
     """One bound graph: it runs once as it is, and from the second time on as a CUDA graph, where it can be captured."""
 
-    bound: Bound
+    bound: LaunchKey
     context: IExecutionContext
     warm: bool = False
     captured: int = 0
@@ -57,9 +57,9 @@ class Launch:
 class Launches:
     """The engines of a bundle, and every launch that was made of them."""
 
-    door: TensorRT
+    tensorrt: TensorRT
     cuda: Cuda
-    memory: Memory
+    memory: DeviceMemory
     graphs: Mapping[str, GraphSpec]
     contexts: Contexts
     enqueued: dict[str, str] = field(default_factory=dict)
@@ -67,11 +67,11 @@ class Launches:
     _runtimes: list[Runtime] = field(default_factory=list)
     """TensorRT's own, which must outlive its engines."""
     _engines: dict[str, ICudaEngine] = field(default_factory=dict)
-    _launches: dict[Bound, Launch] = field(default_factory=dict)
+    _launches: dict[LaunchKey, Launch] = field(default_factory=dict)
     _scratch: tuple[int, int] = (0, 0)
     """Address and size."""
 
-    def load(self, plans: Mapping[str, Plan], profiles: int, again: Callable[[str, Refused], Plan]) -> None:
+    def load(self, plans: Mapping[str, Plan], profiles: int, again: Callable[[str, RejectedEngine], Plan]) -> None:
         """Takes the engines, and allocates what the largest needs to compute; `profiles` is how many each has.
 
         One of the cache that TensorRT refuses, and not for lack of memory, is built `again`.
@@ -79,10 +79,10 @@ class Launches:
         Raises:
             NotTestedError: one does not load here, or is not the manifest's; or there is too little memory.
         """
-        trt = self.door.trt
-        self.door.log.take()
+        trt = self.tensorrt.trt
+        self.tensorrt.log.drain_errors()
         try:
-            runtime: Runtime = trt.Runtime(self.door.log)
+            runtime: Runtime = trt.Runtime(self.tensorrt.log)
         except (TypeError, RuntimeError) as error:  # what its bindings make of a null pointer
             raise self._refused("does not start") from error
         self._runtimes.append(runtime)
@@ -90,9 +90,9 @@ class Launches:
             engine: ICudaEngine = runtime.deserialize_cuda_engine(plan.engine)
             if engine is None:
                 refusal = self._refused(f"does not load the engine of {name}")
-                if plan.built or FORGETS.search(str(refusal)):
+                if plan.built or OUT_OF_MEMORY.search(str(refusal)):
                     raise refusal
-                engine = runtime.deserialize_cuda_engine(again(name, Refused(plan.engine, str(refusal))).engine)
+                engine = runtime.deserialize_cuda_engine(again(name, RejectedEngine(plan.engine, str(refusal))).engine)
             if engine is None:
                 raise self._refused(f"does not load the new engine of {name}")
             self._check(name, engine, profiles)
@@ -104,7 +104,7 @@ class Launches:
         """The graphs that run as CUDA graphs."""
         return sorted({launch.bound.graph for launch in self._launches.values() if launch.captured})
 
-    def run(self, bound: Bound) -> None:
+    def run(self, bound: LaunchKey) -> None:
         """Starts it on the stream."""
         launch = self._launches.get(bound)
         if launch is None:
@@ -112,7 +112,7 @@ class Launches:
             launch = self._launches[bound] = Launch(bound, self._set_up(bound))
         if launch.warm and not launch.captured and bound.graph not in self.enqueued:
             try:
-                launch.captured = self._record(launch)
+                launch.captured = self._capture(launch)
             except NotTestedError as error:
                 self.enqueued[bound.graph] = str(error)
         if launch.captured:
@@ -151,7 +151,7 @@ class Launches:
             self.cuda.to_host(pinned, device, size, self.memory.stream)
         return True
 
-    def _record(self, launch: Launch) -> int:
+    def _capture(self, launch: Launch) -> int:
         """Its CUDA graph.
 
         Raises:
@@ -159,7 +159,7 @@ class Launches:
         """
         stream = self.memory.stream
         context: IExecutionContext = launch.context
-        if self.door.capability.rtx and not context.is_stream_capturable(stream):
+        if self.tensorrt.capability.rtx and not context.is_stream_capturable(stream):
             raise self._refused(f"cannot capture {launch.bound.graph}")
         self.cuda.begin_capture(stream)
         try:
@@ -172,7 +172,7 @@ class Launches:
             raise self._refused(f"cannot capture {launch.bound.graph}")
         return self.cuda.end_capture(stream)
 
-    def _set_up(self, bound: Bound) -> IExecutionContext:
+    def _set_up(self, bound: LaunchKey) -> IExecutionContext:
         stream = self.memory.stream
         engine: ICudaEngine = self._engines[bound.graph]
         context: IExecutionContext | None = self.contexts.make(bound.graph, engine)
@@ -205,7 +205,7 @@ class Launches:
 
     def _check(self, name: str, engine: ICudaEngine, profiles: int) -> None:
         """The engine's inputs and outputs are the manifest's, all on the device, and its profiles are ours."""
-        trt, spec = self.door.trt, self.graphs[name]
+        trt, spec = self.tensorrt.trt, self.graphs[name]
         found = {}
         for i in range(engine.num_io_tensors):
             tensor = engine.get_tensor_name(i)
@@ -223,7 +223,9 @@ class Launches:
 
     def _refused(self, what: str) -> NotTestedError:
         """What TensorRT logged, and the memory that is left, since too little is the commonest reason."""
-        said = "; ".join(" ".join(error.split()) for error in self.door.log.take()) or "it says nothing"
-        free, total = map(mebibytes, self.cuda.memory())
-        todo = "; close what else uses it, or choose smaller buckets" if FORGETS.search(said) else ""
-        return NotTestedError(f"{self.door.name} {what}: {said} ({free} of {total} of device memory are free{todo})")
+        said = "; ".join(" ".join(error.split()) for error in self.tensorrt.log.drain_errors()) or "it says nothing"
+        free, total = map(format_mib, self.cuda.memory())
+        todo = "; close what else uses it, or choose smaller buckets" if OUT_OF_MEMORY.search(said) else ""
+        return NotTestedError(
+            f"{self.tensorrt.name} {what}: {said} ({free} of {total} of device memory are free{todo})"
+        )

@@ -57,7 +57,7 @@ def lint_nodes(parser: OnnxParser, nodes: Nodes, plugins: Collection[str]) -> li
     return faults
 
 
-def lint_network(door: TensorRT, network: INetworkDefinition, spec: GraphSpec) -> list[str]:
+def lint_network(tensorrt: TensorRT, network: INetworkDefinition, spec: GraphSpec) -> list[str]:
     """Inputs that feed nothing, inputs and outputs other than the bundle's, loops whose length only the data knows."""
     layers: list[ILayer] = [network.get_layer(i) for i in range(network.num_layers)]
     inputs: list[ITensor] = [network.get_input(i) for i in range(network.num_inputs)]
@@ -82,7 +82,7 @@ def lint_network(door: TensorRT, network: INetworkDefinition, spec: GraphSpec) -
                 faults.append(
                     f"the {kind} {name} is {has.get(name, 'absent')}, expected {wants.get(name, 'no such one')}"
                 )
-    return faults + _loops(door, layers)
+    return faults + _loops(tensorrt, layers)
 
 
 def _described(tensor: ITensor) -> str:
@@ -90,9 +90,9 @@ def _described(tensor: ITensor) -> str:
     return f"{DTYPES.get(dtype, dtype)} of rank {len(tensor.shape)}"
 
 
-def _loops(door: TensorRT, layers: list[ILayer]) -> list[str]:
+def _loops(tensorrt: TensorRT, layers: list[ILayer]) -> list[str]:
     """A loop that may end early gives outputs as long as its trip count in TensorRT, shorter ones in ONNX."""
-    trt = door.trt
+    trt = tensorrt.trt
     producers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
     loop: ILoop
     early = set()
@@ -101,7 +101,7 @@ def _loops(door: TensorRT, layers: list[ILayer]) -> list[str]:
             layer.__class__ = trt.ITripLimitLayer  # the bindings give every layer as a bare ILayer
             limit: ITripLimitLayer = layer
             loop = limit.loop
-            if limit.kind == trt.TripLimit.WHILE and not _is_constant(door, limit.get_input(0), producers, set()):
+            if limit.kind == trt.TripLimit.WHILE and not _is_constant(tensorrt, limit.get_input(0), producers, set()):
                 early.add(loop.name)
     faults = []
     for layer in layers:
@@ -117,9 +117,9 @@ def _loops(door: TensorRT, layers: list[ILayer]) -> list[str]:
     return faults
 
 
-def _is_constant(door: TensorRT, tensor: ITensor, producers: dict[str, ILayer], passed: set[str]) -> bool:
+def _is_constant(tensorrt: TensorRT, tensor: ITensor, producers: dict[str, ILayer], passed: set[str]) -> bool:
     """Does a loop's condition never change? A counted loop passes a constant on from step to step."""
-    trt = door.trt
+    trt = tensorrt.trt
     if tensor.name in passed:
         return True
     if tensor.name not in producers:
@@ -131,15 +131,15 @@ def _is_constant(door: TensorRT, tensor: ITensor, producers: dict[str, ILayer], 
         return False
     sources = [layer.get_input(i) for i in range(layer.num_inputs)]
     return all(
-        _is_constant(door, source, producers, {*passed, tensor.name}) for source in sources if source is not None
+        _is_constant(tensorrt, source, producers, {*passed, tensor.name}) for source in sources if source is not None
     )
 
 
-def make_attention_buildable(door: TensorRT, network: INetworkDefinition) -> int:
+def make_attention_buildable(tensorrt: TensorRT, network: INetworkDefinition) -> int:
     """Marks attention layers in fp32, which have no fused kernel, as decomposable. Gives how many."""
     marked = 0
-    if door.capability.attention_layer:
-        trt = door.trt
+    if tensorrt.capability.attention_layer:
+        trt = tensorrt.trt
         for i in range(network.num_layers):
             layer: ILayer = network.get_layer(i)
             if layer.type == trt.LayerType.ATTENTION_INPUT:

@@ -69,9 +69,9 @@ class Progress:
         return inner.get(None, 0.0)
 
 
-def monitor(door: TensorRT, progress: Progress) -> Any:
+def monitor(tensorrt: TensorRT, progress: Progress) -> Any:
     """`progress` as TensorRT calls it. An interruption ends the build first: it may not pass through TensorRT."""
-    trt = door.trt
+    trt = tensorrt.trt
 
     def kept(call: Callable[..., Any], *said: Any) -> Any:
         """An exception becomes the reason for which the build is ended at its next step."""

@@ -28,15 +28,16 @@ from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.validation import from_mapping
 from edge_attn.errors import BundleError, InputError, NotTestedError, UsageError
-from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt, numbers
+from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.autotune import Engines
-from edge_attn.runtimes.trt.buffers import Buffer, Memory, OnDevice, Pinned
-from edge_attn.runtimes.trt.builder import MEGA, BuildConfig
-from edge_attn.runtimes.trt.contexts import Contexts, kernels_in
-from edge_attn.runtimes.trt.cudart import mebibytes, open_cuda
+from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory, OnDevice, Pinned
+from edge_attn.runtimes.trt.builder import MIB, BuildConfig
+from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
+from edge_attn.runtimes.trt.cudart import format_mib, open_cuda
 from edge_attn.runtimes.trt.engine_cache import EngineCache, cache_folder
-from edge_attn.runtimes.trt.execution import Bound, Launches
+from edge_attn.runtimes.trt.execution import Launches, LaunchKey
 from edge_attn.runtimes.trt.profiles import Buckets, Shape
+from edge_attn.runtimes.versions import parse_version
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text.tokenizers import PAD
 
@@ -48,7 +49,7 @@ READ = ("candidates", "candidate_ids")
 
 
 @dataclass(frozen=True)
-class Fit:
+class PaddedShapes:
     """How a request lies in its bucket."""
 
     profile: int
@@ -70,29 +71,29 @@ class Trt:
     rtx = False
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULT) -> None:
-        door, cuda = load_tensorrt(self.rtx), open_cuda()
+        tensorrt, cuda = load_tensorrt(self.rtx), open_cuda()
         gpu = cuda.gpu()
         target = bundle.target("trt", options.precision)
-        _refuse_older(door, bundle, target)
+        _refuse_older(tensorrt, bundle, target)
         config = build_config(target)
-        cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MEGA)
-        engines = Engines(door, cuda, gpu, bundle, target, config, cache, _say)
+        cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MIB)
+        engines = Engines(tensorrt, cuda, gpu, bundle, target, config, cache, _say)
         plans = {graph: engines.plan(graph) for graph in target.graphs}
         self.precision = target.precision
         self.graphs: Mapping[str, GraphSpec] = target.graphs
-        self._engine, self._chosen = f"{door.name} on {gpu.name}", engines.chosen
+        self._engine, self._chosen = f"{tensorrt.name} on {gpu.name}", engines.chosen
         buckets = config.buckets.up_to(bundle.manifest.max_source)
         self.max_batch = buckets.batch[-1]
         """Sentences that it takes at a time."""
         self._fit = functools.lru_cache(maxsize=4096)(functools.partial(_fit, self.graphs, buckets))
         with contextlib.ExitStack() as held:
-            self._memory = Memory(cuda, held)
+            self._memory = DeviceMemory(cuda, held)
             self._buffers, self._staging = _allocate(self._memory, self.graphs, buckets)
-            contexts = Contexts(door, kernels_in(cache.folder, door, gpu))
-            self._launches = Launches(door, cuda, self._memory, self.graphs, contexts)
+            contexts = Contexts(tensorrt, kernels_file(cache.folder, tensorrt, gpu))
+            self._launches = Launches(tensorrt, cuda, self._memory, self.graphs, contexts)
             held.callback(self._launches.close)
             self._launches.load(plans, len(buckets.all()), engines.plan)
-            held.callback(self._memory.settle)
+            held.callback(self._memory.synchronize)
             self._held = weakref.finalize(self, held.pop_all().close)
 
     @property
@@ -104,7 +105,7 @@ class Trt:
     def provider(self) -> str:
         """What runs here, on what, and how the graphs that ran are started."""
         captured, enqueued = self._launches.captured(), sorted(self._launches.enqueued)
-        said = [self._engine, *self._chosen.values(), f"buffers of {mebibytes(self.device_memory)}"]
+        said = [self._engine, *self._chosen.values(), f"buffers of {format_mib(self.device_memory)}"]
         said += [f"as CUDA graphs: {', '.join(captured)}"] if captured else []
         said += [f"not capturable: {', '.join(enqueued)}"] if enqueued else []
         return "; ".join(said)
@@ -122,26 +123,28 @@ class Trt:
         for tensor, value in zip(spec.inputs, values, strict=True):
             if value.dtype != tensor.dtype:
                 raise InputError(f"{graph}: expected {tensor}, found {value.dtype}")
-        lying = tuple(self._memory.lying(value) if isinstance(value, OnDevice) else None for value in values)
-        fit = self._fit(graph, tuple(value.shape for value in values), lying)
-        self._memory.settle()
+        device_shape = tuple(
+            self._memory.device_shape(value) if isinstance(value, OnDevice) else None for value in values
+        )
+        fit = self._fit(graph, tuple(value.shape for value in values), device_shape)
+        self._memory.synchronize()
         uploads: list[tuple[int, int, int]] = []
         pairs = zip(spec.inputs, values, fit.padded, strict=False)
-        buffers = [self._place(tensor, value, shape, uploads) for tensor, value, shape in pairs]
+        buffers = [self._stage_input(tensor, value, shape, uploads) for tensor, value, shape in pairs]
         outputs = {}
         downloads: list[tuple[int, int, int]] = []
         for tensor, shape, padded_shape in zip(spec.outputs, fit.asked, fit.padded[len(values) :], strict=True):
-            buffer = self._home(tensor, buffers)
-            buffer.age += 1
+            buffer = self._output_buffer(tensor, buffers)
+            buffer.generation += 1
             buffers.append(buffer)
             returned = self._staging.get(tensor.name)
-            outputs[tensor.name] = OnDevice(buffer, buffer.age, tensor.dtype, shape, padded_shape, returned)
+            outputs[tensor.name] = OnDevice(buffer, buffer.generation, tensor.dtype, shape, padded_shape, returned)
             if returned is not None:
                 size = math.prod(padded_shape) * np.dtype(tensor.dtype).itemsize
                 downloads.append((returned.address, buffer.address, size))
         addresses = tuple(buffer.address for buffer in buffers)
-        self._memory.started()
-        self._launches.run(Bound(graph, fit.profile, fit.padded, addresses, tuple(uploads), tuple(downloads)))
+        self._memory.mark_busy()
+        self._launches.run(LaunchKey(graph, fit.profile, fit.padded, addresses, tuple(uploads), tuple(downloads)))
         return outputs
 
     def numpy(self, value: Value) -> np.ndarray:
@@ -167,7 +170,9 @@ class Trt:
         if not self._held.alive:
             raise UsageError(f"the runtime {self.name} was closed; open the bundle again")
 
-    def _place(self, tensor: TensorSpec, value: Value, shape: Shape, uploads: list[tuple[int, int, int]]) -> Buffer:
+    def _stage_input(
+        self, tensor: TensorSpec, value: Value, shape: Shape, uploads: list[tuple[int, int, int]]
+    ) -> Buffer:
         """The buffer in which an input lies. What the host gives each time is put where the launch will copy it from;
         memory or a state that is an array goes to the device now."""
         if isinstance(value, OnDevice):
@@ -184,7 +189,7 @@ class Trt:
         uploads.append((buffer.address, pinned.address, size))
         return buffer
 
-    def _home(self, output: TensorSpec, taken: Sequence[Buffer]) -> Buffer:
+    def _output_buffer(self, output: TensorSpec, taken: Sequence[Buffer]) -> Buffer:
         """Where an output goes: a buffer of its own that no input lies in. A cache that is updated in place would go
         where its input lies (Capability.inplace_cache)."""
         return next(buffer for buffer in self._buffers[output.name] if buffer not in taken)
@@ -202,18 +207,18 @@ def build_config(target: Target) -> BuildConfig:
     return from_mapping(BuildConfig, target.settings.get("build", {}), f"targets: {target.name}: build")
 
 
-def _refuse_older(door: TensorRT, bundle: Bundle, target: Target) -> None:
+def _refuse_older(tensorrt: TensorRT, bundle: Bundle, target: Target) -> None:
     """
     Raises:
         NotTestedError: the target's graphs were made for newer versions of TensorRT only.
     """
     oldest = str(target.settings.get("min_version", ""))
-    level = door.capability.level
-    if level < numbers(oldest)[: len(level)]:
+    level = tensorrt.capability.level
+    if level < parse_version(oldest)[: len(level)]:
         found = ".".join(map(str, level[:2]))
         path = shlex.quote(str(bundle.path))
         raise NotTestedError(
-            f"{bundle.path} holds {target.name} for TensorRT {oldest} or newer, found {door.name}; run: edge-attn "
+            f"{bundle.path} holds {target.name} for TensorRT {oldest} or newer, found {tensorrt.name}; run: edge-attn "
             f"optimize {path} --target trt --precision {target.precision} --min-version {found} --force"
         )
 
@@ -227,13 +232,13 @@ def _fit(
     buckets: Buckets,
     graph: str,
     shapes: tuple[Shape, ...],
-    lying: tuple[Shape | None, ...],
-) -> Fit:
-    """`shapes` are those of the inputs; `lying` those that are on the device already have there, with their padding."""
+    device_shapes: tuple[Shape | None, ...],
+) -> PaddedShapes:
+    """`shapes` are those of the inputs; `device_shapes` the padded ones of those on the device."""
     spec = graphs[graph]
     asked: dict[str, int] = {}
     there: dict[str, int] = {}
-    for tensor, shape, on_device in zip(spec.inputs, shapes, lying, strict=True):
+    for tensor, shape, on_device in zip(spec.inputs, shapes, device_shapes, strict=True):
         _note(graph, tensor, shape, asked)
         if on_device is not None:
             _note(graph, tensor, on_device, there)
@@ -241,7 +246,7 @@ def _fit(
     bucket = buckets.pick(*_request({**asked, **there}))
     axes = {**asked, **there, "batch": bucket.batch, "src": bucket.src}
     padded = tuple(_sized(tensor, axes) for tensor in (*spec.inputs, *spec.outputs))
-    return Fit(bucket.index, padded, tuple(_sized(tensor, asked) for tensor in spec.outputs))
+    return PaddedShapes(bucket.index, padded, tuple(_sized(tensor, asked) for tensor in spec.outputs))
 
 
 def _request(axes: Mapping[str, int]) -> tuple[int, int, int]:
@@ -271,7 +276,7 @@ def _pad(padded: np.ndarray, value: np.ndarray, tensor: TensorSpec) -> None:
 
 
 def _allocate(
-    memory: Memory, graphs: Mapping[str, GraphSpec], buckets: Buckets
+    memory: DeviceMemory, graphs: Mapping[str, GraphSpec], buckets: Buckets
 ) -> tuple[dict[str, tuple[Buffer, ...]], dict[str, Pinned]]:
     """Each tensor's buffers, at the size of the largest bucket, and the pinned memory of what the host gives and reads
     each time.

@@ -43,12 +43,12 @@ class Jetson:
     """What a run of an engine takes by the fake's clock, by the graph's file."""
     version: tuple[int, ...] = (10, 3, 0)
 
-    def door(self, rtx: bool = False) -> TensorRT:
+    def tensorrt(self, rtx: bool = False) -> TensorRT:
         version = (1, 7, 1) if rtx else self.version
         name = f"tensorrt{'-rtx' if rtx else ''} {'.'.join(map(str, version))}"
         return TensorRT(fake_trt.FakeTrt(self.cuda), Capability(version, rtx), name)
 
-    def build(self, door: TensorRT, model: bytes, spec: GraphSpec, profiles: Sequence[Any], *_: Any) -> bytes:
+    def build(self, tensorrt: TensorRT, model: bytes, spec: GraphSpec, profiles: Sequence[Any], *_: Any) -> bytes:
         self.built.append(spec.file)
         loops = "encoder" in spec.file  # TensorRT makes a loop of a recurrent layer
         shapes, seconds = [profile.shapes(spec) for profile in profiles], self.seconds.get(spec.file, 0.0)
@@ -69,7 +69,7 @@ class Jetson:
 def jetson(monkeypatch, tmp_path) -> Iterator[Jetson]:
     """Whatever is opened on it must be closed by the test's end."""
     made = Jetson(tmp_path / "cache")
-    monkeypatch.setattr(trt, "load_tensorrt", made.door)
+    monkeypatch.setattr(trt, "load_tensorrt", made.tensorrt)
     monkeypatch.setattr(trt, "open_cuda", lambda: Cuda(made.cuda))
     monkeypatch.setattr(trt_build, "build_engine", made.build)
     yield made

@@ -37,7 +37,7 @@ def with_plugins(bundle: Bundle, plugins: object) -> Bundle:
 def registered(monkeypatch) -> list[str]:
     """The architectures that the plugin was registered for."""
     made: list[str] = []
-    plugin = Plugin("AdditiveAttention", lambda door, architecture: made.append(architecture), lambda: "abc")
+    plugin = Plugin("AdditiveAttention", lambda tensorrt, architecture: made.append(architecture), lambda: "abc")
     monkeypatch.setattr(additive_attention, "PLUGIN", plugin)
     return made
 
@@ -56,8 +56,8 @@ def built_as(jetson, monkeypatch) -> Callable[[Callable[[bytes], bytes]], None]:
     """built_as(change): from now on `change` is what happens to the plugin's engine on its way from the builder."""
 
     def plant(change: Callable[[bytes], bytes]) -> None:
-        def build(door, model, spec, *rest):
-            made = jetson.build(door, model, spec, *rest)
+        def build(tensorrt, model, spec, *rest):
+            made = jetson.build(tensorrt, model, spec, *rest)
             return change(made) if spec.file == VARIANT else made
 
         monkeypatch.setattr(trt_build, "build_engine", build)

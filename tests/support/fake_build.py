@@ -109,7 +109,7 @@ class FakeBuild:
         self.timings.append(data)
         return self.takes_timing
 
-    def door(self, version: tuple[int, ...] = (10, 3, 0), rtx: bool = False) -> TensorRT:
+    def tensorrt(self, version: tuple[int, ...] = (10, 3, 0), rtx: bool = False) -> TensorRT:
         return TensorRT(self.module, Capability(version, rtx), f"tensorrt {'.'.join(map(str, version))}")
 
 
@@ -137,7 +137,9 @@ def run(
 ) -> bytes:
     profiles = config.buckets.profiles(fake.spec, bundle.manifest.max_source)
     model = bundle.read(fake.spec.file)
-    return build_engine(more.pop("door", None) or fake.door(), model, fake.spec, profiles, config, report, **more)
+    return build_engine(
+        more.pop("tensorrt", None) or fake.tensorrt(), model, fake.spec, profiles, config, report, **more
+    )
 
 
 def stepping(fake: FakeBuild) -> bytes | None:

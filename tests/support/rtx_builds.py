@@ -46,9 +46,9 @@ def graphs(path: Path) -> Iterator[tuple[str, bytes, GraphSpec, list[Profile]]]:
             yield f"{path.stem} {name} {graph}", bundle.read(spec.file), spec, profiles
 
 
-def built(door: TensorRT, model: bytes, spec: GraphSpec, profiles: list[Profile]) -> int | str:
+def built(tensorrt: TensorRT, model: bytes, spec: GraphSpec, profiles: list[Profile]) -> int | str:
     try:
-        return len(build_engine(door, model, spec, profiles, BuildConfig(), lambda share, what: None))
+        return len(build_engine(tensorrt, model, spec, profiles, BuildConfig(), lambda share, what: None))
     except EdgeAttnError as error:
         return str(error)
 

@@ -1,11 +1,11 @@
 """Reads our own source: which attributes of TensorRT does it touch, and under which capabilities?
 
-A small type inference over the syntax tree. TensorRT enters as `door.trt`, or by an annotation with one of the names of
-runtimes/trt/api.py; what its classes and methods give is in the recorded surface (tests/data/tensorrt-surface.json).
+A small type inference over the syntax tree. TensorRT enters as `tensorrt.trt`, or by an annotation with one of the
+names of runtimes/trt/api.py; what its classes and methods give is in the recorded surface (tests/data/tensorrt-surface.json).
 An attribute of anything whose type is not known is a fault, so nothing of TensorRT is touched unseen.
 
-A touch inside `if door.capability.NAME:`, or after `if not door.capability.NAME: raise ...`, counts only for the
-versions that have the capability. What belongs to `tensorrt.plugin` counts for those with aot_plugins.
+A touch inside `if tensorrt.capability.NAME:`, or after `if not tensorrt.capability.NAME: raise ...`, counts only
+for the versions that have the capability. What belongs to `tensorrt.plugin` counts for those with aot_plugins.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ class Reader:
 
 
 def capabilities(test: ast.expr) -> tuple[Guard, ...]:
-    """What holds where a condition does: `door.capability.NAME`, `not` of it, and such joined by `and`."""
+    """What holds where a condition does: `tensorrt.capability.NAME`, `not` of it, and such joined by `and`."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
         return tuple(guard for value in test.values for guard in capabilities(value))
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):

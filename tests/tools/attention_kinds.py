@@ -119,11 +119,11 @@ def on_tensorrt(bundle: Path, folder: Path) -> str:
     made = folder / "trt.zip"
     shutil.copy(bundle, made)
     optimize(made, "trt", "fp32", threads=1, say=lambda line: None)
-    opened, door = Bundle.open(made), load_tensorrt(rtx=True)
+    opened, tensorrt = Bundle.open(made), load_tensorrt(rtx=True)
     said = [
         word
         for spec in opened.target("trt", "fp32").graphs.values()
-        for word in (parses(door, opened.read(spec.file)), builds(door, opened, opened.read(spec.file), spec))
+        for word in (parses(tensorrt, opened.read(spec.file)), builds(tensorrt, opened, opened.read(spec.file), spec))
         if word != "yes"
     ]
     return said[0] if said else "builds"

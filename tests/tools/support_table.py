@@ -46,7 +46,7 @@ class Support:
     """The levels that hold."""
 
 
-def supports(path: Path, door: TensorRT) -> Iterator[Support]:
+def supports(path: Path, tensorrt: TensorRT) -> Iterator[Support]:
     """What holds of the bundle at `path`, which is optimized in place."""
     portable = Bundle.open(path)
     report = check(portable, OrtCpu(portable), golden.load(portable.read))
@@ -67,28 +67,28 @@ def supports(path: Path, door: TensorRT) -> Iterator[Support]:
             parsed = built = NONE
             if recipe.engines:
                 graphs = {opened.read(spec.file): spec for spec in made.graphs.values()}
-                parsed = _first("yes", *(parses(door, model) for model in graphs))
-                built = _first("yes", *(builds(door, opened, model, spec) for model, spec in graphs.items()))
+                parsed = _first("yes", *(parses(tensorrt, model) for model in graphs))
+                built = _first("yes", *(builds(tensorrt, opened, model, spec) for model, spec in graphs.items()))
             yield Support(target, precision, parsed, built, verified=verified)
 
 
-def parses(door: TensorRT, model: bytes) -> str:
+def parses(tensorrt: TensorRT, model: bytes) -> str:
     """`yes`, or what TensorRT's parser says against it."""
-    trt = door.trt
-    builder = trt.Builder(door.log)
+    trt = tensorrt.trt
+    builder = trt.Builder(tensorrt.log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, door.log)
+    parser = trt.OnnxParser(network, tensorrt.log)
     if parser.parse(model):
         return "yes"
     return _no(parser.get_error(0).desc())
 
 
-def builds(door: TensorRT, bundle: Bundle, model: bytes, spec: GraphSpec) -> str:
+def builds(tensorrt: TensorRT, bundle: Bundle, model: bytes, spec: GraphSpec) -> str:
     """`yes`, or what the lints or the builder say against it."""
     config = BuildConfig()
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
     try:
-        build_engine(door, model, spec, profiles, config, lambda *said: None)
+        build_engine(tensorrt, model, spec, profiles, config, lambda *said: None)
     except InputError as error:
         return _no(str(error))
     return "yes"
@@ -130,11 +130,11 @@ def _kinds(cells: dict[str, list[str]]) -> str:
     return "; ".join(f"{attentions} × {', '.join(some)}" for attentions, some in by_attentions.items())
 
 
-def legend(door: TensorRT) -> str:
+def legend(tensorrt: TensorRT) -> str:
     """What each column rests on."""
     return "\n".join(
         (
-            f"- Parses, Builds: {door.name} on a CPU, with the profiles of the default buckets.",
+            f"- Parses, Builds: {tensorrt.name} on a CPU, with the profiles of the default buckets.",
             "- Runs: `needs a GPU` was never executed by this project; `tests/gpu` does it on a machine that has one.",
             "- Verified: the levels of `verify` that hold of the very graphs that the target gets, with ONNX Runtime "
             "on a CPU.",

@@ -23,8 +23,8 @@ class Plugin:
 
     op: str
     register: Callable[[TensorRT, str], None]
-    """register(door, architecture): makes TensorRT know it before a network is parsed; architecture as "sm_87". Raises
-    NotTestedError where that cannot be: this TensorRT has no plugins, or nothing here compiles the kernel."""
+    """register(tensorrt, architecture): makes TensorRT know it before a network is parsed; architecture as "sm_87".
+    Raises NotTestedError where that cannot be: this TensorRT has no plugins, or nothing here compiles the kernel."""
     hash: Callable[[], str]
     """Of everything that decides the kernel: part of an engine's key in the cache."""
 

@@ -49,28 +49,28 @@ def plugin_hash() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def register(door: TensorRT, architecture: str) -> None:
+def register(tensorrt: TensorRT, architecture: str) -> None:
     """Makes TensorRT know the plugin, before a network is parsed; again for another architecture.
 
     Args:
-        door: TensorRT.
+        tensorrt: TensorRT.
         architecture: of the GPU that the engine is built for, as "sm_87".
 
     Raises:
         NotTestedError: this TensorRT has no such plugins, its package for them does not load, or there is no CUDA
             compiler whose PTX the driver takes.
     """
-    if not door.capability.aot_plugins:
-        raise NotTestedError(f"{door.name} takes no ahead-of-time plugin, expected TensorRT 10.13 or newer")
+    if not tensorrt.capability.aot_plugins:
+        raise NotTestedError(f"{tensorrt.name} takes no ahead-of-time plugin, expected TensorRT 10.13 or newer")
     compiled = ptx(architecture)
     try:
-        plugin: PluginModule = importlib.import_module(f"{door.trt.__name__}.plugin")
+        plugin: PluginModule = importlib.import_module(f"{tensorrt.trt.__name__}.plugin")
     except (ImportError, OSError) as error:
-        raise NotTestedError(f"the plugins of {door.name} do not load here: {error}") from error
+        raise NotTestedError(f"the plugins of {tensorrt.name} do not load here: {error}") from error
     if not hasattr(getattr(plugin.op, DOMAIN, None), OP.name):
         plugin.register(PLUGIN_ID)(_describe(plugin))
     plugin.autotune(PLUGIN_ID)(_autotune(plugin))
-    plugin.aot_impl(PLUGIN_ID)(_implement(plugin, door.trt, compiled))
+    plugin.aot_impl(PLUGIN_ID)(_implement(plugin, tensorrt.trt, compiled))
 
 
 PLUGIN = Plugin(OP.name, register, plugin_hash)

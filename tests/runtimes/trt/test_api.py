@@ -44,14 +44,14 @@ def module(monkeypatch: pytest.MonkeyPatch, version: str, name: str = "tensorrt"
 )
 def test_the_door_says_what_it_found(monkeypatch, version, numbers):
     module(monkeypatch, version)
-    door = load_tensorrt()
-    assert (door.name, door.capability) == (f"tensorrt {version}", Capability(numbers))
+    tensorrt = load_tensorrt()
+    assert (tensorrt.name, tensorrt.capability) == (f"tensorrt {version}", Capability(numbers))
 
 
 def test_the_door_to_tensorrt_rtx(monkeypatch):
     module(monkeypatch, "1.7.1.116", "tensorrt_rtx_bindings")
-    door = load_tensorrt(rtx=True)
-    assert (door.name, door.capability) == ("tensorrt-rtx 1.7.1.116", Capability((1, 7, 1, 116), rtx=True))
+    tensorrt = load_tensorrt(rtx=True)
+    assert (tensorrt.name, tensorrt.capability) == ("tensorrt-rtx 1.7.1.116", Capability((1, 7, 1, 116), rtx=True))
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_the_log_keeps_errors_until_they_are_taken():
     log = TensorRT(SimpleNamespace(ILogger=ILogger), Capability((10, 3)), "tensorrt 10.3").log
     for severity, message in ((ILogger.ERROR, "a"), (ILogger.WARNING, "b"), (ILogger.INTERNAL_ERROR, "c")):
         log.log(severity, message)
-    assert log.take() == ["a", "c"]
-    assert log.take() == []
+    assert log.drain_errors() == ["a", "c"]
+    assert log.drain_errors() == []
 
 
 # ---- what our source touches, read from the source
@@ -173,11 +173,14 @@ def test_the_recording_has_the_versions_that_we_name():
 
 HEAD = "from edge_attn.runtimes.trt.api import Builder, TensorRT, ILayer\n"
 PLANTED = [
-    ("def f(door: TensorRT): return door.trt.BuilderFlag.FP16", "tensorrt 11.4.0.106 has no BuilderFlag.FP16"),
-    ("def f(door: TensorRT):\n trt = door.trt\n return trt.BuilderFlag.FP16", "has no BuilderFlag.FP16"),
-    ("def f(door: TensorRT): return door.trt.Nothing", "has no module.Nothing"),
+    ("def f(t: TensorRT): return t.trt.BuilderFlag.FP16", "tensorrt 11.4.0.106 has no BuilderFlag.FP16"),
+    ("def f(t: TensorRT):\n trt = t.trt\n return trt.BuilderFlag.FP16", "has no BuilderFlag.FP16"),
+    ("def f(t: TensorRT): return t.trt.Nothing", "has no module.Nothing"),
     ("def f(b: Builder): return b.platform_has_fast_fp16", "has no Builder.platform_has_fast_fp16"),
-    ("def f(door: TensorRT): return door.trt.Builder(1).platform_has_fast_fp16", "no Builder.platform_has_fast_fp16"),
+    (
+        "def f(t: TensorRT): return t.trt.Builder(1).platform_has_fast_fp16",
+        "no Builder.platform_has_fast_fp16",
+    ),
     ("def f(b: Builder): return b.create_network(0).get_layer(0).precision", "has no ILayer.precision"),
     ("def f(b: Builder | None): return b.platform_has_fast_fp16", "has no Builder.platform_has_fast_fp16"),
     ("def f(all: list[ILayer]): return [x.precision for x in all]", "has no ILayer.precision"),
@@ -186,7 +189,7 @@ PLANTED = [
     ("def f(a: list[ILayer], b: list[Builder]):\n for x in (a, b):\n  for y in x: y.precision", "what is y?"),
     ("class A:\n x: ILayer\n def f(self): return self.x.precision", "has no ILayer.precision"),
     ("def g() -> ILayer: ...\ndef f(): return g().precision", "has no ILayer.precision"),
-    ("def f(door: TensorRT):\n class A(door.trt.IInt8Calibrator): pass", "has no module.IInt8Calibrator"),
+    ("def f(t: TensorRT):\n class A(t.trt.IInt8Calibrator): pass", "has no module.IInt8Calibrator"),
     ("def f(b: Builder): return getattr(b, 'platform_has_fast_fp16')", "has no Builder.platform_has_fast_fp16"),
     ("def f(b: Builder, name: str): return getattr(b, name)", "which attribute is that?"),
     ("class A:\n def f(self, b: Builder): self.x = b", "self.x keeps what is TensorRT's"),
@@ -195,15 +198,15 @@ PLANTED = [
     ("from typing import Any\ndef f(b: Any): return b.create_network()", "what is b?"),
     ("def f(b): return b.create_network()", "what is b?"),
     (
-        "def f(door: TensorRT):\n if door.capability.attention_layer: door.trt.BuilderFlag.FP16",
+        "def f(t: TensorRT):\n if t.capability.attention_layer: t.trt.BuilderFlag.FP16",
         "11.4.0.106 has no BuilderFlag",
     ),
     (
-        "def f(layer: ILayer, door: TensorRT):\n layer.__class__ = door.trt.ILoopOutputLayer\n layer.nothing",
+        "def f(layer: ILayer, t: TensorRT):\n layer.__class__ = t.trt.ILoopOutputLayer\n layer.nothing",
         "ILoopOutputLayer",
     ),
     (
-        "def f(layer: ILayer, door: TensorRT):\n layer.__class__ = door.trt.IAttentionInputLayer",
+        "def f(layer: ILayer, t: TensorRT):\n layer.__class__ = t.trt.IAttentionInputLayer",
         "10.3.0 has no module.IAtt",
     ),
 ]
@@ -225,11 +228,11 @@ def test_what_is_planted_in_our_own_source_is_found(instead):
 
 
 GUARDED = [
-    "def f(door: TensorRT):\n if door.capability.attention_layer: door.trt.IAttentionInputLayer",
-    "def f(door: TensorRT):\n if not door.capability.attention_layer: return\n door.trt.IAttentionInputLayer",
-    "def f(door: TensorRT, x: bool):\n if door.capability.attention_layer and x: door.trt.IAttentionInputLayer",
-    "def f(door: TensorRT):\n if not door.capability.attention_layer:\n  pass\n else:\n  door.trt.IAttentionInputLayer",
-    "def f(door: TensorRT): return door.trt.IAttentionInputLayer if door.capability.attention_layer else None",
+    "def f(t: TensorRT):\n if t.capability.attention_layer: t.trt.IAttentionInputLayer",
+    "def f(t: TensorRT):\n if not t.capability.attention_layer: return\n t.trt.IAttentionInputLayer",
+    "def f(t: TensorRT, x: bool):\n if t.capability.attention_layer and x: t.trt.IAttentionInputLayer",
+    "def f(t: TensorRT):\n if not t.capability.attention_layer:\n  pass\n else:\n  t.trt.IAttentionInputLayer",
+    "def f(t: TensorRT): return t.trt.IAttentionInputLayer if t.capability.attention_layer else None",
 ]
 
 

@@ -30,11 +30,11 @@ from edge_attn.runtimes.trt.runtime import TrtRtx
 both, built_as, registered = choices.both, choices.built_as, choices.registered
 
 
-def no_compiler(door, architecture):
+def no_compiler(tensorrt, architecture):
     raise NotTestedError("a plugin needs a CUDA compiler, and there is none")
 
 
-def broken(door, architecture):
+def broken(tensorrt, architecture):
     raise ValueError("TensorRT changed its mind")
 
 
@@ -155,7 +155,7 @@ def while_timed(error: Exception) -> Callable[..., None]:
     return lambda jetson, patch: patch.setattr(trt_choice, "race", race)
 
 
-SCARCE = {
+LOW_MEMORY = {
     "no room for its engine": no_room_for_it,
     "a disk full while it is written": disk_full,
     "the device's memory": while_timed(NotTestedError("the GPU has too little memory: mask needs 9.0 MiB")),
@@ -164,10 +164,10 @@ SCARCE = {
 }
 
 
-@pytest.mark.parametrize("what", SCARCE)
+@pytest.mark.parametrize("what", LOW_MEMORY)
 def test_what_is_no_doing_of_the_plugin_is_not_remembered(jetson, both, sources, monkeypatch, what):
     with monkeypatch.context() as patch:
-        SCARCE[what](jetson, patch)
+        LOW_MEMORY[what](jetson, patch)
         assert runs(jetson, both, sources) == WITHOUT
     assert runs(jetson, both, sources) == WITH
 

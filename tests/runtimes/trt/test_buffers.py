@@ -157,7 +157,7 @@ def test_pinned_memory_that_is_written_too_early_shows(monkeypatch, runtime, sou
 
     expected = second_state()
     np.testing.assert_array_equal(second_state(), expected)
-    monkeypatch.setattr(trt.Memory, "settle", lambda self: None)
+    monkeypatch.setattr(trt.DeviceMemory, "synchronize", lambda self: None)
     assert np.abs(second_state() - expected).max() > 0.01
     monkeypatch.undo()
 

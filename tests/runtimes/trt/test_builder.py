@@ -241,7 +241,7 @@ def test_measurements_that_cannot_be_kept_do_not_cost_the_engine(bundle, tmp_pat
 
 def test_tensorrt_rtx_measures_nothing(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    run(bundle, fake, timing=tmp_path / "Orin.timing", door=fake.door((1, 7, 1), rtx=True))
+    run(bundle, fake, timing=tmp_path / "Orin.timing", tensorrt=fake.tensorrt((1, 7, 1), rtx=True))
     assert fake.timings == []
     assert list(tmp_path.iterdir()) == []
 
@@ -252,28 +252,28 @@ def test_tensorrt_rtx_measures_nothing(bundle, tmp_path):
 GPU = Gpu("Orin", (8, 7), 8, True, 8 << 30, 4 << 30)
 
 
-def fetch(bundle: Bundle, folder: Path, door: TensorRT, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
+def fetch(bundle: Bundle, folder: Path, tensorrt: TensorRT, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
     """The engine, and what was said; something is said where, and only where, it is built."""
     target = Target("trt", "fp32", bundle.manifest.graphs)
     said: list[str] = []
     config = more.pop("config", BuildConfig())
-    plan = engine_for(door, bundle, target, "encoder", EngineCache(folder), gpu, config, said.append, **more)
+    plan = engine_for(tensorrt, bundle, target, "encoder", EngineCache(folder), gpu, config, said.append, **more)
     assert plan.built == bool(said)
     return plan.engine, said
 
 
 def test_an_engine_is_built_on_first_use_and_then_found(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    assert fetch(bundle, tmp_path, fake.door()) == (
+    assert fetch(bundle, tmp_path, fake.tensorrt()) == (
         b"engine",
         ["toy-bundle.zip: encoder for trt-fp32: building the engine (there is none yet)"],
     )
     fake.build = lambda fake: None
-    assert fetch(bundle, tmp_path, fake.door()) == (b"engine", [])
+    assert fetch(bundle, tmp_path, fake.tensorrt()) == (b"engine", [])
     assert sorted(path.suffix for path in tmp_path.rglob("*.*")) == [".engine", ".json", ".timing"]
 
 
-A_PLUGIN = Plugin("AdditiveAttention", lambda door, architecture: None, lambda: "abc")
+A_PLUGIN = Plugin("AdditiveAttention", lambda tensorrt, architecture: None, lambda: "abc")
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"gpu": dataclasses.replace(GPU, name="Thor")}, "the GPU was Orin, 8 SM, is Thor, 8 SM"),
     ({"gpu": dataclasses.replace(GPU, multiprocessors=16)}, "the GPU was Orin, 8 SM, is Orin, 16 SM"),
@@ -289,19 +289,19 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("other", "reason"), OTHERS)
 def test_an_engine_of_anything_else_is_built_again_with_the_reason(bundle, tmp_path, other, reason):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    fetch(bundle, tmp_path, fake.door())
+    fetch(bundle, tmp_path, fake.tensorrt())
     fake.build = lambda fake: b"another"
-    engine, said = fetch(bundle, tmp_path, fake.door(other.pop("version", (10, 3, 0))), **other)
+    engine, said = fetch(bundle, tmp_path, fake.tensorrt(other.pop("version", (10, 3, 0))), **other)
     assert engine == b"another"
     assert reason in said[0]
 
 
 def test_a_plugin_is_compiled_only_where_the_engine_is_built(bundle, tmp_path):
     compiled: list[str] = []
-    plugin = Plugin("AdditiveAttention", lambda door, architecture: compiled.append(architecture), lambda: "abc")
+    plugin = Plugin("AdditiveAttention", lambda tensorrt, architecture: compiled.append(architecture), lambda: "abc")
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     for _ in range(2):
-        fetch(bundle, tmp_path, fake.door(), plugins={plugin.op: plugin})
+        fetch(bundle, tmp_path, fake.tensorrt(), plugins={plugin.op: plugin})
     assert compiled == ["sm_87"]
 
 
@@ -309,27 +309,27 @@ def test_a_build_that_takes_too_long_names_the_command_that_gives_it_more(bundle
     fake = FakeBuild(bundle.manifest.graphs["encoder"], stepping)
     command = f"edge-attn optimize {bundle.path} --target trt --precision fp32 --build --max-build-minutes 2e-09"
     with pytest.raises(NotTestedError, match=rf"was ended; give it more: {re.escape(command)}; or build for fewer"):
-        fetch(bundle, tmp_path, fake.door(), config=BuildConfig(max_build_minutes=1e-9))
+        fetch(bundle, tmp_path, fake.tensorrt(), config=BuildConfig(max_build_minutes=1e-9))
     assert not list(tmp_path.rglob("*.engine"))
 
 
 def test_more_free_memory_is_no_other_gpu(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    fetch(bundle, tmp_path, fake.door())
-    assert fetch(bundle, tmp_path, fake.door(), gpu=dataclasses.replace(GPU, free=1, total=2))[1] == []
+    fetch(bundle, tmp_path, fake.tensorrt())
+    assert fetch(bundle, tmp_path, fake.tensorrt(), gpu=dataclasses.replace(GPU, free=1, total=2))[1] == []
 
 
 def test_a_gpu_without_free_memory_is_said_before_the_build(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     full = dataclasses.replace(GPU, name="H200", integrated=False, free=100 * 1024**2)
     with pytest.raises(NotTestedError, match=r"graphs/encoder.onnx on H200: .* 100 MB are free"):
-        fetch(bundle, tmp_path, fake.door(), gpu=full)
+        fetch(bundle, tmp_path, fake.tensorrt(), gpu=full)
     assert not list(tmp_path.rglob("*.engine"))
 
 
 def test_on_a_jetson_the_file_cache_is_no_reason_not_to_build(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    assert fetch(bundle, tmp_path, fake.door(), gpu=dataclasses.replace(GPU, free=100 * 1024**2))[0] == b"engine"
+    assert fetch(bundle, tmp_path, fake.tensorrt(), gpu=dataclasses.replace(GPU, free=100 * 1024**2))[0] == b"engine"
 
 
 # ---- the options

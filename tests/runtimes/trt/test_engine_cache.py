@@ -15,7 +15,7 @@ import pytest
 from engine_processes import ENGINE, KEY, build, files, start, wait_for
 
 from edge_attn.errors import InputError
-from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, Refused
+from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, RejectedEngine
 from edge_attn.storage.locks import file_lock, is_locked
 
 # ---- one process
@@ -106,7 +106,7 @@ def test_an_engine_that_was_refused_is_rebuilt_once(tmp_path):
     cache = EngineCache(tmp_path)
     build(cache)
     said: list[str] = []
-    refused = Refused(ENGINE, "TensorRT does not load it")
+    refused = RejectedEngine(ENGINE, "TensorRT does not load it")
     assert cache.build_once(KEY, lambda: b"new", said.append, refused=refused) == b"new"
     assert said == ["toy.zip: step for trt-fp16: building the engine (TensorRT does not load it)"]
     assert cache.build_once(KEY, lambda: b"never", said.append, refused=refused) == b"new"

@@ -254,12 +254,12 @@ def test_an_output_whose_shape_is_not_the_manifests(jetson, bundle, sources):
 PLANTED: list[tuple[str, Callable[[Trt], None], str]] = [
     (
         "a state is written where it is read",
-        lambda runtime: setattr(runtime, "_home", lambda tensor, taken: runtime._buffers[tensor.name][0]),
+        lambda runtime: setattr(runtime, "_output_buffer", lambda tensor, taken: runtime._buffers[tensor.name][0]),
         "lie in the same memory",
     ),
     (
         "two outputs share a buffer",
-        lambda runtime: setattr(runtime, "_home", lambda tensor, taken: runtime._buffers["memory.values"][0]),
+        lambda runtime: setattr(runtime, "_output_buffer", lambda tensor, taken: runtime._buffers["memory.values"][0]),
         "lie in the same memory",
     ),
     (

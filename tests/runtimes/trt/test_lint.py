@@ -27,10 +27,10 @@ Y = TensorSpec("y", "float32", ("batch", 4))
 PROFILE = Profile({"batch": (1, 2, 8), "src": (1, 16, 32)})
 
 
-def build(text: str, inputs=(X,), outputs=(Y,), plugins=(), door: TensorRT = DOOR) -> bytes:
+def build(text: str, inputs=(X,), outputs=(Y,), plugins=(), tensorrt: TensorRT = DOOR) -> bytes:
     model = parser.parse_model(text).SerializeToString()
     spec = GraphSpec("graphs/test.onnx", inputs, outputs)
-    return build_engine(door, model, spec, [PROFILE], BuildConfig(), lambda share, what: None, plugins)
+    return build_engine(tensorrt, model, spec, [PROFILE], BuildConfig(), lambda share, what: None, plugins)
 
 
 def graph(body: str, head: str = "float[batch,4] x", gives: str = "float[batch,4] y", opset: int = 18) -> str:
@@ -129,7 +129,7 @@ def test_attention_in_fp32_needs_the_mark_that_makes_it_decomposable():
     inputs = tuple(TensorSpec(name, "float32", ("batch", 2, "src", 16)) for name in "qkv")
     old = TensorRT(DOOR.trt, Capability((10, 13)), DOOR.name)
     with pytest.raises(InputError, match=r"Attention operation was not supported by a dedicated kernel|decomposable"):
-        build(attention("float"), inputs, (TensorSpec("y", "float32", ("batch", 2, "src", 16)),), door=old)
+        build(attention("float"), inputs, (TensorSpec("y", "float32", ("batch", 2, "src", 16)),), tensorrt=old)
 
 
 # ---- what the parser refuses

@@ -41,8 +41,8 @@ def test_what_a_build_with_a_wish_refuses_is_done_without(bundle, rtx, this_gpu,
         return None if set(refused) & set(fake.wishes[-1]) else b"engine"
 
     fake = FakeBuild(bundle.manifest.graphs["encoder"], build)
-    door = fake.door((1, 7, 1) if rtx else (10, 3, 0), rtx)
-    assert run(bundle, fake, door=door, this_gpu=this_gpu) == b"engine"
+    tensorrt = fake.tensorrt((1, 7, 1) if rtx else (10, 3, 0), rtx)
+    assert run(bundle, fake, tensorrt=tensorrt, this_gpu=this_gpu) == b"engine"
     assert fake.wishes == wishes
 
 
@@ -52,21 +52,21 @@ def test_a_build_that_fails_with_and_without_wishes_says_why_without(bundle):
 
     fake = FakeBuild(bundle.manifest.graphs["encoder"], build)
     with pytest.raises(InputError, match=r"tensorrt 1\.7\.1: no such layer"):
-        run(bundle, fake, door=fake.door((1, 7, 1), True))
+        run(bundle, fake, tensorrt=fake.tensorrt((1, 7, 1), True))
 
 
 def test_a_build_that_runs_out_of_memory_does_not_give_up_its_wishes(bundle):
     """Else the lesser engine would be kept, where a moment later there may be memory for the better one."""
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: say(fake, "out of memory"))
     with pytest.raises(NotTestedError, match="memory ran out"):
-        run(bundle, fake, door=fake.door((1, 7, 1), True))
+        run(bundle, fake, tensorrt=fake.tensorrt((1, 7, 1), True))
     assert len(fake.wishes) == 1
 
 
 def test_a_build_that_was_ended_is_not_begun_again(bundle):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], stepping)
     with pytest.raises(NotTestedError, match="took longer"):
-        run(bundle, fake, BuildConfig(max_build_minutes=1e-9), door=fake.door((1, 7, 1), True))
+        run(bundle, fake, BuildConfig(max_build_minutes=1e-9), tensorrt=fake.tensorrt((1, 7, 1), True))
     assert len(fake.wishes) == 1
 
 
@@ -74,8 +74,8 @@ def test_an_engine_of_tensorrt_rtx_is_built_for_this_gpu_and_its_record_says_so(
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     target = Target("trt", "fp32", bundle.manifest.graphs)
     gpu = Gpu("Orin", (8, 7), 8, True, 8 << 30, 4 << 30)
-    for door in (fake.door((1, 7, 1), True), fake.door()):
-        engine_for(door, bundle, target, "encoder", EngineCache(tmp_path), gpu, BuildConfig(), print)
+    for tensorrt in (fake.tensorrt((1, 7, 1), True), fake.tensorrt()):
+        engine_for(tensorrt, bundle, target, "encoder", EngineCache(tmp_path), gpu, BuildConfig(), print)
     assert fake.wishes == [[CAPTURABLE, CURRENT], []]
     records = [json.loads(path.read_text(encoding="utf-8"))["parts"] for path in tmp_path.rglob("*.json")]
     assert {parts["runtime"]: parts["settings"] for parts in records} == {

@@ -147,7 +147,7 @@ def test_without_tensorrt_or_cuda_it_is_not_tested(monkeypatch, bundle, jetson):
     for name in ("trt", "trt-rtx"):
         with pytest.raises(NotTestedError, match="does not load here"):
             open_runtime(bundle, name)
-    monkeypatch.setattr(trt, "load_tensorrt", jetson.door)
+    monkeypatch.setattr(trt, "load_tensorrt", jetson.tensorrt)
     monkeypatch.setattr("edge_attn.runtimes.trt.cudart._candidates", lambda: iter(()))
     with pytest.raises(NotTestedError, match="CUDA is not here"):
         Trt(bundle)

@@ -25,10 +25,10 @@ def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:
     for library in sorted(Path(stubs).glob("*.so.*")):
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     sys.path[:0] = [stubs, folder]
-    door = load_tensorrt()
-    trt = door.trt
+    tensorrt = load_tensorrt()
+    trt = tensorrt.trt
     for architecture in ("sm_90", "sm_87"):
-        plugins_for("trt", ["AdditiveAttention"])["AdditiveAttention"].register(door, architecture)
+        plugins_for("trt", ["AdditiveAttention"])["AdditiveAttention"].register(tensorrt, architecture)
     creator = trt.get_plugin_registry().get_creator("AdditiveAttention", "1", "edge_attn")
     request = trt.QuickPluginCreationRequest.UNKNOWN
     phase = trt.TensorRTPhase.BUILD
@@ -86,7 +86,7 @@ def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:
     plugin.get_launch_params(None, tensors, 5, launch, sizes, Builder())
     name, ptx = plugin.get_kernel([t.desc for t in tensors[:5]], [t.desc for t in tensors[5:]])
     answers = {
-        "version": door.name,
+        "version": tensorrt.name,
         "class": type(plugin).__name__,
         "output types": [str(kind) for kind in given],
         "output shapes": shapes[5:],

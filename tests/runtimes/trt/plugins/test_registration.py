@@ -122,9 +122,9 @@ def test_a_tensorrt_without_such_plugins_is_refused(capability):
 
 def test_a_package_for_plugins_that_does_not_load_is_a_sentence(monkeypatch):
     monkeypatch.setattr("edge_attn.runtimes.trt.plugins.additive_attention.ptx", lambda architecture: b"")
-    door = TensorRT(SimpleNamespace(__name__="tensorrt_without"), Capability((10, 13, 2)), "tensorrt 10.13.2")
+    tensorrt = TensorRT(SimpleNamespace(__name__="tensorrt_without"), Capability((10, 13, 2)), "tensorrt 10.13.2")
     with pytest.raises(NotTestedError, match=r"the plugins of tensorrt 10\.13\.2 do not load here: No module named"):
-        register(door, "sm_87")
+        register(tensorrt, "sm_87")
 
 
 def test_a_plugin_is_there_where_it_is_asked_for():
