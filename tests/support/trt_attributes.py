@@ -1,8 +1,8 @@
 """Reads our own source: which attributes of TensorRT does it touch, and under which capabilities?
 
 A small type inference over the syntax tree. TensorRT enters as `tensorrt.trt`, or by an annotation with one of the
-names of runtimes/trt/api.py; what its classes and methods give is in the recorded surface (tests/data/tensorrt-surface.json).
-An attribute of anything whose type is not known is a fault, so nothing of TensorRT is touched unseen.
+names of runtimes/trt/api.py. The recorded surface (tests/data/tensorrt-surface.json) contains the types of its
+attributes. An attribute of anything whose type is not known is a fault, so nothing of TensorRT is touched unseen.
 
 A touch inside `if tensorrt.capability.NAME:`, or after `if not tensorrt.capability.NAME: raise ...`, counts only
 for the versions that have the capability. What belongs to `tensorrt.plugin` counts for those with aot_plugins.
