@@ -1,4 +1,4 @@
-"""One distribution, with what it should hold and nothing of the machine that made it."""
+"""The distribution: one import package, every file of it and no other, nothing of the machine that built it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ else:
 
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PRETRAINED = PROJECT / "edge_attn" / "pretrained"
+CHECKPOINT = "edge_attn/pretrained/en-fr/"
+"""In the repository only: the wheel has the bundle that was exported from it."""
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +58,34 @@ def wheel(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[
         return opened.namelist()
 
 
-def test_the_version_is_told_once():
+def test_version_is_defined_once():
     assert METADATA["version"] == edge_attn.__version__ == metadata.version("edge-attn")
 
 
-def test_the_distribution_installs_one_import_package(wheel: list[str]):
+def test_distribution_installs_one_import_package(wheel: list[str]):
     assert {name.partition("/")[0] for name in wheel if ".dist-info/" not in name} == {"edge_attn"}
     assert set(metadata.packages_distributions()["edge_attn"]) == {"edge-attn"}
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: list[str], tracked: list[str]):
+def test_wheel_has_every_file_of_the_package_and_no_other(wheel: list[str], tracked: list[str]):
     inside = {name for name in wheel if ".dist-info/" not in name}
     linked = [f"edge_attn/{name}" for name in tracked if name.startswith(("export/", "runtimes/"))]
-    assert inside == {
-        *(name for name in tracked if name.startswith("edge_attn/") and not (PROJECT / name).is_symlink()),
-        *linked,
-    }
+    packaged = {*(name for name in tracked if name.startswith("edge_attn/")), *linked}
+    assert inside == {name for name in packaged if not name.startswith(CHECKPOINT)}
     assert {"edge_attn/py.typed", "edge_attn/ops/gru.py", "edge_attn/pretrained/date.toml"} <= inside
 
 
-def test_extras():
+def test_wheel_has_the_embedded_model_once(wheel: list[str], tracked: list[str]):
+    assert any(name.startswith(CHECKPOINT) for name in tracked)
+    assert [name for name in wheel if name.endswith((".zip", ".safetensors"))] == ["edge_attn/pretrained/en-fr.zip"]
+
+
+def test_extras_are_those_of_the_registry_and_of_the_documents():
     extras = METADATA["optional-dependencies"]
-    assert {"cpu", "gpu", "trt", "trt-rtx", "optimize", "export", "train", "evaluate", "keras", "test"} == set(extras)
     assert set(EXTRAS.values()) <= set(extras)
+    page = (PROJECT / "docs" / "quick-start.md").read_text(encoding="utf-8")
+    rows = page.partition("| Extra |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])} == set(extras)
 
 
 def test_a_device_needs_neither_torch_nor_onnx():
@@ -90,13 +97,15 @@ def test_a_device_needs_neither_torch_nor_onnx():
 def test_constraints_pin_every_dependency():
     pinned = re.findall(r"^([\w-]+)==", (PROJECT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     extras = METADATA["optional-dependencies"]
-    asked = METADATA["dependencies"] + [r for name in ("cpu", "export", "train", "test") for r in extras[name]]
-    names = {re.split(r"[^\w-]", requirement)[0] for requirement in asked} - {"edge-attn"}
+    requirements = METADATA["dependencies"] + [
+        r for name in ("cpu", "export", "train", "test", "docs") for r in extras[name]
+    ]
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in requirements} - {"edge-attn"}
     assert names <= set(pinned)
 
 
-def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index(tracked: list[str]):
-    # a home that is called user and the place of conda are anybody's
+def test_no_file_has_a_path_of_one_machine_or_an_index_address(tracked: list[str]):
+    # home/user and opt/conda are on many machines
     ours = rb"(?:work|root|Users)/|home/(?!user\b)|opt/(?!conda\b)"
     path = re.compile(rb"(^|[^A-Za-z0-9_.])/(" + ours + rb")", re.MULTILINE)
     index = re.compile(b"|".join([rb"--(extra-)?index" + rb"-url", rb"index_" + rb"url *=", rb"find" + rb"-links"]))
@@ -107,6 +116,6 @@ def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index(tracked:
             assert not index.search(data), f"{name}: {index.search(data)}"
 
 
-def test_the_embedded_model_is_small():
+def test_embedded_model_is_small():
     embedded = [PRETRAINED / "en-fr.zip", *(PRETRAINED / "en-fr").rglob("*")]
     assert sum(file.stat().st_size for file in embedded if file.is_file()) <= 24_000_000

@@ -28,7 +28,7 @@ SENTENCES = (
 
 
 def demo(out: Path, runtime: str, options: RuntimeOptions, say: Callable[[str], object]) -> int:
-    """Exports the embedded checkpoint (where torch is installed; else takes the ready bundle), verifies the bundle,
+    """Exports the embedded checkpoint (in a checkout with torch; else takes the ready bundle), verifies the bundle,
     translates SENTENCES and draws their alignments; gives the exit code of the verification."""
     if runtime not in RUNTIMES:
         resolve("runtime", RUNTIMES, runtime)
@@ -41,10 +41,12 @@ def demo(out: Path, runtime: str, options: RuntimeOptions, say: Callable[[str], 
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [f"{name} is not installed" for name in NEEDED if importlib.util.find_spec(name) is None]
+    if not CHECKPOINT.is_dir():
+        missing.append("the wheel does not contain the checkpoint")
     if missing:
         bundle = READY
-        say(f"{missing[0]} is not installed, so nothing is exported; using the ready bundle {bundle}")
+        say(f"{missing[0]}, so nothing is exported; using the ready bundle {bundle}")
     else:
         bundle = out / "en-fr"
         say(f"exporting {CHECKPOINT} to {bundle}")

@@ -44,6 +44,16 @@ def test_without_torch_the_ready_bundle_is_verified_and_used(edge_attn_cli, tmp_
 
 
 @pytest.mark.usefixtures("needs_torch")
+def test_without_checkpoint_the_ready_bundle_is_used(edge_attn_cli, monkeypatch, tmp_path, toy_bundle):
+    monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "absent")
+    output = edge_attn_cli("demo", "--out", tmp_path / "demo").stdout
+    assert output.startswith(
+        f"the wheel does not contain the checkpoint, so nothing is exported; using the ready bundle {toy_bundle}\n"
+    )
+    check(output, tmp_path / "demo")
+
+
+@pytest.mark.usefixtures("needs_torch")
 def test_with_torch_the_checkpoint_is_exported_and_again_over_itself(edge_attn_cli, tmp_path):
     said = edge_attn_cli("demo", "--out", tmp_path).stdout
     assert f"exporting {demo.CHECKPOINT} to {tmp_path / 'en-fr'}" in said
