@@ -43,7 +43,7 @@ def export(
     """
     check_output(out, force)
     if candidates < 2:
-        raise InputError(f"candidates must be at least 2 (a beam of one needs them), found {candidates}")
+        raise InputError(f"candidates must be at least 2 (a beam of one needs them), got {candidates}")
     model, text, config = load(checkpoint)
     files: dict[str, bytes] = dict(text.files())
     specs: dict[str, GraphSpec] = {}
@@ -137,7 +137,7 @@ def _tensors(described: Mapping[str, Sequence[Any]]) -> tuple[TensorSpec, ...]:
             made.append(TensorSpec(name, np.dtype(dtype).name, tuple(shape), tuple(*values)))
         except (TypeError, ValueError) as error:
             raise ExportError(
-                f"{name}: expected a dtype, a shape and perhaps a range, found {description!r}: {error}"
+                f"{name}: expected a dtype, a shape and perhaps a range, got {description!r}: {error}"
             ) from error
     return tuple(made)
 

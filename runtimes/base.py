@@ -37,7 +37,7 @@ def check_precision(name: str, options: RuntimeOptions) -> None:
     """Refuses a precision that the runtime `name` never serves."""
     served = RUNTIME_PRECISIONS.get(name, PRECISIONS)
     if options.precision not in served:
-        raise UsageError(f"the runtime {name} serves {', '.join(served)}, found precision {options.precision!r}")
+        raise UsageError(f"the runtime {name} serves {', '.join(served)}, got precision {options.precision!r}")
 
 
 def _check(path: Path, graphs: Mapping[str, GraphSpec]) -> None:

@@ -169,7 +169,7 @@ def _override(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UsageError(f"--override takes LEVEL.NAME=VALUE with a number, found {text!r}") from None
+        raise UsageError(f"--override takes LEVEL.NAME=VALUE with a number, got {text!r}") from None
 
 
 @cli.command()

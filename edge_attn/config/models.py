@@ -76,21 +76,21 @@ class Seq2SeqConfig:
         ):
             at_least(name, getattr(self, name), 1)
         if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must lie in [0, 1), found {self.dropout}")
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.focus.startswith("local"):
             at_least("window", self.window, 1)
         elif self.window:
             raise ConfigError(
-                f"focus = {self.focus!r} has no window, found window = {self.window}; it belongs to local-m and local-p"
+                f"focus = {self.focus!r} has no window, got window = {self.window}; it belongs to local-m and local-p"
             )
         if self.hard_training != "straight-through" and self.focus != "hard":
-            raise ConfigError(f"hard_training = {self.hard_training!r} needs focus = 'hard', found {self.focus!r}")
+            raise ConfigError(f"hard_training = {self.hard_training!r} needs focus = 'hard', got {self.focus!r}")
         if self.coverage and self.focus != "global":
-            raise ConfigError(f"coverage needs focus = 'global', found {self.focus!r}")
+            raise ConfigError(f"coverage needs focus = 'global', got {self.focus!r}")
         if self.normalizer != "softmax" and self.focus == "hard":
             raise ConfigError("focus = 'hard' takes the largest energy: it has no normalizer but 'softmax'")
         if self.attention in ("dot", "scaled") and self.decoder_hidden != 2 * self.encoder_hidden:
             raise ConfigError(
-                f"attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, found "
+                f"attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, got "
                 f"{self.decoder_hidden} and {self.encoder_hidden}; use 'general' for other sizes"
             )

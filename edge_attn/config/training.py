@@ -75,11 +75,11 @@ class TrainingConfig:
         at_least("warmup", self.warmup, 0)
         at_least("seed", self.seed, 0)
         if self.seed >= 2**63:
-            raise ConfigError(f"seed must be less than 2**63, found {self.seed}")
+            raise ConfigError(f"seed must be less than 2**63, got {self.seed}")
         for name in ("learning_rate", "clip"):
             positive(name, getattr(self, name))
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(f"label_smoothing must lie in [0, 1), found {self.label_smoothing}")
+            raise ConfigError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, found {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
-        raise ConfigError(f"{name} must be at least {least}, found {value}")
+        raise ConfigError(f"{name} must be at least {least}, got {value}")
 
 
 def positive(name: str, value: float) -> None:
     if not 0.0 < value < math.inf:
-        raise ConfigError(f"{name} must be positive and finite, found {value}")
+        raise ConfigError(f"{name} must be positive and finite, got {value}")
 
 
 def read_toml(kind: type[T], path: Path) -> T:
@@ -85,16 +85,16 @@ def _convert(wanted: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(wanted)
     if dataclasses.is_dataclass(wanted):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, found {value!r}")
+            raise ConfigError(f"{where} must be a table, got {value!r}")
         return from_mapping(typing.cast(Any, wanted), value, where)
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, found {value!r}")
+            raise ConfigError(f"{where} must be a list, got {value!r}")
         inner = typing.get_args(wanted)[0]
         return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, found {value!r}")
+            raise ConfigError(f"{where} must be a table, got {value!r}")
         inner = typing.get_args(wanted)[1]
         return {str(key): _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
     if origin in (typing.Union, types.UnionType):
@@ -106,5 +106,5 @@ def _convert(wanted: Any, value: Any, where: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be of type {wanted.__name__}, found {value!r}")
+        raise ConfigError(f"{where} must be of type {wanted.__name__}, got {value!r}")
     return value

@@ -46,7 +46,7 @@ def search(
     """
     check(runtime, config)
     if prefixes is not None and len(prefixes) != len(sources):
-        raise UsageError(f"each of the {len(sources)} sentences needs a prefix, found {len(prefixes)} prefixes")
+        raise UsageError(f"each of the {len(sources)} sentences needs a prefix, got {len(prefixes)} prefixes")
     decoding = StepDecoder(runtime, sources)
     batch, searches, size = decoding.batch, config.searches, config.beam // config.groups
     rows, keep = batch * searches, min(config.beam + 1, decoding.candidates)

@@ -132,7 +132,7 @@ def _child(group: Any, name: str, kind: type) -> Any:
 def _make(kind: str, config: Any, weights: list[Tensor]) -> KerasLayer:
     made: KerasLayer
     if not isinstance(config["use_scale"], bool):
-        raise ValueError(f"use_scale must be true or false, found {config['use_scale']!r}")
+        raise ValueError(f"use_scale must be true or false, got {config['use_scale']!r}")
     if kind == "Attention":
         made = KerasAttention(config["use_scale"], config["score_mode"], keras_empty_rows=True)
     else:

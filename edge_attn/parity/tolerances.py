@@ -120,6 +120,6 @@ def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str
         if name not in made:
             raise UsageError(f"--override {name!r}: not a bound; known: {', '.join(made)}")
         if not 0 <= value < np.inf:
-            raise UsageError(f"--override {name}: must be a finite number of at least 0, found {value}")
+            raise UsageError(f"--override {name}: must be a finite number of at least 0, got {value}")
         made[name] = value
     return made

@@ -70,7 +70,7 @@ def _pair(raw: bytes, number: int, path: Path, separator: str) -> tuple[str, str
     if len(columns) != 2:
         raise InputError(
             f"{path}, line {number}: expected source and target with one {separator!r} between them, "
-            f"found {len(columns)} column{'s' if len(columns) != 1 else ''}"
+            f"got {len(columns)} column{'s' if len(columns) != 1 else ''}"
         )
     return columns[0].strip(), columns[1].strip()
 

@@ -34,7 +34,7 @@ def demo(out: Path, runtime: str, options: RuntimeOptions, say: Callable[[str], 
         resolve("runtime", RUNTIMES, runtime)
     if runtime not in ("ort-cpu", "ort-cuda") or options.precision != "fp32":
         raise UsageError(
-            f"demo runs what it exports, which is for ort-cpu and ort-cuda in fp32, found {runtime} in "
+            f"demo runs what it exports, which is for ort-cpu and ort-cuda in fp32, got {runtime} in "
             f"{options.precision}; make the rest of {out / 'en-fr'} with edge-attn optimize afterwards"
         )
     try:

@@ -21,7 +21,7 @@ class Check:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"status must be one of {', '.join(STATUSES)}, found {self.status!r}")
+            raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
         if self.status == "fault" and not self.command:
             raise ValueError(f"the fault of {self.name!r} has no command: {self.found}")
 

@@ -116,9 +116,9 @@ def optimize(
 
 def _refuse(target: str, precision: str, recipe: Recipe, given: Given) -> None:
     if precision not in recipe.precisions:
-        raise UsageError(f"the target {target} has {', '.join(recipe.precisions)}, found precision {precision!r}")
+        raise UsageError(f"the target {target} has {', '.join(recipe.precisions)}, got precision {precision!r}")
     if given.calibration and precision != "int8":
-        raise UsageError(f"--calibration is for int8, found precision {precision!r}")
+        raise UsageError(f"--calibration is for int8, got precision {precision!r}")
     if not recipe.engines:
         options = {
             "--min-version": given.min_version,
@@ -131,7 +131,7 @@ def _refuse(target: str, precision: str, recipe: Recipe, given: Given) -> None:
                 raise UsageError(f"{option} is for engines, and the target {target} has none")
     minutes = given.max_build_minutes
     if minutes is not None and not 0 < minutes < math.inf:  # which nan is not
-        raise UsageError(f"--max-build-minutes must be a number more than 0, found {minutes}")
+        raise UsageError(f"--max-build-minutes must be a number more than 0, got {minutes}")
 
 
 def _oldest(given: Given, recipe: Recipe) -> requirements.Version | None:
@@ -140,7 +140,7 @@ def _oldest(given: Given, recipe: Recipe) -> requirements.Version | None:
         return recipe.oldest
     asked, newest = requirements.version(given.min_version), max(requirements.OPSETS)[0]
     if asked[0] > newest:  # what it reads is not known here
-        raise UsageError(f"the newest TensorRT that is known is {newest}.x, found --min-version {given.min_version}")
+        raise UsageError(f"the newest TensorRT that is known is {newest}.x, got --min-version {given.min_version}")
     return asked
 
 
@@ -191,7 +191,7 @@ def _held_config(bundle: Path, held: Target) -> BuildConfig | None:
     if stored is None:
         return None
     if not isinstance(stored, dict):
-        raise ConfigError(f"{where} must be a table, found {stored!r}")
+        raise ConfigError(f"{where} must be a table, got {stored!r}")
     return from_mapping(BuildConfig, stored, where)
 
 

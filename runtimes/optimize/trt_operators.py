@@ -51,10 +51,10 @@ def version(text: str) -> Version:
         UsageError: not a version, or an older one than we serve.
     """
     if not re.fullmatch(r"\d+(\.\d+){1,3}", text):
-        raise UsageError(f"a version is two to four numbers, as 10.3, found {text!r}")
+        raise UsageError(f"a version is two to four numbers, as 10.3, got {text!r}")
     found = parse_version(text)
     if found < OLDEST:
-        raise UsageError(f"the oldest version of TensorRT that is served is {_show(OLDEST)}, found {text}")
+        raise UsageError(f"the oldest version of TensorRT that is served is {_show(OLDEST)}, got {text}")
     return found
 
 
@@ -121,7 +121,7 @@ def _axes(node: onnx.NodeProto, constants: Constants) -> str:
 
 def _top_k(node: onnx.NodeProto, constants: Constants) -> str:
     k = constants.get(node.input[1])
-    return f"k must be less than {LARGEST_K}, found {int(k.max())}" if k is not None and k.max() >= LARGEST_K else ""
+    return f"k must be less than {LARGEST_K}, got {int(k.max())}" if k is not None and k.max() >= LARGEST_K else ""
 
 
 def _layout(node: onnx.NodeProto, constants: Constants) -> str:

@@ -82,7 +82,7 @@ def score_pairs(
     for i, pair in enumerate(pairs):
         fits = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not fits or not all(isinstance(side, str) for side in pair):
-            raise InputError(f"pair {i} must be (source, target), two strings, found {pair!r}")
+            raise InputError(f"pair {i} must be (source, target), two strings, got {pair!r}")
         source, was_cut = pipeline.encode_truncated(text, pair[0], max_source)
         sources.append(source)
         targets.append(text.target.encode(pair[1]))

@@ -110,7 +110,7 @@ class Translator:
         """
         for name, texts in (("sentences", sentences), ("prefixes", prefixes), ("suppressed pieces", suppress)):
             if isinstance(texts, str):
-                raise UsageError(f"translate takes a list of {name}, found one string; put it in a list")
+                raise UsageError(f"translate takes a list of {name}, got one string; put it in a list")
         table = check_replacement(self.runtime, replace_unknown, phrase_table)
         given = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
         some: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -162,11 +162,11 @@ class Translator:
 
     def _prefixes(self, texts: Sequence[str], sentences: int, config: SearchConfig) -> list[list[int]]:
         if len(texts) != sentences:
-            raise UsageError(f"each of the {sentences} sentences needs a prefix, found {len(texts)} prefixes")
+            raise UsageError(f"each of the {sentences} sentences needs a prefix, got {len(texts)} prefixes")
         made = []
         for i, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InputError(f"prefix {i} must be a string, found {type(text).__name__}")
+                raise InputError(f"prefix {i} must be a string, got {type(text).__name__}")
             try:
                 made.append(self.prefix(text, config))
             except InputError as error:
@@ -207,7 +207,7 @@ class Translator:
         cut: set[int] = set()
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
-                raise InputError(f"sentence {i} must be a string, found {type(sentence).__name__}")
+                raise InputError(f"sentence {i} must be a string, got {type(sentence).__name__}")
             if not sentence.strip():
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue

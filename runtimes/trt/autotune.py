@@ -233,7 +233,7 @@ def plugins_of(target: Target) -> tuple[tuple[str, ...], dict[str, str]]:
         return tuple(map(str, found["ops"])), {str(graph): str(file) for graph, file in found["graphs"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
-            f"targets: {target.name}: plugins: expected ops and the file of each graph, found {found}; make the target "
+            f"targets: {target.name}: plugins: expected ops and the file of each graph, got {found}; make the target "
             f"again, with edge-attn optimize --force"
         ) from error
 

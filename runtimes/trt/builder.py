@@ -69,9 +69,9 @@ class BuildConfig:
             at_least(name, getattr(self, name), 1)
             at_most(name, getattr(self, name), MAX_MIB)
         if not 0 < self.max_build_minutes < float("inf"):  # which nan is not
-            raise ConfigError(f"max_build_minutes must be a number more than 0, found {self.max_build_minutes}")
+            raise ConfigError(f"max_build_minutes must be a number more than 0, got {self.max_build_minutes}")
         if not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"optimization_level must lie between 0 and 5, found {self.optimization_level}")
+            raise ConfigError(f"optimization_level must lie between 0 and 5, got {self.optimization_level}")
 
     def settings(self) -> str:
         """What of this changes the engine."""

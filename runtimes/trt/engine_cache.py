@@ -388,7 +388,7 @@ def cache_folder(chosen: Path | None) -> Path:
         except OSError as error:
             raise InputError(f"--cache-dir {chosen} cannot be used: {error.strerror}; choose another folder") from error
         if not stat.S_ISDIR(mode):
-            raise InputError(f"--cache-dir must be a folder, found the file {chosen}")
+            raise InputError(f"--cache-dir must be a folder, got the file {chosen}")
         return chosen
     home = os.environ.get("XDG_CACHE_HOME", "")
     try:

@@ -22,7 +22,7 @@ LARGEST = 2**31 - 1
 
 def at_most(name: str, value: int, most: int) -> None:
     if value > most:
-        raise ConfigError(f"{name} must be at most {most}, found {value}")
+        raise ConfigError(f"{name} must be at most {most}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Buckets:
     def __post_init__(self) -> None:
         for name, sizes in (("batch", self.batch), ("src", self.src)):
             if not sizes or list(sizes) != sorted(set(sizes)):
-                raise ConfigError(f"{name} must be sizes that rise, found {list(sizes)}")
+                raise ConfigError(f"{name} must be sizes that rise, got {list(sizes)}")
             at_least(name, sizes[0], 1)
             at_most(name, sizes[-1], LARGEST)
         at_least("beam", self.beam, 1)
@@ -125,6 +125,6 @@ class Buckets:
                 return bucket
         raise TooLargeError(
             f"the engine was built for up to {self.batch[-1]} sentences of up to {self.src[-1]} tokens with a beam of "
-            f"up to {self.beam}, found {batch} of {src} with a beam of {beam}; ask for less, or build it for more "
+            f"up to {self.beam}, got {batch} of {src} with a beam of {beam}; ask for less, or build it for more "
             f"(batch, src and beam in the table buckets)"
         )

@@ -122,7 +122,7 @@ class Trt:
         values = [inputs[tensor.name] for tensor in spec.inputs]
         for tensor, value in zip(spec.inputs, values, strict=True):
             if value.dtype != tensor.dtype:
-                raise InputError(f"{graph}: expected {tensor}, found {value.dtype}")
+                raise InputError(f"{graph}: expected {tensor}, got {value.dtype}")
         device_shape = tuple(
             self._memory.device_shape(value) if isinstance(value, OnDevice) else None for value in values
         )
@@ -218,7 +218,7 @@ def _refuse_older(tensorrt: TensorRT, bundle: Bundle, target: Target) -> None:
         found = ".".join(map(str, level[:2]))
         path = shlex.quote(str(bundle.path))
         raise NotTestedError(
-            f"{bundle.path} holds {target.name} for TensorRT {oldest} or newer, found {tensorrt.name}; run: edge-attn "
+            f"{bundle.path} holds {target.name} for TensorRT {oldest} or newer, got {tensorrt.name}; run: edge-attn "
             f"optimize {path} --target trt --precision {target.precision} --min-version {found} --force"
         )
 
@@ -259,7 +259,7 @@ def _note(graph: str, tensor: TensorSpec, shape: Shape, axes: dict[str, int]) ->
     pairs = zip(tensor.shape, shape, strict=False)
     wrong = [n for axis, n in pairs if n != (axes.setdefault(axis, n) if isinstance(axis, str) else axis) or n < 1]
     if wrong or len(shape) != len(tensor.shape):
-        raise InputError(f"{graph}: expected {tensor} with {axes or 'no size known yet'}, found the shape {shape}")
+        raise InputError(f"{graph}: expected {tensor} with {axes or 'no size known yet'}, got the shape {shape}")
 
 
 def _sized(tensor: TensorSpec, axes: Mapping[str, int]) -> Shape:

@@ -256,7 +256,7 @@ def with_progress(content):
         (written("training.safetensors", b""), "is not a training state"),
         (with_progress(None), "is not a training state"),
         (with_progress({"progress": "{"}), "is not a training state"),
-        (with_progress({"progress": '{"update": "2"}'}), "update must be of type int, found '2'"),
+        (with_progress({"progress": '{"update": "2"}'}), "update must be of type int, got '2'"),
         (with_progress({"progress": '{"colour": 2}'}), "unknown key 'colour'"),
         (with_progress({"progress": "3"}), "is not a training state"),
         (state(lambda t: t.pop("model.combine.bias")), r"model.combine.bias has shape none, expected \(6,\)"),

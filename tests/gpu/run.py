@@ -182,7 +182,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache-dir", type=path, help="Where the benchmark's engines are kept; else they go with it.")
     options = parser.parse_args()
     if options.folder.exists() and not options.folder.is_dir():
-        parser.error(f"FOLDER must be a folder, found the file {options.folder}")
+        parser.error(f"FOLDER must be a folder, got the file {options.folder}")
     for given in (options.corpus, options.bundle, options.checkpoint):
         if given is not None and not given.exists():
             parser.error(f"there is no {given}")

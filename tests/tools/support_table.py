@@ -1,4 +1,4 @@
-"""What is supported, found out by doing it, as the README's table: python tests/tools/support_table.py
+"""What is supported, got out by doing it, as the README's table: python tests/tools/support_table.py
 
 Every tiny bundle of tests/data/kinds is optimized for every target and precision; what comes out is verified with ONNX
 Runtime on the CPU, and what is for TensorRT is parsed, linted and built with TensorRT-RTX on the CPU, with the real

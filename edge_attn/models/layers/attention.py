@@ -174,7 +174,7 @@ def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> A
     made = make(kind, query_size, value_size, config.attention_size)
     made.normalizer = config.normalizer
     if made.normalizer != "softmax" and config.attention == "none":
-        raise ConfigError(f"normalizer = {made.normalizer!r} needs an attention, found attention = 'none'")
+        raise ConfigError(f"normalizer = {made.normalizer!r} needs an attention, got attention = 'none'")
     around = "coverage" if config.coverage else config.focus
     if around == "global":
         return made

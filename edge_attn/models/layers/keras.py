@@ -54,7 +54,7 @@ class KerasLayer(nn.Module, ABC):
             if mask is not None and (mask.dtype != torch.bool or mask.ndim != 2):
                 raise InputError(
                     f"{name} must be bool of shape (batch, length), True = a real token, "
-                    f"found {mask.dtype} of shape {tuple(mask.shape)}"
+                    f"got {mask.dtype} of shape {tuple(mask.shape)}"
                 )
         energy = self.energy(query, value if key is None else key)
         if value_mask is None:
@@ -109,7 +109,7 @@ class KerasScore(Attention):
         super().__init__()
         if query_size != value_size:
             raise ConfigError(
-                f"Keras' attention needs decoder_hidden = 2 * encoder_hidden, found a query of size {query_size} and "
+                f"Keras' attention needs decoder_hidden = 2 * encoder_hidden, got a query of size {query_size} and "
                 f"values of size {value_size}; use 'general' or 'additive' for other sizes"
             )
 

@@ -42,7 +42,7 @@ def _scale(size: int, heads: int) -> float:
         ConfigError: the heads do not divide `size`.
     """
     if size % heads:
-        raise ConfigError(f"heads must divide attention_size, found {heads} heads and attention_size {size}")
+        raise ConfigError(f"heads must divide attention_size, got {heads} heads and attention_size {size}")
     return 1.0 / math.sqrt(size // heads)
 
 

@@ -63,13 +63,13 @@ def _check_mask(name: str, given: dict[str, Tensor]) -> None:
     """A mask is (batch, src), or (batch, tgt or 1, src) beside energies, and says True where a token is real."""
     mask, (batch, src) = given["mask"], given["values"].shape[:2]
     if mask.dtype != torch.bool:
-        raise InputError(f"{name}: the mask must be of type bool, True = a real token, found {mask.dtype}")
+        raise InputError(f"{name}: the mask must be of type bool, True = a real token, got {mask.dtype}")
     queries = (1, given["energy"].shape[1]) if "energy" in given else ()
     fits = mask.ndim == (3 if queries else 2) and mask.shape[0] == batch and mask.shape[-1] == src
     if not fits or (queries and mask.shape[1] not in queries):
         shape = f"(batch, {'tgt or 1, ' if queries else ''}src)"
         raise InputError(
-            f"{name}: the mask must have shape {shape}, here {(batch, *queries[1:], src)}, found {tuple(mask.shape)}"
+            f"{name}: the mask must have shape {shape}, here {(batch, *queries[1:], src)}, got {tuple(mask.shape)}"
         )
 
 

@@ -244,8 +244,8 @@ def test_each_sentence_of_a_batch_has_its_prefix():
 @pytest.mark.parametrize(
     ("options", "prefixes", "sentence"),
     [
-        ({}, [[A], [A]], "each of the 1 sentences needs a prefix, found 2 prefixes"),
-        ({}, [], "each of the 1 sentences needs a prefix, found 0 prefixes"),
+        ({}, [[A], [A]], "each of the 1 sentences needs a prefix, got 2 prefixes"),
+        ({}, [], "each of the 1 sentences needs a prefix, got 0 prefixes"),
         ({}, [[A, 6]], "a prefix holds the token 6, the vocabulary 6 entries"),
         ({}, [[-1]], "a prefix holds the token -1, the vocabulary 6 entries"),
         ({}, [[A, EOS, A]], r"a prefix goes on after its end symbol \(3\)"),

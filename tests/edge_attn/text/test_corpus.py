@@ -35,8 +35,8 @@ def test_only_a_line_feed_ends_a_line(write):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"a\tb\nonly one\n", r"pairs\.tsv, line 2: expected source and target .*, found 1 column$"),
-        (b"a\tb\tc\n", r"line 1: .*, found 3 columns$"),
+        (b"a\tb\nonly one\n", r"pairs\.tsv, line 2: expected source and target .*, got 1 column$"),
+        (b"a\tb\tc\n", r"line 1: .*, got 3 columns$"),
         (b"a\tb\n\n\xff\tb\n", r"line 3: not UTF-8 at byte 1"),
         (b"a\tb\na\t\xe9t\xe9\n", r"line 2: not UTF-8 at byte 3"),
         (b"a\tb\n\na\tb\0\n", r"line 3: holds a NUL byte; the file is not text$"),

@@ -283,7 +283,7 @@ def test_bad_data_is_refused_before_anything_is_written(tiny, out, tmp_path):
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_are_at_least_one(tiny, out, threads):
-    with pytest.raises(UsageError, match=f"threads must be at least 1, found {threads}"):
+    with pytest.raises(UsageError, match=f"threads must be at least 1, got {threads}"):
         train(tiny(), out, threads=threads)
 
 

@@ -116,7 +116,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path):
 
 def test_a_cache_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="--cache-dir must be a folder, found the file"):
+    with pytest.raises(InputError, match="--cache-dir must be a folder, got the file"):
         list_cache(tmp_path / "file")
 
 

@@ -284,8 +284,8 @@ def test_another_separator_and_a_file_that_is_written_whole(run, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"a dog\n", "line 3: expected source and target with one '\\t' between them, found 1 column"),
-        (b"a\tb\tc\n", "line 3: expected source and target with one '\\t' between them, found 3 columns"),
+        (b"a dog\n", "line 3: expected source and target with one '\\t' between them, got 1 column"),
+        (b"a\tb\tc\n", "line 3: expected source and target with one '\\t' between them, got 3 columns"),
         (b"a \xff cat\tun chat\n", "line 3: not UTF-8 at byte 3"),
         (b"a cat\tun\0chat\n", "line 3: holds a NUL byte; the file is not text"),
     ],

@@ -115,16 +115,16 @@ def test_groups_give_other_sentences(translate):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--sample", "--beam", 4], "sampling draws one token at a time: it needs a beam of 1, found beam 4"),
+        (["--sample", "--beam", 4], "sampling draws one token at a time: it needs a beam of 1, got beam 4"),
         (["--seed", 3], "seed is for sampling, and sample is off"),
         (["--groups", 2], "groups above 1 and a diversity above 0 need each other"),
         (["--suppress", "Hund"], "'Hund' cannot be suppressed: it is no entry of the target vocabulary"),
         (["--alternatives", 2, "--n-best", 2], "alternatives are searched for one by one"),
         (["--sample", "--groups", 2], "sampling has no groups: leave out groups and diversity"),
-        (["--sample", "--n-best", 8000], "at most 1024 hypotheses of a sentence live at a time, found 8000"),
-        (["--alternatives", 300], "at most 1024 hypotheses of a sentence live at a time, found 1200"),
+        (["--sample", "--n-best", 8000], "at most 1024 hypotheses of a sentence live at a time, got 8000"),
+        (["--alternatives", 300], "at most 1024 hypotheses of a sentence live at a time, got 1200"),
         (["--length-penalty-kind", "none", "--length-penalty", 2], "none divides by 1: it takes no length_penalty"),
-        (["--min-length", 9, "--max-length", 8], "min_length must be at most max_length (8), found 9"),
+        (["--min-length", 9, "--max-length", 8], "min_length must be at most max_length (8), got 9"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(translate, options, said):

@@ -273,5 +273,5 @@ def test_graphs_that_were_not_made_are_asked_for_by_command(toy_bundle):
 
 @pytest.mark.parametrize("verb", ["verify", "translate"])
 def test_a_precision_that_a_runtime_does_not_serve_is_usage(edge_attn_cli, toy_bundle, verb):
-    said = "the runtime ort-cpu serves fp32, found precision 'fp16'"
+    said = "the runtime ort-cpu serves fp32, got precision 'fp16'"
     edge_attn_cli(verb, toy_bundle, "--precision", "fp16", code=2, said=said)

@@ -145,7 +145,7 @@ def test_what_the_engines_cannot_hold_is_not_tested_and_the_rest_is(copied, tabl
     assert optimize(copied, "trt", "fp32", say=said.append, **options) == 3
     shown = said[-1].splitlines()
     assert next(line for line in shown if line.startswith("L3")).endswith(
-        "not tested (the engine was built for up to 8 sentences of up to 20 tokens with a beam of up to 1, found 8 of "
+        "not tested (the engine was built for up to 8 sentences of up to 20 tokens with a beam of up to 1, got 8 of "
         "7 with a beam of 5; ask for less, or build it for more (batch, src and beam in the table buckets))"
     )
     assert [line[:2] for line in shown if line.endswith(": holds")] == ["L1", "L2", "L5"]

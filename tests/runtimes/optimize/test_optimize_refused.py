@@ -119,17 +119,17 @@ def test_a_graph_that_is_not_valid(copied, target, change, sentence):
 
 NONSENSE = {
     "a target": (("tvm",), {}, "unknown target 'tvm'; known: ort-cuda, trt"),
-    "a precision": (("trt", "fp8"), {}, "the target trt has fp32, fp16, int8, found precision 'fp8'"),
-    "a precision of another target": (("ort-cuda", "int8"), {}, "the target ort-cuda has fp32, fp16, found"),
-    "lines for fp16": (("trt", "fp16"), {"calibration": Path("x")}, "--calibration is for int8, found"),
+    "a precision": (("trt", "fp8"), {}, "the target trt has fp32, fp16, int8, got precision 'fp8'"),
+    "a precision of another target": (("ort-cuda", "int8"), {}, "the target ort-cuda has fp32, fp16, got"),
+    "lines for fp16": (("trt", "fp16"), {"calibration": Path("x")}, "--calibration is for int8, got"),
     "a version of what has none": (("ort-cuda",), {"min_version": "10.3"}, "--min-version is for engines"),
     "profiles of what has none": (("ort-cuda",), {"profiles": Path("x")}, "--profiles is for engines"),
     "a plugin of what has none": (("ort-cuda",), {"plugins": ("AdditiveAttention",)}, "--plugin is for engines"),
     "a plugin that is none": (("trt",), {"plugins": ("Exp",)}, "no plugin 'Exp' for the target 'trt'; known: Additive"),
-    "no version": (("trt",), {"min_version": ""}, "a version is two to four numbers, as 10.3, found ''"),
+    "no version": (("trt",), {"min_version": ""}, "a version is two to four numbers, as 10.3, got ''"),
     "no version of what has none": (("ort-cuda",), {"min_version": ""}, "--min-version is for engines"),
     "an old version": (("trt",), {"min_version": "8.6"}, "the oldest version of TensorRT that is served is 10.3"),
-    "a version nobody knows": (("trt",), {"min_version": "99.9"}, r"the newest TensorRT that is known is 11\.x, found"),
+    "a version nobody knows": (("trt",), {"min_version": "99.9"}, r"the newest TensorRT that is known is 11\.x, got"),
     **{
         f"{minutes} minutes": (("trt",), {"max_build_minutes": minutes}, "--max-build-minutes must be a number more")
         for minutes in (float("nan"), float("inf"), 0.0)

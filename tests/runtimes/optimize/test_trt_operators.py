@@ -40,7 +40,7 @@ REFUSED = {
     "opset": ("z = Exp (x)", 23, r"has opset 23, TensorRT 10.3 reads up to 20; export it at a lower opset"),
     "axes": ("z = Unsqueeze (x, i)", 18, "its input 'i' must be constant"),
     "sum": ("z = ReduceSum (x, i)", 18, "its input 'i' must be constant"),
-    "k": ("k = Constant <value_ints = [4000]> () z, w = TopK (x, k)", 18, "k must be less than 3840, found 4000"),
+    "k": ("k = Constant <value_ints = [4000]> () z, w = TopK (x, k)", 18, "k must be less than 3840, got 4000"),
     "layout": ("z = GRU <layout = 1, hidden_size = 2> (x, x, x)", 18, "layout must be 0"),
     "a stranger": (
         "z = edge_attn.Stranger (x)",
@@ -87,5 +87,5 @@ def test_what_is_no_version_is_usage(text):
 
 def test_an_older_version_is_not_served():
     assert version("10.16.1.11") == (10, 16, 1, 11)
-    with pytest.raises(UsageError, match=r"oldest version of TensorRT that is served is 10\.3, found 8\.6"):
+    with pytest.raises(UsageError, match=r"oldest version of TensorRT that is served is 10\.3, got 8\.6"):
         version("8.6")

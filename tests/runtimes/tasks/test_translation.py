@@ -93,12 +93,12 @@ def test_unknown_words_are_translated_as_unknown(model):
 
 
 def test_a_string_is_not_a_list_of_sentences(model):
-    with pytest.raises(UsageError, match="takes a list of sentences, found one string"):
+    with pytest.raises(UsageError, match="takes a list of sentences, got one string"):
         model.translate(SENTENCE)
 
 
 def test_a_sentence_must_be_a_string(model):
-    with pytest.raises(InputError, match="sentence 1 must be a string, found bytes"):
+    with pytest.raises(InputError, match="sentence 1 must be a string, got bytes"):
         model.translate(["a cat", b"a dog"])
 
 
@@ -156,7 +156,7 @@ def test_an_option_that_makes_no_sense_is_refused(model, options):
 
 @pytest.mark.parametrize("name", ["suppress", "prefixes"])
 def test_a_string_where_a_list_is_wanted_is_told_before_it_is_read(model, name):
-    with pytest.raises(UsageError, match=r"translate takes a list of .*, found one string; put it in a list"):
+    with pytest.raises(UsageError, match=r"translate takes a list of .*, got one string; put it in a list"):
         model.translate(["a cat"], **{name: "chat"})
 
 
@@ -255,7 +255,7 @@ def test_a_translation_begins_with_its_prefix(model):
     [
         ("un Hund", {}, "prefix 1: the target vocabulary does not know 'Hund'"),
         ("un chat noir et un roi", {"max_length": 5}, "prefix 1: 6 tokens, and max_length leaves room for 5"),
-        (b"un", {}, "prefix 1 must be a string, found bytes"),
+        (b"un", {}, "prefix 1 must be a string, got bytes"),
     ],
 )
 def test_a_prefix_that_the_model_cannot_say_is_refused(model, prefix, options, said):

@@ -141,8 +141,8 @@ def test_a_phrase_table_is_read_and_its_first_line_counts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"a\tb\nzebra\n", "line 2: expected source and target .*, found 1 column"),
-        (b"a\tb\tc\n", "line 1: expected source and target .*, found 3 columns"),
+        (b"a\tb\nzebra\n", "line 2: expected source and target .*, got 1 column"),
+        (b"a\tb\tc\n", "line 1: expected source and target .*, got 3 columns"),
         (b"a\tb\n\na\t\n", "line 3: the target of a phrase table's line must not be empty"),
         (b"\tb\n", "line 1: the source of a phrase table's line must not be empty"),
         (b"a\tb\n\xff\tb\n", "line 2: not UTF-8 at byte 1"),

@@ -353,7 +353,7 @@ def test_the_options_are_a_toml_file(tmp_path):
         ("[buckets]\nbatch = [2, 1]", "batch must be sizes that rise"),
         ("workspace_mb = 99999999999999999999", "workspace_mb must be at most 1099511627775"),
         ("cache_mb = 99999999999999999999", "cache_mb must be at most 1099511627775"),
-        ("[buckets]\nbatch = [3000000000]", "batch must be at most 2147483647, found 3000000000"),
+        ("[buckets]\nbatch = [3000000000]", "batch must be at most 2147483647, got 3000000000"),
         ("[buckets]\nbatch = 1", r"buckets: batch must be a list"),
         ("a = ", "is not TOML"),
     ],

@@ -67,7 +67,7 @@ def test_a_request_runs_in_the_smallest_bucket_that_covers_it(request_, expected
 
 @pytest.mark.parametrize("request_", [(9, 1, 1), (1, 61, 1), (1, 1, 6)])
 def test_a_request_that_no_bucket_covers_is_told_the_largest(request_):
-    with pytest.raises(InputError, match=r"up to 8 sentences of up to 60 tokens with a beam of up to 5, found"):
+    with pytest.raises(InputError, match=r"up to 8 sentences of up to 60 tokens with a beam of up to 5, got"):
         Buckets().up_to(60).pick(*request_)
 
 

@@ -106,9 +106,9 @@ def test_by_its_name(jetson, bundle):
 @pytest.mark.parametrize(
     ("count", "length", "beam", "said"),
     [
-        (33, 3, 2, "up to 32 sentences of up to 20 tokens with a beam of up to 5, found 33 of 3 with a beam of 1"),
-        (2, 21, 2, "found 2 of 21 with a beam of 1"),
-        (3, 4, 6, "found 3 of 4 with a beam of 6"),
+        (33, 3, 2, "up to 32 sentences of up to 20 tokens with a beam of up to 5, got 33 of 3 with a beam of 1"),
+        (2, 21, 2, "got 2 of 21 with a beam of 1"),
+        (3, 4, 6, "got 3 of 4 with a beam of 6"),
     ],
 )
 def test_a_request_that_no_bucket_covers(runtime, count, length, beam, said):
@@ -121,10 +121,10 @@ def test_as_many_sentences_as_it_takes_are_known(runtime):
 
 
 MISFITS = [
-    ({"source": np.zeros((2, 3), np.int32)}, r"encoder: expected source int64 \(batch, src\), found int32"),
+    ({"source": np.zeros((2, 3), np.int32)}, r"encoder: expected source int64 \(batch, src\), got int32"),
     ({"source": np.zeros((2, 3, 1), np.int64)}, r"expected source int64 \(batch, src\) with .*\(2, 3, 1\)"),
     ({"source": np.zeros((3, 3), np.int64)}, r"expected source_length .* with {'batch': 3.*found the shape \(2,\)"),
-    ({"source": np.zeros((2, 0), np.int64)}, r"found the shape \(2, 0\)"),
+    ({"source": np.zeros((2, 0), np.int64)}, r"got the shape \(2, 0\)"),
 ]
 
 
@@ -182,7 +182,7 @@ def test_graphs_for_newer_versions_are_refused_with_the_command_that_makes_older
     jetson, bundle, oldest, found, newer
 ):
     changed = with_oldest(bundle, oldest)
-    said = rf"{re.escape(oldest)} or newer, found tensorrt 10\.3\.0; run: .*--min-version 10\.3 --force"
+    said = rf"{re.escape(oldest)} or newer, got tensorrt 10\.3\.0; run: .*--min-version 10\.3 --force"
     jetson.version = found
     with pytest.raises(NotTestedError, match=said):
         jetson.open(changed)
@@ -193,7 +193,7 @@ def test_graphs_for_newer_versions_are_refused_with_the_command_that_makes_older
 
 def test_tensorrt_rtx_reads_what_the_version_of_its_interface_reads(jetson, bundle):
     TrtRtx(with_oldest(bundle, "11.0.0"), RuntimeOptions(cache_dir=jetson.cache)).close()
-    with pytest.raises(NotTestedError, match=r"TensorRT 11\.1 or newer, found tensorrt-rtx 1\.7\.1"):
+    with pytest.raises(NotTestedError, match=r"TensorRT 11\.1 or newer, got tensorrt-rtx 1\.7\.1"):
         TrtRtx(with_oldest(bundle, "11.1"), RuntimeOptions(cache_dir=jetson.cache))
 
 

@@ -189,7 +189,7 @@ def test_rewarded_samples_estimate_the_gradient_of_the_expected_reward() -> None
 
 def test_an_unknown_training_is_one_sentence() -> None:
     with pytest.raises(
-        ConfigError, match=r"^hard_training must be one of straight-through, reinforce, found 'evolution'$"
+        ConfigError, match=r"^hard_training must be one of straight-through, reinforce, got 'evolution'$"
     ):
         hard("dot", "evolution")
 

@@ -225,12 +225,12 @@ def test_a_layer_without_masks_exports_by_itself(tmp_path: Path) -> None:
 
 
 def test_a_score_mode_that_keras_does_not_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match="score_mode must be one of dot, concat, found 'general'"):
+    with pytest.raises(ConfigError, match="score_mode must be one of dot, concat, got 'general'"):
         KerasAttention(score_mode="general")
 
 
 def test_sizes_that_differ_are_refused() -> None:
-    with pytest.raises(ConfigError, match="found a query of size 6 and values of size 8; use 'general'"):
+    with pytest.raises(ConfigError, match="got a query of size 6 and values of size 8; use 'general'"):
         KerasDot(6, 8, 4)
 
 

@@ -271,11 +271,11 @@ def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: st
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", [0, -1])
 def test_a_window_below_one_is_one_sentence(kind: str, window: int) -> None:
-    with pytest.raises(ConfigError, match=f"^window must be at least 1, found {window}$"):
+    with pytest.raises(ConfigError, match=f"^window must be at least 1, got {window}$"):
         local(kind, "dot", window)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_normalizer_is_one_sentence(kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, found 'entmax'$"):
+    with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, got 'entmax'$"):
         local(kind, "dot", 2, "entmax")

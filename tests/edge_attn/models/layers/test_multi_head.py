@@ -117,9 +117,9 @@ def test_one_head_is_scaled_dot_attention_over_what_is_projected() -> None:
 
 
 def test_heads_that_do_not_divide_the_size_are_refused() -> None:
-    with pytest.raises(ConfigError, match="found 5 heads and attention_size 12"):
+    with pytest.raises(ConfigError, match="got 5 heads and attention_size 12"):
         attention(heads=5)
-    with pytest.raises(ConfigError, match="found 5 heads"):
+    with pytest.raises(ConfigError, match="got 5 heads"):
         SelfAttention(SIZE, 5)
 
 

@@ -61,7 +61,7 @@ def test_gradients_are_right_and_padding_gets_none(normalizer: str) -> None:
 
 def test_an_unknown_normalizer_is_one_sentence() -> None:
     energy = random_tensor(3, 2, 5, seed=1)
-    with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, found 'entmax'$"):
+    with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, got 'entmax'$"):
         attend(energy, energy.transpose(1, 2), MASK, "entmax")
 
 

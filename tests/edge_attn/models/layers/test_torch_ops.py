@@ -377,6 +377,6 @@ def test_a_mask_of_the_wrong_type_or_shape_is_one_sentence(name: str, wrong: str
     function, attributes = torch_ops.FUNCTIONS[CASES[name].op], CASES[name].attributes.values()
     function(*given.values(), *attributes)
     given["mask"] = WRONG[wrong](given["mask"])
-    with pytest.raises(InputError, match=f"{CASES[name].op}: the mask must .*found") as raised:
+    with pytest.raises(InputError, match=f"{CASES[name].op}: the mask must .*got") as raised:
         function(*given.values(), *attributes)
     assert "\n" not in str(raised.value)
