@@ -81,6 +81,11 @@ def module_path(node: onnx.NodeProto) -> str:
     return str(path[-2]) if isinstance(path, list) and len(path) > 1 else ""
 
 
+def module_paths(model: onnx.ModelProto) -> dict[str, str]:
+    """Torch module of each named node whose module the exporter recorded."""
+    return {node.name: path for node in nodes(model.graph) if node.name and (path := module_path(node))}
+
+
 def constant(node: onnx.NodeProto) -> np.ndarray | None:
     """The value of a Constant; None of any other node, and of one that holds no numbers.
 

@@ -50,7 +50,8 @@ def show(content: dict[str, Any]) -> str:
         lines.append(f"target {name}: {size / 1e6:.1f} MB, {_verified(target['verification'])}")
         if "plugins" in target["verification"]:
             lines.append(f"  with plugins: {_verified(target['verification']['plugins'])}")
-        lines += [f"  {key}: {_short(value)}" for key, value in target["settings"].items() if _short(value)]
+        settings = {key: value for key, value in target["settings"].items() if key != "modules"}  # one entry a node
+        lines += [f"  {key}: {_short(value)}" for key, value in settings.items() if _short(value)]
     lines += [f"{key}: {value}" for key, value in origin.items() if key != "graphs"]
     lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]
     lines += [

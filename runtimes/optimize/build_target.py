@@ -20,7 +20,7 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, ParityError
 from edge_attn.ops import DOMAIN
 from edge_attn.parity.golden import Golden
-from edge_attn.runtimes.onnx_graph import load, nodes
+from edge_attn.runtimes.onnx_graph import load, module_paths, nodes
 from edge_attn.runtimes.optimize.calibration import Models, log_probs, view
 from edge_attn.runtimes.optimize.inline import without_bodies
 from edge_attn.runtimes.optimize.mixed_precision import Chosen, choose
@@ -86,6 +86,8 @@ def make(
         for name, spec in opened.manifest.graphs.items()
     }
     files = {graphs[name].file: model.SerializeToString(deterministic=True) for name, model in plain.models.items()}
+    if wanted.recipe.engines:
+        settings["modules"] = {graphs[name].file: module_paths(model) for name, model in plain.models.items()}
     verification = _record(plain.report)
     if wanted.recipe.engines:
         verification["engine"] = "not tested"
@@ -94,6 +96,7 @@ def make(
         found = {name: f"{folder}/{name}.plugins.onnx" for name in variants}
         for name, file in found.items():
             files[file] = without_bodies(calling.models[name]).SerializeToString(deterministic=True)
+            settings["modules"][file] = module_paths(calling.models[name])
         settings["plugins"] = {"ops": list(wanted.plugins), "graphs": found}
         verification["plugins"] = _record(calling.report)
     return Target(wanted.target, wanted.precision, graphs, settings, verification), files

@@ -27,8 +27,7 @@ from edge_attn.runtimes.trt.api import (
 )
 from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, RejectedEngine, write_whole
-from edge_attn.runtimes.trt.lint import lint_network, lint_nodes, make_attention_buildable
-from edge_attn.runtimes.trt.onnx_nodes import Nodes, read_nodes
+from edge_attn.runtimes.trt.lint import lint_network, lint_plugins, make_attention_buildable
 from edge_attn.runtimes.trt.plugins import Plugin
 from edge_attn.runtimes.trt.profiles import Buckets, Profile, at_most
 from edge_attn.runtimes.trt.progress import Progress, Report, bar, monitor
@@ -125,6 +124,7 @@ def engine_for(
     spec = target.graphs[graph]
     model = bundle.read(spec.file)
     served = dict(plugins or {})
+    modules = _modules(target, spec)
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
     key = EngineKey(
         what=f"{bundle.path.name}: {graph} for {target.name}",
@@ -150,7 +150,9 @@ def engine_for(
             plugin.register(tensorrt, "sm_{}{}".format(*gpu.compute_capability))
         with bar(key.what) as report:
             try:
-                return build_engine(tensorrt, model, spec, profiles, config, report, tuple(served), timing, True)
+                return build_engine(
+                    tensorrt, model, spec, profiles, config, report, tuple(served), timing, True, modules
+                )
             except TookTooLongError as error:
                 raise NotTestedError(
                     f"{error}; give it more: edge-attn optimize {shlex.quote(str(bundle.path))} --target "
@@ -165,6 +167,13 @@ def _file_name(key: EngineKey) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", f"{key.runtime}-{key.gpu}-{key.compute_capability}")
 
 
+def _modules(target: Target, spec: GraphSpec) -> dict[str, str]:
+    """Torch module by node, as `optimize` recorded it; empty for a bundle that was optimized before it did."""
+    files = target.settings.get("modules")
+    modules = files.get(spec.file) if isinstance(files, dict) else None
+    return modules if isinstance(modules, dict) else {}
+
+
 def build_engine(
     tensorrt: TensorRT,
     model: bytes,
@@ -175,11 +184,13 @@ def build_engine(
     plugins: Sequence[str] = (),
     timing: Path | None = None,
     this_gpu: bool = False,
+    modules: Mapping[str, str] | None = None,
 ) -> bytes:
     """Parses, looks for what would silently go wrong, and builds.
 
     `report` is told how far it is; `timing` is the file of measurements that shortens the next build; `this_gpu`: it
-    will run on the GPU of this machine, where TensorRT-RTX builds for each that it knows, without one too.
+    will run on the GPU of this machine, where TensorRT-RTX builds for each that it knows, without one too; `modules`
+    maps a node to its torch module, for error messages.
 
     Raises:
         InputError: TensorRT cannot parse or build the graph, or would take it for another one.
@@ -191,7 +202,7 @@ def build_engine(
     builder: Builder = _builder(tensorrt)
     network: INetworkDefinition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: OnnxParser = trt.OnnxParser(network, tensorrt.log)
-    _parse(tensorrt, parser, model, spec, plugins)
+    _parse(tensorrt, parser, model, spec, plugins, modules or {})
     _refuse(tensorrt, spec, lint_network(tensorrt, network, spec))
     make_attention_buildable(tensorrt, network)
     progress = Progress(report, 60 * config.max_build_minutes)
@@ -260,11 +271,17 @@ def _set_options(tensorrt: TensorRT, options: IBuilderConfig, config: BuildConfi
         options.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
 
 
-def _parse(tensorrt: TensorRT, parser: OnnxParser, model: bytes, spec: GraphSpec, plugins: Sequence[str]) -> None:
-    nodes = read_nodes(model)
-    _refuse(tensorrt, spec, lint_nodes(parser, nodes, plugins))
+def _parse(
+    tensorrt: TensorRT,
+    parser: OnnxParser,
+    model: bytes,
+    spec: GraphSpec,
+    plugins: Sequence[str],
+    modules: Mapping[str, str],
+) -> None:
+    _refuse(tensorrt, spec, lint_plugins(parser, plugins))
     if not parser.parse(model):
-        faults = [_parser_fault(parser, i, nodes) for i in range(parser.num_errors)] or tensorrt.log.drain_errors()
+        faults = [_parser_fault(parser, i, modules) for i in range(parser.num_errors)] or tensorrt.log.drain_errors()
         _refuse(tensorrt, spec, faults or ["its parser gives no reason"])
 
 
@@ -274,17 +291,19 @@ def _refuse(tensorrt: TensorRT, spec: GraphSpec, faults: Sequence[str]) -> None:
         raise InputError(f"{spec.file} cannot be built with {tensorrt.name}: {faults[0]}{more}")
 
 
-def _parser_fault(parser: OnnxParser, index: int, nodes: Nodes) -> str:
-    """Node, torch module and the functions around it; the parser names a nameless node by what it gives."""
+def _parser_fault(parser: OnnxParser, index: int, modules: Mapping[str, str]) -> str:
+    """Node, torch module and the function calls around it; the parser names a nameless node by its output."""
     error: ParserError = parser.get_error(index)
-    name, op, calls = error.node_name(), error.node_operator(), error.local_function_stack()
-    known = nodes.named(name, op)
-    fault = str(known) if known is not None else f"{op} {name!r}"
+    name, calls = error.node_name(), error.local_function_stack()
+    fault = f"{error.node_operator()} {name!r}".lstrip() + _of_module(name, modules)
     if calls:
-        call = nodes.named(calls[0].rpartition(" (")[0])
-        fault += f", inside {' > '.join(calls)}" + (f" of {call.module}" if call is not None and call.module else "")
+        fault += f", inside {' > '.join(calls)}" + _of_module(calls[0].rpartition(" (")[0], modules)
     reason = " ".join(error.desc().split())
     return f"{fault}: {NO_REASON if reason in ('', 'false') else reason}"
+
+
+def _of_module(node: str, modules: Mapping[str, str]) -> str:
+    return f" of {modules[node]}" if node in modules else ""
 
 
 def _add_profile(builder: Builder, options: IBuilderConfig, profile: Profile, spec: GraphSpec) -> None:

@@ -5,7 +5,7 @@ Each lint gives sentences, one a fault; none means that the graph may be built.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from edge_attn.runtimes.trt.api import (
     IAttentionInputLayer,
@@ -18,7 +18,6 @@ from edge_attn.runtimes.trt.api import (
     OnnxParser,
     TensorRT,
 )
-from edge_attn.runtimes.trt.onnx_nodes import STANDARD, Nodes
 from edge_attn.spec import GraphSpec
 
 DTYPES = {
@@ -34,27 +33,9 @@ DTYPES = {
 """numpy's names of TensorRT's data types."""
 
 
-def lint_nodes(parser: OnnxParser, nodes: Nodes, plugins: Collection[str]) -> list[str]:
-    """Ops of ours that TensorRT would take for its own, or does not have; it looks ops up by name, whatever the domain.
-
-    `plugins` are the ops that a registered plugin serves.
-    """
-    faults = []
-    bodies = {name for _, name in nodes.functions}
-    for name in sorted(bodies):
-        domains = sorted({domain for domain, function in nodes.functions if function == name})
-        if len(domains) > 1:
-            faults.append(
-                f"the function {name} is there for the domains {' and '.join(domains)}: the first serves both"
-            )
-    for node in nodes.nodes:
-        if node.domain in STANDARD:
-            continue
-        if parser.supports_operator(node.op):
-            faults.append(f"{node} would be taken for TensorRT's own {node.op}; inline it, or give it another name")
-        elif node.op not in bodies and node.op not in plugins:
-            faults.append(f"{node} has neither a function body nor a plugin; optimize the bundle for TensorRT first")
-    return faults
+def lint_plugins(parser: OnnxParser, plugins: Iterable[str]) -> list[str]:
+    """Ops of registered plugins that TensorRT would take for its own: it looks ops up by name, whatever the domain."""
+    return [f"the op {op} would be taken for TensorRT's own {op}" for op in plugins if parser.supports_operator(op)]
 
 
 def lint_network(tensorrt: TensorRT, network: INetworkDefinition, spec: GraphSpec) -> list[str]:

@@ -22,6 +22,7 @@ from edge_attn.errors import NotTestedError
 from edge_attn.ops import DOMAIN
 from edge_attn.parity import golden
 from edge_attn.registry import PRECISIONS, TARGETS, resolve
+from edge_attn.runtimes.commands.inspect import inspect, show
 from edge_attn.runtimes.onnx_graph import Constants, load, types
 from edge_attn.runtimes.optimize import targets as recipes
 from edge_attn.runtimes.optimize.calibration import largest, log_probs, view
@@ -49,6 +50,18 @@ def ready(path: Path, name: str) -> dict[str, onnx.ModelProto]:
 
 
 # ---- what is written
+
+
+def test_engine_target_records_torch_module_of_each_node(toy_bundle, tmp_path):
+    copy = Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
+    quietly(copy, "trt", "fp32")
+    target = Bundle.open(copy).manifest.targets["trt-fp32"]
+    assert set(target.settings["modules"]) == {spec.file for spec in target.graphs.values()}
+    for graph, model in ready(copy, "trt-fp32").items():
+        modules = target.settings["modules"][target.graphs[graph].file]
+        assert modules["node_embedding"] == ("model.encoder.embedding" if graph == "encoder" else "model.embedding")
+        assert set(modules) <= {node.name for node in model.graph.node}
+    assert "node_embedding" not in show(inspect(copy))
 
 
 @pytest.mark.parametrize(("target", "precision"), PAIRS)

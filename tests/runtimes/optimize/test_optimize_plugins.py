@@ -43,7 +43,10 @@ def test_what_calls_a_plugin_stands_beside_the_graphs_that_call_none(toy_bundle,
     assert files == before.files()
     settings = dict(made.settings)
     assert settings.pop("plugins") == {"ops": ["AdditiveAttention"], "graphs": {"step": file}}
-    assert settings == before.manifest.targets[name].settings
+    modules = dict(settings.pop("modules"))
+    [call] = [node for node in variant.graph.node if node.domain == DOMAIN]
+    assert modules.pop(file)[call.name] == "model.attention"
+    assert {**settings, "modules": modules} == before.manifest.targets[name].settings
     assert settings["min_version"] == "10.3"
     assert made.verification["plugins"]["levels"] == {"L1": "holds", "L2": "holds", "L3": "holds", "L5": "holds"}
     assert made.verification["plugins"]["found"]["L2 top1"] <= 0.01

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.errors import BundleError, InputError
+from edge_attn.errors import InputError
 from edge_attn.runtimes.trt.api import Capability, TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
-from edge_attn.runtimes.trt.lint import lint_nodes
-from edge_attn.runtimes.trt.onnx_nodes import Node, Nodes
+from edge_attn.runtimes.trt.lint import lint_plugins
 from edge_attn.runtimes.trt.profiles import Buckets, Profile
 from edge_attn.spec import GraphSpec, TensorSpec
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs none")
 parser = pytest.importorskip("onnx.parser")
+module_paths = pytest.importorskip("edge_attn.runtimes.onnx_graph").module_paths
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 pytestmark = pytest.mark.rtx
 
@@ -44,17 +45,6 @@ def function(name: str, op: str, domain: str = "edge_attn") -> str:
 
 
 REFUSED = [
-    (
-        graph("y = edge_attn.Softmax(x)") + function("Softmax", "Tanh"),
-        "edge_attn::Softmax '' would be taken for TensorRT's own Softmax; inline it",
-    ),
-    (
-        graph("t = edge_attn.Ours(x) y = other.Ours(t)")
-        + function("Ours", "Tanh")
-        + function("Ours", "Sigmoid", "other"),
-        "the function Ours is there for the domains edge_attn and other: the first serves both",
-    ),
-    (graph("y = edge_attn.Ours(x)"), "edge_attn::Ours '' has neither a function body nor a plugin; optimize"),
     (
         graph("y = Add(x, z)", "float[batch,4] x, float[4] z"),
         "the input z is float32 of rank 1, expected no such one",
@@ -142,8 +132,11 @@ def test_an_op_that_cannot_be_parsed_is_named_with_its_module(toy_bundle: Path):
     node = next(node for node in model.graph.node if node.name == "node_embedding")
     node.op_type = "Unique"
     profiles = Buckets().profiles(spec, opened.manifest.max_source)
+    data, modules = model.SerializeToString(), module_paths(model)
     with pytest.raises(InputError, match=r"Unique 'node_embedding' of model.embedding: "):
-        build_engine(DOOR, model.SerializeToString(), spec, profiles, BuildConfig(), lambda share, what: None)
+        build_engine(DOOR, data, spec, profiles, BuildConfig(), lambda share, what: None, modules=modules)
+    with pytest.raises(InputError, match=r"Unique 'node_embedding': "):
+        build_engine(DOOR, data, spec, profiles, BuildConfig(), lambda share, what: None)
 
 
 def test_an_op_inside_a_function_is_named_with_the_call():
@@ -158,20 +151,17 @@ def test_the_call_of_a_function_says_which_module_it_came_from(toy_bundle: Path)
     model = onnx.load_model_from_string(opened.read(spec.file))
     model.functions[0].node[0].op_type = "Unique"
     profiles = Buckets().profiles(spec, opened.manifest.max_source)
+    data, modules = model.SerializeToString(), module_paths(model)
     with pytest.raises(InputError, match=r"Unique '.*', inside .* \(AdditiveAttention\) of model.attention: "):
-        build_engine(DOOR, model.SerializeToString(), spec, profiles, BuildConfig(), lambda share, what: None)
+        build_engine(DOOR, data, spec, profiles, BuildConfig(), lambda share, what: None, modules=modules)
 
 
-def test_what_is_not_onnx_is_refused():
-    with pytest.raises(BundleError, match="a graph is not ONNX"):
+def test_data_that_is_not_onnx_is_refused():
+    with pytest.raises(InputError, match=r"cannot be built with tensorrt-rtx .*Failed to parse the ONNX model"):
         build_engine(DOOR, b"no", GraphSpec("g", (), ()), [PROFILE], BuildConfig(), lambda share, what: None)
 
 
-def test_plugins_serve_what_has_no_body():
-    class Parser:
-        def supports_operator(self, op: str) -> bool:
-            return False
-
-    nodes = Nodes((Node("n", "Ours", "edge_attn", ""),), ())
-    assert lint_nodes(Parser(), nodes, ["Ours"]) == []
-    assert lint_nodes(Parser(), nodes, []) != []
+def test_plugin_that_is_named_like_an_op_of_tensorrt_is_refused():
+    parser = SimpleNamespace(supports_operator=lambda op: op == "Softmax")
+    assert lint_plugins(parser, ["Ours"]) == []
+    assert lint_plugins(parser, ["Ours", "Softmax"]) == ["the op Softmax would be taken for TensorRT's own Softmax"]
