@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from edge_attn.errors import InputError
@@ -13,7 +14,7 @@ def list_cache(cache_dir: Path | None = None) -> str:
     cache = EngineCache(cache_folder(cache_dir))
     entries = cache.entries()
     building = _being_built(sum(entry.building for entry in entries))
-    return "\n".join([*map(str, entries), f"{cache.folder}: {_engines(entries)}{building}"])
+    return "\n".join([*map(_line, entries), f"{cache.folder}: {_engines(entries)}{building}"])
 
 
 def clear_cache(cache_dir: Path | None = None) -> str:
@@ -23,11 +24,18 @@ def clear_cache(cache_dir: Path | None = None) -> str:
         InputError: something is left that nobody is building.
     """
     cache = EngineCache(cache_folder(cache_dir))
-    cleared = cache.clear()
-    said = f"{cache.folder}: removed {_engines(cleared.removed)}{_being_built(cleared.building)}"
-    if cleared.faults:
-        raise InputError(f"{said}; {len(cleared.faults)} cannot be removed: {cleared.faults[0].strerror}")
-    return said
+    removed, errors = cache.clear()
+    faults = [error for error in errors if not isinstance(error, BlockingIOError)]
+    result = f"{cache.folder}: removed {_engines(removed)}{_being_built(len(errors) - len(faults))}"
+    if faults:
+        raise InputError(f"{result}; {len(faults)} cannot be removed: {faults[0].strerror}")
+    return result
+
+
+def _line(entry: Entry) -> str:
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
+    built_for = "  ".join(entry.parts.get(name, "?") for name in ("runtime", "gpu", "precision"))
+    return f"{entry.size / 1e6:8.1f} MB  last used {used}  {entry.label}  {built_for}  {entry.digest}"
 
 
 def _engines(entries: list[Entry]) -> str:

@@ -32,11 +32,12 @@ from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory
 from edge_attn.runtimes.trt.builder import OUT_OF_MEMORY, BuildConfig, Plan, Say, TookTooLongError, engine_for
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import Cuda, Gpu
-from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine, write_whole
+from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine
 from edge_attn.runtimes.trt.execution import Launches, LaunchKey
 from edge_attn.runtimes.trt.plugins import Plugin, plugins_for
 from edge_attn.runtimes.trt.profiles import Bucket
 from edge_attn.spec import GraphSpec, TensorSpec
+from edge_attn.storage.atomic import write_bytes
 
 WINS = 0.98
 """The plugin is used if it takes at most this part of the time, the profiles' geometric mean; more is not told from
@@ -301,4 +302,4 @@ def _read(path: Path) -> Choice:
 
 def _write(path: Path, choice: Choice) -> None:
     with contextlib.suppress(OSError):  # then it is measured again
-        write_whole(path, (json.dumps(dataclasses.asdict(choice), indent=1, sort_keys=True) + "\n").encode())
+        write_bytes(path, (json.dumps(dataclasses.asdict(choice), indent=1, sort_keys=True) + "\n").encode())

@@ -26,12 +26,14 @@ from edge_attn.runtimes.trt.api import (
     TensorRT,
 )
 from edge_attn.runtimes.trt.cudart import Gpu
-from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey, RejectedEngine, write_whole
+from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine
+from edge_attn.runtimes.trt.engine_key import EngineKey
 from edge_attn.runtimes.trt.lint import lint_network, lint_plugins, make_attention_buildable
 from edge_attn.runtimes.trt.plugins import Plugin
 from edge_attn.runtimes.trt.profiles import Buckets, Profile, at_most
 from edge_attn.runtimes.trt.progress import Progress, Report, bar, monitor
 from edge_attn.spec import GraphSpec
+from edge_attn.storage.atomic import write_bytes
 
 MIB = 1024**2
 OUT_OF_MEMORY = re.compile(
@@ -127,7 +129,7 @@ def engine_for(
     modules = _modules(target, spec)
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
     key = EngineKey(
-        what=f"{bundle.path.name}: {graph} for {target.name}",
+        label=f"{bundle.path.name}: {graph} for {target.name}",
         graph=hashlib.sha256(model).hexdigest(),
         runtime=tensorrt.name,
         gpu=f"{gpu.name}, {gpu.multiprocessors} SM",
@@ -148,7 +150,7 @@ def engine_for(
             check_memory(len(model), gpu.free, f"{spec.file} on {gpu.name}")
         for plugin in served.values():
             plugin.register(tensorrt, "sm_{}{}".format(*gpu.compute_capability))
-        with bar(key.what) as report:
+        with bar(key.label) as report:
             try:
                 return build_engine(
                     tensorrt, model, spec, profiles, config, report, tuple(served), timing, True, modules
@@ -352,8 +354,7 @@ def _save_timing(options: IBuilderConfig, path: Path) -> None:
     if cache is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, bytes(cache.serialize()))
+        write_bytes(path, bytes(cache.serialize()))
     except OSError:
         return  # the engine is there; the next build takes longer
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_attn.runtimes.trt.api import ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig, TensorRT
 from edge_attn.runtimes.trt.cudart import Gpu
-from edge_attn.runtimes.trt.engine_cache import write_whole
+from edge_attn.storage.atomic import write_bytes
 
 
 def kernels_file(folder: Path, tensorrt: TensorRT, gpu: Gpu) -> Path:
@@ -61,7 +61,7 @@ class Contexts:
             compiled = bytes(self._cache.serialize())
             if compiled != self._kept:
                 with contextlib.suppress(OSError):
-                    write_whole(self.kernels, compiled)
+                    write_bytes(self.kernels, compiled)
 
     def close(self) -> None:
         """Lets go of configurations and kernels; no context may be left."""

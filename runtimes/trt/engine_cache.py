@@ -1,12 +1,11 @@
-"""Engines on disk: built once on the machine that runs them, never in a bundle.
+"""Cache of engines on disk. An engine is built once, on the machine that runs it, and is never part of a bundle.
 
     <folder>/engines/<key>.engine    the engine
-    <folder>/engines/<key>.json      what it was built from, its sha256 and size; written last
-    <folder>/engines/<key>.lock      there while one process builds it and others wait
+    <folder>/engines/<key>.json      its key, sha256 and size, written last
+    <folder>/engines/<key>.lock      exists while one process builds the engine and others wait
 
-The key is a hash of all that an engine depends on, so an engine of another GPU, version or graph is never found. An
-entry is two files renamed into place under a lock: a build that is killed leaves none. The entries used longest ago go
-when the folder outgrows its limit, but none that is in use here.
+The key is a hash of everything that an engine depends on, so an engine of another GPU, version or graph is never read.
+If the folder outgrows its limit, the least recently used engines are removed, except those in use by this process.
 """
 
 from __future__ import annotations
@@ -19,59 +18,23 @@ import os
 import re
 import shutil
 import stat
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_attn.errors import InputError
+from edge_attn.runtimes.trt.engine_key import EngineKey
+from edge_attn.storage.atomic import write_bytes
 from edge_attn.storage.locks import file_lock, is_locked
 
 LIMIT = 4 * 1024**3
-"""Bytes of engines kept."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NAMES = {
-    "graph": "the graph",
-    "runtime": "TensorRT",
-    "gpu": "the GPU",
-    "compute_capability": "the compute capability",
-    "precision": "the precision",
-    "profiles": "the profiles",
-    "plugins": "the plugins",
-    "settings": "the build's settings",
-}
-"""The parts of a key, as a reason names them."""
-
-
-@dataclass(frozen=True)
-class EngineKey:
-    """All that an engine depends on, in words that a person can read."""
-
-    what: str
-    """For people: the bundle, the graph, the target. Not part of the hash."""
-    graph: str
-    """sha256 of the ONNX file."""
-    runtime: str
-    """As `tensorrt 10.3.0`."""
-    gpu: str
-    compute_capability: str
-    precision: str
-    profiles: str
-    plugins: str
-    """Each plugin with the hash of its kernel, or `none`."""
-    settings: str
-
-    def parts(self) -> dict[str, str]:
-        return {name: getattr(self, name) for name in NAMES}
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.parts(), sort_keys=True).encode()).hexdigest()[:32]
+"""Default size limit of a cache, in bytes."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class RejectedEngine:
-    """An engine that TensorRT did not take, and its reason."""
+    """An engine that TensorRT did not load, and the reason."""
 
     engine: bytes
     reason: str
@@ -79,102 +42,98 @@ class RejectedEngine:
 
 @dataclass(frozen=True)
 class Entry:
-    """One engine of the cache, as its record says."""
+    """One engine of the cache, as its record describes it."""
 
     digest: str
-    what: str
+    label: str
     parts: dict[str, str]
     size: int
-    used: float
-    """When it was last used, in seconds since 1970."""
+    last_used: float
+    """Seconds since 1970."""
     building: bool
-    """Now, by a process."""
-
-    def __str__(self) -> str:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.used))
-        built = "  ".join(self.parts.get(name, "?") for name in ("runtime", "gpu", "precision"))
-        return f"{self.size / 1e6:8.1f} MB  last used {used}  {self.what}  {built}  {self.digest}"
+    """Whether a process is building it now."""
 
 
-@dataclass(frozen=True)
-class Cleared:
-    """What became of the entries of a cache."""
-
-    removed: list[Entry]
-    building: int
-    """How many are left because a process builds them."""
-    faults: list[OSError]
-    """Why the others are left."""
-
-
-OURS = re.compile(r"\.?([0-9a-f]{32})\.(engine|json|lock)(\.\d+\.partial)?")
-"""The names of an engine's files, by its key's digest."""
-MEASURED = re.compile(r"\.?tensorrt.*\.(timing|kernels)(\.\d+\.partial)?")
-"""The names of what TensorRT learnt while it built or started engines."""
+PARTIAL = r"(\.[\w.-]+\.partial)?"
+ENGINE_FILE = re.compile(r"\.?([0-9a-f]{32})\.(engine|json|lock)" + PARTIAL)
+"""File names of an engine; the first group is the digest of its key."""
+MEASUREMENT_FILE = re.compile(r"\.?tensorrt.*\.(timing|kernels)" + PARTIAL)
+"""File names of what TensorRT measured or compiled while it built or loaded engines."""
 
 
 class EngineCache:
-    """Engines by their keys, in `folder`/engines. What it has given or made, it removes only when it is cleared."""
+    """Engines by key, in `folder`/engines. Engines that were read or built here are removed by `clear` only."""
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT) -> None:
         self.folder, self.limit_bytes = folder / "engines", limit_bytes
         self._in_use: set[str] = set()
-        self._has_outgrown = False
+        self._limit_reported = False
 
     def get(self, key: EngineKey) -> bytes | None:
-        """The engine, whole and unchanged, or None."""
+        """Return the engine, or None if it is absent or damaged."""
         return self._read(key)[0]
 
     def build_once(
         self,
         key: EngineKey,
-        make: Callable[[], bytes],
-        say: Callable[[str], None],
-        expected: int = 0,
-        refused: RejectedEngine | None = None,
+        build: Callable[[], bytes],
+        log: Callable[[str], None],
+        expected_bytes: int = 0,
+        rejected: RejectedEngine | None = None,
     ) -> bytes:
-        """The engine; made here if it is not there, while every other process that wants it waits for this one.
+        """Return the engine from the cache, or build and store it while other processes that need it wait.
 
-        `say` is told why an engine is built and that one waits; `expected` bytes must be free on the disk first. An
-        engine that was `refused` counts as none.
+        Args:
+            key: Key of the engine.
+            build: Builds the engine.
+            log: Receives one line each time that an engine is built, waited for or removed.
+            expected_bytes: Disk space that must be free before the build.
+            rejected: A cached engine that TensorRT did not load, which is replaced.
 
         Raises:
-            InputError: the folder cannot be written, or the disk is full; nothing half-written is left.
+            InputError: the folder cannot be written, or the disk is full. No partial engine remains.
         """
-        engine, _ = self._read(key, refused)
+        engine, _ = self._read(key, rejected)
         if engine is not None:
             return engine
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with file_lock(
-                self._lock(key.digest), on_wait=lambda: say(f"{key.what}: waiting for another process that builds it")
+                self._path(key.digest, "lock"),
+                on_wait=lambda: log(f"{key.label}: waiting for another process that builds it"),
             ):
-                engine, reason = self._read(key, refused)
+                engine, fault = self._read(key, rejected)
                 if engine is not None:
                     return engine
-                say(f"{key.what}: building the engine ({reason or self._difference(key)})")
-                self._check_space(expected)
+                log(f"{key.label}: building the engine ({fault or self._difference(key)})")
+                self._check_space(expected_bytes)
                 try:
-                    engine = make()
+                    engine = build()
                 except OSError as error:
-                    raise InputError(f"{key.what} cannot be built: {error}") from error
+                    raise InputError(f"{key.label} cannot be built: {error}") from error
                 self._write(key, engine)
         except OSError as error:
-            raise _sentence(self.folder, error) from error
-        self._make_room(say)
+            todo = "free some space, or choose another folder" if error.errno in DISK_FULL else "choose another folder"
+            raise InputError(
+                f"{self.folder} cannot keep an engine: {error.strerror or error}; {todo} with --cache-dir"
+            ) from error
+        self._enforce_limit(log)
         return engine
 
     def entries(self) -> list[Entry]:
-        """What is there, the one used longest ago first; a damaged record, or none, is said in the place of a name.
+        """Return all entries, least recently used first. A damaged or missing record is the entry's label.
 
         Raises:
             InputError: the folder cannot be read.
         """
-        found = [self._entry(digest, files) for digest, files in self._files().items()]
-        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
+        entries = [self._entry(digest, files) for digest, files in self._files().items()]
+        return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.last_used)
 
-    def clear(self) -> Cleared:
-        """Removes every engine that nobody is building, what builds that were killed left, and what they measured.
+    def clear(self) -> tuple[list[Entry], list[OSError]]:
+        """Remove every engine that no process is building, leftovers of killed builds, and measurements.
+
+        Returns:
+            The removed entries, and the errors of what remains: a BlockingIOError for an engine that is being built.
 
         Raises:
             InputError: the folder cannot be read.
@@ -186,199 +145,150 @@ class EngineCache:
                 faults.append(fault)
             elif entry is not None:
                 removed.append(entry)
-        for name in filter(MEASURED.fullmatch, self._names()):
-            try:
-                (self.folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                faults.append(error)
-        left = [fault for fault in faults if not isinstance(fault, BlockingIOError)]
-        return Cleared(removed, len(faults) - len(left), left)
+        for path in self.folder.glob("*"):
+            if MEASUREMENT_FILE.fullmatch(path.name):
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    faults.append(error)
+        return removed, faults
 
-    def _names(self) -> list[str]:
+    def _files(self) -> dict[str, list[Path]]:
+        """Return the files of each engine, by digest. Files with other names belong to other programs."""
+        files: dict[str, list[Path]] = {}
         try:
-            return [path.name for path in self.folder.iterdir()]
+            for path in self.folder.iterdir():
+                if match := ENGINE_FILE.fullmatch(path.name):
+                    files.setdefault(match[1], []).append(path)
         except FileNotFoundError:
-            return []
+            return {}
         except OSError as error:
             raise InputError(
                 f"{self.folder} cannot be read: {error.strerror}; choose another folder with --cache-dir"
             ) from error
+        return files
 
-    def _files(self) -> dict[str, list[Path]]:
-        """Files that are named as an engine's are, by digest; others in the folder are somebody else's."""
-        found: dict[str, list[Path]] = {}
-        for name in self._names():
-            if ours := OURS.fullmatch(name):
-                found.setdefault(ours[1], []).append(self.folder / name)
-        return found
+    def _path(self, digest: str, suffix: str) -> Path:
+        return self.folder / f"{digest}.{suffix}"
 
-    def _lock(self, digest: str) -> Path:
-        return self.folder / f"{digest}.lock"
-
-    def _paths(self, digest: str) -> tuple[Path, Path]:
-        return self.folder / f"{digest}.engine", self.folder / f"{digest}.json"
-
-    def _read(self, key: EngineKey, refused: RejectedEngine | None = None) -> tuple[bytes | None, str]:
-        """The engine, or None and what is wrong with the entry; the reason is empty if there is none."""
-        engine_path, record_path = self._paths(key.digest)
+    def _read(self, key: EngineKey, rejected: RejectedEngine | None = None) -> tuple[bytes | None, str]:
+        """Return the engine, or None and the fault of the entry, which is empty if there is no entry."""
+        record_path = self._path(key.digest, "json")
         try:
-            text = record_path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None, ""
-        except (OSError, UnicodeDecodeError) as error:
-            return None, f"the record of the cached engine cannot be read: {error}"
-        try:
-            record = json.loads(text)
-            parts, size, sha256 = record["parts"], record["size"], record["sha256"]
+            record = json.loads(record_path.read_text(encoding="utf-8"))
+            parts, sha256 = record["parts"], record["sha256"]
+            engine = self._path(key.digest, "engine").read_bytes()
+        except OSError as error:
+            absent = isinstance(error, FileNotFoundError) and error.filename == str(record_path)
+            return None, "" if absent else f"the cached engine cannot be read: {error.strerror}"
         except (ValueError, KeyError, TypeError, RecursionError):
             return None, "the record of the cached engine is damaged"
         if parts != key.parts():
-            return None, "the record of the cached engine is of another one"
-        try:
-            engine = engine_path.read_bytes()
-        except OSError as error:
-            return None, f"the cached engine cannot be read: {error.strerror}"
-        if len(engine) != size:
-            return None, f"the cached engine has {len(engine)} bytes, expected {size}"
+            return None, "the record of the cached engine belongs to another engine"
         if hashlib.sha256(engine).hexdigest() != sha256:
             return None, "the cached engine was changed: its sha256 is not the record's"
-        if refused is not None and engine == refused.engine:
-            return None, refused.reason
-        with contextlib.suppress(OSError):  # a cache that may only be read is still a cache
+        if rejected is not None and engine == rejected.engine:
+            return None, rejected.reason
+        with contextlib.suppress(OSError):  # a read-only cache is usable
             os.utime(record_path)
         self._in_use.add(key.digest)
         return engine, ""
 
     def _difference(self, key: EngineKey) -> str:
-        """Why the nearest other engine for the same thing does not serve."""
-        others = [entry for entry in self.entries() if entry.what == key.what]
-        if not others:
-            return "there is none yet"
-        parts = key.parts()
-        apart = [{name for name in parts if entry.parts.get(name) != parts[name]} for entry in others]
-        nearest = min(range(len(others)), key=lambda i: (len(apart[i]), -others[i].used))
-        changes = [
-            f"{NAMES[name]} was {others[nearest].parts.get(name)}, is {parts[name]}"
-            if name in ("runtime", "gpu", "compute_capability", "precision")
-            else f"{NAMES[name]} changed"
-            for name in parts
-            if name in apart[nearest]
-        ]
-        return "; ".join(changes) or "the cached engine's name is not its key's"
+        """Return the changes since the most similar engine with the same label."""
+        same_label = [entry.parts for entry in reversed(self.entries()) if entry.label == key.label]
+        changes = sorted((key.changes(parts) for parts in same_label), key=len)
+        return "; ".join(changes[0] if changes else []) or "there is none yet"
 
     def _entry(self, digest: str, files: list[Path]) -> Entry | None:
-        """None if nothing is there but a lock that nobody holds."""
-        lock, record_path = self._lock(digest), self._paths(digest)[1]
+        """Return the entry, or None if its only file is a lock that no process holds."""
+        lock, record_path = self._path(digest, "lock"), self._path(digest, "json")
         building = lock in files and is_locked(lock)
         times, size = {}, 0
         for path in files:
-            with contextlib.suppress(OSError):  # removed meanwhile
-                found = path.stat()
-                times[path], size = found.st_mtime, size + found.st_size
+            with contextlib.suppress(OSError):  # another process removed it
+                status = path.stat()
+                times[path], size = status.st_mtime, size + status.st_size
         if not times or (set(times) == {lock} and not building):
             return None
-        used = times.get(record_path, max(times.values()))
+        last_used = times.get(record_path, max(times.values()))
         if record_path in times:
-            what, parts = _record(record_path)
+            label, parts = _read_record(record_path)
         else:
-            what, parts = "being built" if building else "left by a build that was ended", {}
-        return Entry(digest, what, parts, size, used, building)
+            label, parts = "being built" if building else "left by an interrupted build", {}
+        return Entry(digest, label, parts, size, last_used, building)
 
-    def _check_space(self, expected: int) -> None:
+    def _check_space(self, expected_bytes: int) -> None:
         free = shutil.disk_usage(self.folder).free
-        if free < expected:
-            raise OSError(errno.ENOSPC, f"{free / 1e6:.0f} MB are free, the engine needs about {expected / 1e6:.0f} MB")
+        if free < expected_bytes:
+            free_mb, expected_mb = free / 1e6, expected_bytes / 1e6
+            raise OSError(errno.ENOSPC, f"{free_mb:.0f} MB are free, the engine needs about {expected_mb:.0f} MB")
 
     def _write(self, key: EngineKey, engine: bytes) -> None:
-        engine_path, record_path = self._paths(key.digest)
-        record = {
-            "what": key.what,
-            "parts": key.parts(),
-            "size": len(engine),
-            "sha256": hashlib.sha256(engine).hexdigest(),
-        }
+        engine_path, record_path = self._path(key.digest, "engine"), self._path(key.digest, "json")
+        sha256 = hashlib.sha256(engine).hexdigest()
+        record = {"what": key.label, "parts": key.parts(), "size": len(engine), "sha256": sha256}
         try:
             record_path.unlink(missing_ok=True)
-            self._sweep(key.digest)
-            write_whole(engine_path, engine)
-            write_whole(record_path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+            self._remove_partial(key.digest)
+            write_bytes(engine_path, engine)
+            write_bytes(record_path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         except OSError:
             with contextlib.suppress(OSError):
                 engine_path.unlink(missing_ok=True)
             raise
         self._in_use.add(key.digest)
 
-    def _make_room(self, say: Callable[[str], None]) -> None:
-        """Removes what was used longest ago, for the rest to fit; nothing that is in use here."""
+    def _enforce_limit(self, log: Callable[[str], None]) -> None:
+        """Remove the least recently used engines until the rest fits. Engines in use here remain."""
         entries = self.entries()
         total = sum(entry.size for entry in entries)
         for entry in entries:
             if total > self.limit_bytes and entry.digest not in self._in_use and self._remove(entry.digest) is None:
                 total -= entry.size
-                say(f"{entry.what}: removed from the cache, which holds {self.limit_bytes / 1e6:.0f} MB")
+                log(f"{entry.label}: removed from the cache, whose limit is {self.limit_bytes / 1e6:.0f} MB")
         needed = sum(entry.size for entry in entries if entry.digest in self._in_use)
-        if needed > self.limit_bytes and not self._has_outgrown:
-            self._has_outgrown = True
-            say(
+        if needed > self.limit_bytes and not self._limit_reported:
+            self._limit_reported = True
+            log(
                 f"these engines need at least {-(-needed // 1024**2)} MB, cache_mb is {self.limit_bytes // 1024**2}: "
-                f"they are kept, and every other engine goes; give more to cache_mb"
+                f"they remain, and every other engine is removed; increase cache_mb"
             )
 
     def _remove(self, digest: str) -> OSError | None:
-        """Why it is still there: a BlockingIOError if it is being built."""
-        engine_path, record_path = self._paths(digest)
+        """Remove an entry. Return the error if it remains, a BlockingIOError if a process is building it."""
         try:
-            with file_lock(self._lock(digest), blocking=False):
-                record_path.unlink(missing_ok=True)
-                engine_path.unlink(missing_ok=True)
-                self._sweep(digest)
+            with file_lock(self._path(digest, "lock"), blocking=False):
+                for suffix in ("json", "engine"):
+                    self._path(digest, suffix).unlink(missing_ok=True)
+                self._remove_partial(digest)
         except OSError as error:
             return error
         return None
 
-    def _sweep(self, digest: str) -> None:
-        """Removes what a process left that was killed while it wrote."""
+    def _remove_partial(self, digest: str) -> None:
+        """Remove the files of a process that was killed while it wrote."""
         for path in self.folder.glob(f".{digest}.*.partial"):
             path.unlink(missing_ok=True)
 
 
-def _record(path: Path) -> tuple[str, dict[str, str]]:
-    """What an entry is for, and of which parts, as far as a person can read it."""
+def _read_record(path: Path) -> tuple[str, dict[str, str]]:
+    """Return label and parts of an entry, if they are printable."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        what, parts = record["what"], dict(record["parts"])
-        if all(isinstance(text, str) and text.isprintable() for text in (what, *parts, *parts.values())):
-            return what, parts
+        label, parts = record["what"], dict(record["parts"])
+        if all(isinstance(text, str) and text.isprintable() for text in (label, *parts, *parts.values())):
+            return label, parts
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return "a damaged record", {}
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """`data` at `path`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sentence(folder: Path, error: OSError) -> InputError:
-    todo = "free some space, or choose another folder" if error.errno in FULL else "choose another folder"
-    return InputError(f"{folder} cannot keep an engine: {error.strerror or error}; {todo} with --cache-dir")
-
-
 def cache_folder(chosen: Path | None) -> Path:
-    """The folder that was chosen, or edge-attn in the user's cache.
+    """Return the chosen folder, or else `edge-attn` in the user's cache folder.
 
     Raises:
-        InputError: what was chosen is a file, or no folder can have its name; nothing was chosen, and nobody knows
-            where this user's folders are.
+        InputError: the chosen path is a file or cannot be a folder, or the user has no home folder.
     """
     if chosen is not None:
         try:
@@ -394,6 +304,4 @@ def cache_folder(chosen: Path | None) -> Path:
     try:
         return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "edge-attn"
     except RuntimeError as error:
-        raise InputError(
-            "this user has no home folder to keep engines in; give --cache-dir or set XDG_CACHE_HOME"
-        ) from error
+        raise InputError("this user has no home folder for engines; use --cache-dir or set XDG_CACHE_HOME") from error

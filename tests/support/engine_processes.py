@@ -1,4 +1,4 @@
-"""Processes that build an engine and keep it in a cache, as long as a test needs them to."""
+"""Processes that build an engine of a cache and take a chosen time for it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey
+from edge_attn.runtimes.trt.engine_cache import EngineCache
+from edge_attn.runtimes.trt.engine_key import EngineKey
 
 KEY = EngineKey(
-    what="toy.zip: step for trt-fp16",
+    label="toy.zip: step for trt-fp16",
     graph="ab" * 32,
     runtime="tensorrt 10.3.0",
     gpu="Orin",
@@ -26,22 +27,23 @@ ENGINE = bytes(range(256)) * 40
 BUILD = """
 import sys, time
 from pathlib import Path
-from edge_attn.runtimes.trt.engine_cache import EngineCache, EngineKey
+from edge_attn.runtimes.trt.engine_cache import EngineCache
+from edge_attn.runtimes.trt.engine_key import EngineKey
 
-def make():
+def build():
     with open({log!r}, "a") as file:
-        file.write("made ")
+        file.write("built ")
     time.sleep({seconds})
     return {engine!r}
 
 key = EngineKey(**{key!r})
-engine = EngineCache(Path({folder!r})).build_once(key, make, lambda text: print(text, flush=True))
+engine = EngineCache(Path({folder!r})).build_once(key, build, lambda text: print(text, flush=True))
 print(len(engine))
 """
 
 
 def start(folder: Path, seconds: float, before: str = "") -> subprocess.Popen[str]:
-    """A process that builds the engine, which takes it `seconds`."""
+    """Start a process whose build takes `seconds`, after the statements `before`."""
     code = before + BUILD.format(
         log=str(folder / "log"), seconds=seconds, engine=ENGINE, key=dataclasses.asdict(KEY), folder=str(folder)
     )
@@ -49,10 +51,10 @@ def start(folder: Path, seconds: float, before: str = "") -> subprocess.Popen[st
 
 
 def build(cache: EngineCache, key: EngineKey = KEY, engine: bytes = ENGINE) -> list[str]:
-    """What was said while the engine was fetched; nothing if it was there."""
-    said: list[str] = []
-    assert cache.build_once(key, lambda: engine, said.append) == engine
-    return said
+    """Build the engine, or read it. Return the logged lines, none if it was read."""
+    lines: list[str] = []
+    assert cache.build_once(key, lambda: engine, lines.append) == engine
+    return lines
 
 
 def files(folder: Path) -> set[str]:

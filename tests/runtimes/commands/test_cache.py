@@ -68,7 +68,7 @@ def test_what_a_killed_build_left_is_shown_and_cleared(tmp_path, folder, name, i
     *lines, last = list_cache(tmp_path).splitlines()
     count = "1 engine, 2.0 MB" if is_engine else "0 engines, 0.0 MB"
     assert last == f"{folder}: {count}"
-    assert ["left by a build that was ended" in line for line in lines] == [True] * is_engine
+    assert ["left by an interrupted build" in line for line in lines] == [True] * is_engine
     assert clear_cache(tmp_path) == f"{folder}: removed {count}"
     assert list(folder.iterdir()) == []
 
@@ -195,4 +195,4 @@ def test_a_user_without_a_home_is_asked_for_a_folder(edge_attn_cli, monkeypatch,
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    edge_attn_cli("cache", verb, code=4, said="give --cache-dir or set XDG_CACHE_HOME")
+    edge_attn_cli("cache", verb, code=4, said="use --cache-dir or set XDG_CACHE_HOME")

@@ -279,8 +279,8 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"gpu": dataclasses.replace(GPU, multiprocessors=16)}, "the GPU was Orin, 8 SM, is Orin, 16 SM"),
     ({"gpu": dataclasses.replace(GPU, compute_capability=(11, 0))}, "the compute capability was 8.7, is 11.0"),
     ({"version": (10, 16, 2)}, "TensorRT was tensorrt 10.3.0, is tensorrt 10.16.2"),
-    ({"config": BuildConfig(Buckets(beam=2), workspace_mb=9)}, "the build's settings changed"),
-    ({"config": BuildConfig(tf32=True)}, "the build's settings changed"),
+    ({"config": BuildConfig(Buckets(beam=2), workspace_mb=9)}, "the build settings changed"),
+    ({"config": BuildConfig(tf32=True)}, "the build settings changed"),
     ({"config": BuildConfig(Buckets(batch=(1,)))}, "the profiles changed"),
     ({"plugins": {"AdditiveAttention": A_PLUGIN}}, "the plugins changed"),
 ]
