@@ -111,7 +111,7 @@ def test_a_cache_that_keeps_no_choice_is_no_fault(jetson, both, sources, monkeyp
     def refuse(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trt_choice, "write_whole", refuse)
+    monkeypatch.setattr(trt_choice, "write_bytes", refuse)
     assert runs(jetson, both, sources) == runs(jetson, both, sources) == WITH
 
 

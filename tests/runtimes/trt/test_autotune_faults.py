@@ -144,8 +144,8 @@ def no_room_for_it(jetson, patch) -> None:
 
 
 def disk_full(jetson, patch) -> None:
-    write = engine_cache.write_whole
-    patch.setattr(engine_cache, "write_whole", lambda *given: (full if VARIANT in jetson.built else write)(*given))
+    write = engine_cache.write_bytes
+    patch.setattr(engine_cache, "write_bytes", lambda *given: (full if VARIANT in jetson.built else write)(*given))
 
 
 def while_timed(error: Exception) -> Callable[..., None]:
