@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_attn.runtimes.trt.cuda_libraries import candidates
+from edge_attn.runtimes.trt.cuda_libraries import libcudart_paths
 
 MODULES = {
     "cuda": "ctypes",
@@ -98,7 +98,7 @@ def cuda() -> dict[str, Any]:
             found["error"] = f"cuInit gave CUDA error {code}"
     except (OSError, AttributeError) as error:
         found["error"] = str(error)
-    for name in candidates():
+    for name in libcudart_paths():
         with contextlib.suppress(OSError, AttributeError):
             version = _version(ctypes.CDLL(name).cudaRuntimeGetVersion)
             if version not in [known["version"] for known in found["runtimes"]]:

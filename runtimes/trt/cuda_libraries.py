@@ -1,4 +1,4 @@
-"""Where libcudart may lie: what `runtimes.cuda` opens and what `doctor` lists."""
+"""Paths of libcudart, for the CUDA binding and for `doctor`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
 TOOLKITS = ("usr/local/cuda/lib64", "usr/local/cuda-*/lib64")
-"""Where a toolkit lies that the loader does not know, below /."""
+"""Folders of CUDA toolkits that the loader does not search, relative to the root folder."""
 
 
-def candidates(root: Path = Path("/")) -> Iterator[str]:
-    """Where the loader looks, then the toolkits that are there, then the wheels that TensorRT's own wheel brings."""
+def libcudart_paths(root: Path = Path("/")) -> Iterator[str]:
+    """Yield the names that the loader searches, then installed toolkits, then the wheels on which TensorRT depends."""
     yield from NAMES
     for pattern in TOOLKITS:
-        for folder in sorted(root.glob(pattern), reverse=True):
-            yield from (str(folder / name) for name in NAMES if (folder / name).exists())
-    found = importlib.util.find_spec("nvidia")
-    for place in [] if found is None else found.submodule_search_locations or []:
-        yield from map(str, sorted(Path(place).glob("*/lib/libcudart.so.*"), reverse=True))
+        for toolkit in sorted(root.glob(pattern), reverse=True):
+            yield from (str(toolkit / name) for name in NAMES if (toolkit / name).exists())
+    package = importlib.util.find_spec("nvidia")
+    for folder in [] if package is None else package.submodule_search_locations or []:
+        yield from map(str, sorted(Path(folder).glob("*/lib/libcudart.so.*"), reverse=True))

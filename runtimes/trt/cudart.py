@@ -1,7 +1,7 @@
-"""CUDA through libcudart by ctypes: memory, one stream, and graphs, as the runtime `trt` needs them.
+"""CUDA memory, streams and graphs for the runtime `trt`, through libcudart and ctypes.
 
-No wheel brings it: JetPack and the toolkit do, and so does the wheel of TensorRT. Every return code is checked, and
-what went wrong is one sentence with CUDA's own name for it. The device is the first that CUDA_VISIBLE_DEVICES leaves.
+libcudart is part of JetPack, of the CUDA toolkit and of the wheels on which TensorRT depends. Every return code is
+checked, and a failure is an error with CUDA's name for it. The device is the first one of CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_attn.errors import NotTestedError
-from edge_attn.runtimes.trt.cuda_libraries import candidates as _candidates
+from edge_attn.runtimes.trt.cuda_libraries import libcudart_paths
 
 OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
 ATTRIBUTES = (75, 76, 16, 18)
 """cudaDevAttrComputeCapabilityMajor and Minor, cudaDevAttrMultiProcessorCount, cudaDevAttrIntegrated."""
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 NON_BLOCKING = 1
 THREAD_LOCAL = 1
-"""The capture mode: another thread may go on using CUDA."""
+"""Capture mode in which other threads may use CUDA."""
 PROPERTIES_BYTES = 1 << 14
-"""Above the size of cudaDeviceProp, which grows from one CUDA to the next; its name stands first in every one."""
+"""More than the size of cudaDeviceProp, which grows with each CUDA version. Its first member is the name."""
 
 POINTER = ctypes.POINTER(c_void_p)
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -46,31 +47,31 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaGraphExecDestroy": (c_void_p,),
     "cudaGetLastError": (),
 }
-"""Their arguments, the same in every CUDA from 11.4 to 13; each returns a code, 0 if all went well."""
-WORDS = ("cudaGetErrorName", "cudaGetErrorString")
+"""Argument types, the same from CUDA 11.4 to 13. Each function returns an error code, 0 for success."""
+ERROR_TEXT_FUNCTIONS = ("cudaGetErrorName", "cudaGetErrorString")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The device; sizes in bytes."""
+    """A GPU. Sizes are in bytes."""
 
     name: str
-    """As CUDA has it: `Orin`, `NVIDIA H200`."""
+    """CUDA's name, as in `Orin` or `NVIDIA H200`."""
     compute_capability: tuple[int, int]
     multiprocessors: int
-    """What tells an Orin Nano from an AGX Orin: both are called `Orin`."""
+    """Number of multiprocessors, which distinguishes an Orin Nano from an AGX Orin: both are named `Orin`."""
     integrated: bool
-    """True where it shares its memory with the CPU, as on a Jetson; `free` then leaves out what the system would give
-    back, such as its file cache."""
+    """Whether the GPU shares its memory with the CPU, as on a Jetson. `free` then excludes memory that the system can
+    reclaim, such as its file cache."""
     total: int
     free: int
 
 
 class Cuda:
-    """libcudart, on the first device. Addresses and handles are integers.
+    """libcudart on the first device. Addresses and handles are integers.
 
-    Raises (every method):
-        NotTestedError: CUDA says no; the sentence names the call and CUDA's reason.
+    Raises:
+        NotTestedError: by every method if CUDA returns an error. The text contains the call and CUDA's reason.
     """
 
     def __init__(self, library: Any) -> None:
@@ -95,20 +96,20 @@ class Cuda:
         return Gpu(name, (major, minor), multiprocessors, bool(integrated), total, free)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes free and in all."""
+        """Return free and total bytes."""
         free, total = c_size_t(), c_size_t()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
     # ---- memory
 
-    def allocate(self, size: int, what: str) -> int:
-        """The address of `size` bytes on the device; `what` they are for stands in the sentence if there are none."""
-        return self._allocate("cudaMalloc", size, what)
+    def allocate(self, size: int, label: str) -> int:
+        """Return the address of `size` new bytes on the device. `label` is their use, for the error text."""
+        return self._allocate("cudaMalloc", size, label)
 
-    def allocate_pinned(self, size: int, what: str) -> int:
-        """The address of `size` bytes of the host's memory that copies to and from the device may use meanwhile."""
-        return self._allocate("cudaMallocHost", size, f"{what} (pinned)")
+    def allocate_pinned(self, size: int, label: str) -> int:
+        """Return the address of `size` new bytes of pinned host memory, which asynchronous copies need."""
+        return self._allocate("cudaMallocHost", size, f"{label} (pinned)")
 
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
@@ -117,20 +118,20 @@ class Cuda:
         self._call("cudaFreeHost", address)
 
     def to_device(self, device: int, pinned: int, size: int, stream: int) -> None:
-        """Starts a copy; the pinned bytes must not change before the stream is synchronized."""
+        """Start a copy. The pinned bytes must not change before the stream is synchronized."""
         self._call("cudaMemcpyAsync", device, pinned, size, HOST_TO_DEVICE, stream)
 
     def to_host(self, pinned: int, device: int, size: int, stream: int) -> None:
-        """Starts a copy; the pinned bytes are there once the stream is synchronized."""
+        """Start a copy. The pinned bytes are valid after the stream is synchronized."""
         self._call("cudaMemcpyAsync", pinned, device, size, DEVICE_TO_HOST, stream)
 
-    # ---- the stream
+    # ---- streams
 
     def create_stream(self) -> int:
         return self._handle("cudaStreamCreateWithFlags", NON_BLOCKING)
 
     def synchronize(self, stream: int) -> None:
-        """Waits for all that was started on it."""
+        """Wait for everything that was started on the stream."""
         self._call("cudaStreamSynchronize", stream)
 
     def destroy_stream(self, stream: int) -> None:
@@ -139,25 +140,25 @@ class Cuda:
     # ---- graphs
 
     def begin_capture(self, stream: int) -> None:
-        """What is started on the stream from here on is recorded, not run."""
+        """Record what is started on the stream from now on, instead of running it."""
         self._call("cudaStreamBeginCapture", stream, THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> int:
-        """The recorded graph, ready to launch. The capture is over in any case."""
-        recorded = c_void_p()
-        self._call("cudaStreamEndCapture", stream, ctypes.byref(recorded))
+        """Return the executable graph. The capture ends, also on an error."""
+        graph = c_void_p()
+        self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
         try:
-            return self._handle("cudaGraphInstantiateWithFlags", recorded, 0)
+            return self._handle("cudaGraphInstantiateWithFlags", graph, 0)
         finally:
-            self._call("cudaGraphDestroy", recorded)
+            self._call("cudaGraphDestroy", graph)
 
     def abandon_capture(self, stream: int) -> None:
-        """Ends a capture in which something failed. What CUDA says of it is not news, and a half graph goes away."""
-        recorded = c_void_p()
-        self._code("cudaStreamEndCapture", stream, ctypes.byref(recorded))
-        self._forget()
-        if recorded.value:
-            self._call("cudaGraphDestroy", recorded)
+        """End a capture in which a call failed. CUDA's error is ignored, and a partial graph is destroyed."""
+        graph = c_void_p()
+        self._code("cudaStreamEndCapture", stream, ctypes.byref(graph))
+        self._clear_last_error()
+        if graph.value:
+            self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: int, stream: int) -> None:
         self._call("cudaGraphLaunch", graph, stream)
@@ -168,22 +169,22 @@ class Cuda:
     # ---- calls
 
     def _handle(self, name: str, *arguments: Any) -> int:
-        made = c_void_p()
-        self._call(name, ctypes.byref(made), *arguments)
-        return made.value or 0
+        handle = c_void_p()
+        self._call(name, ctypes.byref(handle), *arguments)
+        return handle.value or 0
 
-    def _allocate(self, name: str, size: int, what: str) -> int:
-        made = c_void_p()
-        code = self._code(name, ctypes.byref(made), size)
+    def _allocate(self, name: str, size: int, label: str) -> int:
+        address = c_void_p()
+        code = self._code(name, ctypes.byref(address), size)
         if code == OUT_OF_MEMORY:
-            self._forget()
+            self._clear_last_error()
             free, total = map(format_mib, self.memory())
             raise NotTestedError(
-                f"the GPU has too little memory: {what} needs {format_mib(size)}, {free} of {total} are free; "
-                f"close what else uses it, or choose smaller buckets"
+                f"the GPU has too little memory: {label} needs {format_mib(size)}, {free} of {total} are free; "
+                f"close other programs that use it, or choose smaller buckets"
             )
         self._check(name, code)
-        return made.value or 0
+        return address.value or 0
 
     def _call(self, name: str, *arguments: Any) -> None:
         self._check(name, self._code(name, *arguments))
@@ -197,61 +198,53 @@ class Cuda:
     def _check(self, name: str, code: int) -> None:
         if code == 0:
             return
-        self._forget()
-        reason = ": ".join(getattr(self._library, word)(code).decode() for word in WORDS)
+        self._clear_last_error()
+        reason = ": ".join(getattr(self._library, text)(code).decode() for text in ERROR_TEXT_FUNCTIONS)
         raise NotTestedError(f"CUDA failed in {name}: {reason}; run: edge-attn doctor")
 
-    def _forget(self) -> None:
-        """Else whoever asks for the last error next, as TensorRT does, takes this one for its own."""
+    def _clear_last_error(self) -> None:
+        """Clear CUDA's last error. TensorRT reads it, and would report this one as its own."""
         self._library.cudaGetLastError()
 
 
 def open_cuda() -> Cuda:
-    """The first libcudart that finds a device; an older one may where the newest needs a newer driver.
+    """Return the first libcudart that has a device. The newest may need a newer driver than an older one.
 
     Raises:
-        NotTestedError: there is none, or no device for it.
+        NotTestedError: there is no libcudart, or no device.
     """
     reasons = []
-    for name in _candidates():
+    for name in libcudart_paths():
         try:
-            cuda = Cuda(_typed(ctypes.CDLL(name)))
+            cuda = Cuda(_declare(ctypes.CDLL(name)))
         except OSError:
             continue
         try:
             if cuda.devices() > 0:
                 return cuda
-            reasons.append(f"{name} finds no device; run: edge-attn doctor")
+            reasons.append(f"{name} has no device; run: edge-attn doctor")
         except NotTestedError as error:
             reasons.append(f"{name}: {error}")
     if reasons:
         raise NotTestedError(f"there is no NVIDIA GPU that CUDA can use here: {reasons[0]}")
     raise NotTestedError(
-        "CUDA is not here: no libcudart was found; on a Jetson run: sudo apt-get install nvidia-jetpack, "
+        "CUDA is not here: there is no libcudart; on a Jetson run: sudo apt-get install nvidia-jetpack, "
         "elsewhere install NVIDIA's driver and the CUDA runtime; then run: edge-attn doctor"
     )
 
 
-def device() -> Gpu:
-    """The device that the runtimes use.
-
-    Raises:
-        NotTestedError: there is none.
-    """
-    return open_cuda().gpu()
-
-
-def _typed(library: Any) -> Any:
+def _declare(library: Any) -> Any:
+    """Declare argument and return types of the functions."""
     for name, arguments in FUNCTIONS.items():
         function = getattr(library, name, None)
         if function is not None:
             function.argtypes, function.restype = arguments, c_int
-    for name in WORDS:
+    for name in ERROR_TEXT_FUNCTIONS:
         function = getattr(library, name)
         function.argtypes, function.restype = (c_int,), c_char_p
     return library
 
 
 def format_mib(size: int) -> str:
-    """For people."""
+    """Return a size as text."""
     return f"{size / 2**20:,.1f} MiB"

@@ -225,7 +225,7 @@ class Launches:
         """What TensorRT logged, and the memory that is left, since too little is the commonest reason."""
         said = "; ".join(" ".join(error.split()) for error in self.tensorrt.log.drain_errors()) or "it says nothing"
         free, total = map(format_mib, self.cuda.memory())
-        todo = "; close what else uses it, or choose smaller buckets" if OUT_OF_MEMORY.search(said) else ""
+        todo = "; close other programs that use it, or choose smaller buckets" if OUT_OF_MEMORY.search(said) else ""
         return NotTestedError(
             f"{self.tensorrt.name} {what}: {said} ({free} of {total} of device memory are free{todo})"
         )

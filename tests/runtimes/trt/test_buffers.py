@@ -120,7 +120,7 @@ def test_out_of_memory_is_a_sentence(jetson, bundle):
         jetson.open(bundle)
     other.free(hog)
     assert str(caught.value).startswith("the GPU has too little memory: ")
-    assert " of 1,024.0 MiB are free; close what else uses it, or choose smaller buckets" in str(caught.value)
+    assert " of 1,024.0 MiB are free; close other programs that use it, or choose smaller buckets" in str(caught.value)
 
 
 def test_numpy_values_are_taken_too(runtime, bundle, sources):

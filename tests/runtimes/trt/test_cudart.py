@@ -1,4 +1,4 @@
-"""CUDA through ctypes, on a libcudart over the host's memory (fake_cudart.c), and on a GPU where there is one."""
+"""The CUDA binding on a libcudart in host memory (fake_cudart.c), and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 from paths import TESTS
 
 from edge_attn.errors import NotTestedError
-from edge_attn.runtimes.doctor import probes as doctor_probes
-from edge_attn.runtimes.trt import cudart as cuda
+from edge_attn.runtimes.doctor import probes
+from edge_attn.runtimes.trt import cudart
 from edge_attn.runtimes.trt.cudart import Cuda, Gpu, open_cuda
 
 SOURCE = TESTS / "support" / "fake_cudart.c"
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
@@ -31,14 +31,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def library(built, tmp_path) -> ctypes.CDLL:
-    """A library of the test's own, since it remembers what it gave."""
-    return ctypes.CDLL(str(shutil.copy(built, tmp_path / "libcudart.so")))
+def library(library_path, tmp_path) -> ctypes.CDLL:
+    """A fresh copy of the library, because it counts allocations."""
+    return ctypes.CDLL(str(shutil.copy(library_path, tmp_path / "libcudart.so")))
 
 
 @pytest.fixture
-def opened(library) -> Iterator[Cuda]:
-    yield Cuda(cuda._typed(library))
+def cuda(library) -> Iterator[Cuda]:
+    yield Cuda(cudart._declare(library))
     assert library.fake_last() == 0
 
 
@@ -46,122 +46,122 @@ def array_at(address: int, size: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
 
-def everything(opened: Cuda) -> np.ndarray:
-    """Calls every function once or more, and gives back what it took. What went to the device and back."""
-    opened.devices()
-    opened.gpu()
-    stream = opened.create_stream()
-    there, pinned = opened.allocate(64, "there"), opened.allocate_pinned(64, "pinned")
+def call_every_function(cuda: Cuda) -> np.ndarray:
+    """Call every function, free everything, and return an array that went to the device and back."""
+    cuda.devices()
+    cuda.gpu()
+    stream = cuda.create_stream()
+    buffer, pinned = cuda.allocate(64, "buffer"), cuda.allocate_pinned(64, "pinned")
     array_at(pinned, 64)[...] = np.arange(64)
-    opened.to_device(there, pinned, 64, stream)
-    opened.synchronize(stream)
+    cuda.to_device(buffer, pinned, 64, stream)
+    cuda.synchronize(stream)
     array_at(pinned, 64)[...] = 0
-    opened.begin_capture(stream)
-    opened.to_host(pinned, there, 64, stream)
-    graph = opened.end_capture(stream)
-    opened.to_host(pinned, there, 64, stream)
-    opened.launch(graph, stream)
-    opened.synchronize(stream)
-    came_back = array_at(pinned, 64).copy()
-    opened.destroy_graph(graph)
-    opened.free_pinned(pinned)
-    opened.free(there)
-    opened.destroy_stream(stream)
-    return came_back
+    cuda.begin_capture(stream)
+    cuda.to_host(pinned, buffer, 64, stream)
+    graph = cuda.end_capture(stream)
+    cuda.to_host(pinned, buffer, 64, stream)
+    cuda.launch(graph, stream)
+    cuda.synchronize(stream)
+    copied = array_at(pinned, 64).copy()
+    cuda.destroy_graph(graph)
+    cuda.free_pinned(pinned)
+    cuda.free(buffer)
+    cuda.destroy_stream(stream)
+    return copied
 
 
-def test_what_goes_to_the_device_comes_back_and_all_is_given_back(opened, library):
-    np.testing.assert_array_equal(everything(opened), np.arange(64))
+def test_copies_round_trip_and_nothing_leaks(cuda, library):
+    np.testing.assert_array_equal(call_every_function(cuda), np.arange(64))
     assert library.fake_live() == 0
 
 
-def test_the_device(opened):
-    assert opened.gpu() == Gpu("Orin", (8, 7), 8, True, 1 << 20, 1 << 20)
-    opened.allocate(1 << 18, "a quarter")
-    assert opened.memory() == (3 << 18, 1 << 20)
+def test_gpu_returns_name_capability_and_memory(cuda):
+    assert cuda.gpu() == Gpu("Orin", (8, 7), 8, True, 1 << 20, 1 << 20)
+    cuda.allocate(1 << 18, "a quarter")
+    assert cuda.memory() == (3 << 18, 1 << 20)
 
 
-CHECKED = [name for name in cuda.FUNCTIONS if name != "cudaGetLastError"]
+CHECKED_FUNCTIONS = [name for name in cudart.FUNCTIONS if name != "cudaGetLastError"]
 
 
 @pytest.mark.parametrize(
-    ("code", "said"), [(700, "cudaErrorIllegalAddress: an illegal memory access"), (999, "Unknown")]
+    ("code", "reason"), [(700, "cudaErrorIllegalAddress: an illegal memory access"), (999, "Unknown")]
 )
-@pytest.mark.parametrize("name", CHECKED)
-def test_every_return_code_that_is_not_0_is_an_error(opened, library, name, code, said):
+@pytest.mark.parametrize("name", CHECKED_FUNCTIONS)
+def test_nonzero_return_code_is_an_error(cuda, library, name, code, reason):
     library.fake_fail(name.encode(), code)
-    with pytest.raises(NotTestedError, match=f"CUDA failed in {name}: .*{said}.*; run: edge-attn doctor") as caught:
-        everything(opened)
+    with pytest.raises(NotTestedError, match=f"CUDA failed in {name}: .*{reason}.*; run: edge-attn doctor") as caught:
+        call_every_function(cuda)
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize(("name", "kind"), [("allocate", "the log-probabilities"), ("allocate_pinned", "the way back")])
-def test_out_of_memory_is_a_sentence(opened, library, name, kind):
-    opened.allocate(600 << 10, "most of it")
+@pytest.mark.parametrize(("name", "label"), [("allocate", "log_probs"), ("allocate_pinned", "the transfer buffer")])
+def test_out_of_memory_error_contains_sizes(cuda, library, name, label):
+    cuda.allocate(600 << 10, "most of it")
     library.fake_fail(b"cudaMallocHost", 2)
     with pytest.raises(NotTestedError) as caught:
-        getattr(opened, name)(1 << 19, kind)
+        getattr(cuda, name)(1 << 19, label)
     assert str(caught.value) == (
-        f"the GPU has too little memory: {kind}{' (pinned)' * (name != 'allocate')} needs 0.5 MiB, 0.4 MiB of 1.0 MiB "
-        f"are free; close what else uses it, or choose smaller buckets"
+        f"the GPU has too little memory: {label}{' (pinned)' * (name != 'allocate')} needs 0.5 MiB, 0.4 MiB of 1.0 MiB "
+        f"are free; close other programs that use it, or choose smaller buckets"
     )
 
 
-def test_a_graph_that_cannot_be_instantiated_is_given_back(opened, library):
-    stream = opened.create_stream()
+def test_graph_that_cannot_be_instantiated_is_destroyed(cuda, library):
+    stream = cuda.create_stream()
     library.fake_fail(b"cudaGraphInstantiateWithFlags", 999)
-    opened.begin_capture(stream)
+    cuda.begin_capture(stream)
     with pytest.raises(NotTestedError, match="cudaGraphInstantiateWithFlags"):
-        opened.end_capture(stream)
+        cuda.end_capture(stream)
     assert library.fake_live() == 1
 
 
 @pytest.mark.parametrize("code", [0, 700])
-def test_a_capture_that_is_abandoned_leaves_nothing(opened, library, code):
-    stream = opened.create_stream()
-    opened.begin_capture(stream)
+def test_abandoned_capture_leaks_nothing(cuda, library, code):
+    stream = cuda.create_stream()
+    cuda.begin_capture(stream)
     library.fake_fail(b"cudaStreamEndCapture", code)
-    opened.abandon_capture(stream)
+    cuda.abandon_capture(stream)
     assert library.fake_live() == 1
-    opened.synchronize(stream)
+    cuda.synchronize(stream)
 
 
-def test_a_libcudart_without_a_function(opened):
-    class Old:
+def test_missing_function_names_the_expected_cuda(cuda):
+    class OldLibrary:
         def __getattr__(self, name: str) -> object:
             raise AttributeError(name)
 
     with pytest.raises(NotTestedError, match=r"this libcudart has no cudaMemGetInfo; expected CUDA 11.8"):
-        Cuda(Old()).memory()
+        Cuda(OldLibrary()).memory()
 
 
-# ---- which library
+# ---- search for the library
 
 
 @pytest.fixture
-def only(monkeypatch) -> Iterator[list[str]]:
-    """The libraries that are looked for."""
+def search_paths(monkeypatch) -> Iterator[list[str]]:
+    """The paths that are tried."""
     names: list[str] = []
-    monkeypatch.setattr(cuda, "_candidates", lambda: iter(names))
+    monkeypatch.setattr(cudart, "libcudart_paths", lambda: iter(names))
     return names
 
 
-def test_no_library_is_a_sentence_with_the_next_command(only):
-    only += ["libcudart.so.99"]
+def test_missing_libcudart_names_the_next_command(search_paths):
+    search_paths += ["libcudart.so.99"]
     with pytest.raises(NotTestedError, match=r"CUDA is not here.*apt-get install nvidia-jetpack.*edge-attn doctor"):
         open_cuda()
 
 
-def test_a_library_without_a_device(only, library, built):
-    only += [library._name]
+def test_library_without_device_is_skipped(search_paths, library, library_path):
+    search_paths += [library._name]
     library.fake_fail(b"cudaGetDeviceCount", 999)
     with pytest.raises(NotTestedError, match=r"no NVIDIA GPU that CUDA can use here: .*cudaErrorUnknown.*doctor"):
         open_cuda()
-    only += ["libcudart.so.99", str(built)]
-    assert cuda.device().name == "Orin"
+    search_paths += ["libcudart.so.99", str(library_path)]
+    assert open_cuda().gpu().name == "Orin"
 
 
-def test_where_it_is_looked_for(monkeypatch, tmp_path):
+def test_libcudart_paths_are_loader_toolkits_wheels(monkeypatch, tmp_path):
     wheel = tmp_path / "nvidia" / "cuda_runtime" / "lib" / "libcudart.so.12"
     wheel.parent.mkdir(parents=True)
     wheel.touch()
@@ -170,30 +170,31 @@ def test_where_it_is_looked_for(monkeypatch, tmp_path):
     for toolkit in toolkits:
         toolkit.parent.mkdir(parents=True)
         toolkit.touch()
-    found = list(cuda._candidates(tmp_path))
-    assert found[:4] == ["libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so"]
-    assert found[4:7] == list(map(str, toolkits))
-    assert str(wheel) in found
-    assert doctor_probes.candidates is cuda._candidates
+    paths = list(cudart.libcudart_paths(tmp_path))
+    assert paths[:4] == ["libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so"]
+    assert paths[4:7] == list(map(str, toolkits))
+    assert str(wheel) in paths
+    assert probes.libcudart_paths is cudart.libcudart_paths
 
 
-def test_the_real_library_has_every_function():
-    for name in cuda._candidates():
+def test_installed_libcudart_has_every_function():
+    for name in cudart.libcudart_paths():
         try:
             library = ctypes.CDLL(name)
         except OSError:
             continue
-        assert [function for function in (*cuda.FUNCTIONS, *cuda.WORDS) if not hasattr(library, function)] == [], name
+        functions = (*cudart.FUNCTIONS, *cudart.ERROR_TEXT_FUNCTIONS)
+        assert [function for function in functions if not hasattr(library, function)] == [], name
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(needs_gpu):
-    opened = open_cuda()
-    gpu = opened.gpu()
+def test_copies_round_trip_on_a_gpu(needs_gpu):
+    cuda = open_cuda()
+    gpu = cuda.gpu()
     assert gpu.name
     assert gpu.compute_capability >= (5, 0)
     assert 0 < gpu.free <= gpu.total
-    np.testing.assert_array_equal(everything(opened), np.arange(64))
+    np.testing.assert_array_equal(call_every_function(cuda), np.arange(64))
     with pytest.raises(NotTestedError, match="the GPU has too little memory: everything needs"):
-        opened.allocate(2 * gpu.total, "everything")
-    opened.gpu()
+        cuda.allocate(2 * gpu.total, "everything")
+    cuda.gpu()

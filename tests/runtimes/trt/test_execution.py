@@ -107,7 +107,7 @@ def test_an_engine_that_finds_no_memory_to_load_is_kept(monkeypatch, jetson, bun
 
     with monkeypatch.context() as patch:
         patch.setattr(fake_trt.Runtime, "deserialize_cuda_engine", forgets)
-        with pytest.raises(NotTestedError, match=r"does not load the engine of encoder.*close what else uses it"):
+        with pytest.raises(NotTestedError, match=r"does not load the engine of encoder.*close other programs"):
             jetson.open(bundle)
     jetson.open(bundle).close()
     assert len(jetson.built) == 2
@@ -146,7 +146,7 @@ def test_too_little_memory_for_a_context_is_a_sentence(monkeypatch, jetson, runt
         "tensorrt 10.3.0 makes no execution context for encoder: [virtualMemoryBuffer] OutOfMemory (no further "
         "information) ("
     )
-    assert str(caught.value).endswith("are free; close what else uses it, or choose smaller buckets)")
+    assert str(caught.value).endswith("are free; close other programs that use it, or choose smaller buckets)")
 
 
 def test_what_a_search_reads_comes_with_the_launch(jetson, runtime, sources):

@@ -148,7 +148,7 @@ def test_without_tensorrt_or_cuda_it_is_not_tested(monkeypatch, bundle, jetson):
         with pytest.raises(NotTestedError, match="does not load here"):
             open_runtime(bundle, name)
     monkeypatch.setattr(trt, "load_tensorrt", jetson.tensorrt)
-    monkeypatch.setattr("edge_attn.runtimes.trt.cudart._candidates", lambda: iter(()))
+    monkeypatch.setattr("edge_attn.runtimes.trt.cudart.libcudart_paths", lambda: iter(()))
     with pytest.raises(NotTestedError, match="CUDA is not here"):
         Trt(bundle)
 
