@@ -42,7 +42,7 @@ class FoldedSeq2Seq(nn.Module):
 
     def encode(self, source: Tensor, source_length: Tensor) -> tuple[Memory, State]:
         memory, state = self.model.encode(source, source_length)
-        folded = self.model.attention.fold(memory, self.get_buffer("context"))
+        folded = self.model.attention.project_values(memory, self.get_buffer("context"))
         assert folded is not None
         return folded, state
 
@@ -72,4 +72,4 @@ def fold_for_inference(model: Seq2Seq) -> FoldedSeq2Seq | Seq2Seq:
     with torch.no_grad():
         memory, _ = model.encode(source, length)
         weight = next(model.parameters()).new_zeros(1, size)
-        return model if model.attention.fold(memory, weight) is None else FoldedSeq2Seq(model)
+        return model if model.attention.project_values(memory, weight) is None else FoldedSeq2Seq(model)

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
-from edge_attn.models.layers.attention import Memory, State, make_attention
+from edge_attn.models.layers.attention import Attention, AttentionOptions, Memory, State
 from edge_attn.models.layers.recurrent import Cell
-from edge_attn.registry import CELLS, LAYERS, resolve
+from edge_attn.registry import ATTENTION_WRAPPERS, ATTENTIONS, CELLS, LAYERS, resolve
 from edge_attn.text.tokenizers import PAD
 
 
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         cell = config.encoder_cell or config.cell
         layer = resolve("cell", LAYERS, cell)
         self.layers = nn.ModuleList(layer(cell, size, config.encoder_hidden) for size in sizes)
-        self.ends: tuple[str, ...] = resolve("cell", CELLS, cell).ends
+        self.final_states: tuple[str, ...] = resolve("cell", CELLS, cell).final_states
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, source: Tensor, source_length: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -91,18 +91,17 @@ class Seq2Seq(nn.Module):
         size += features if config.input_feeding else 0
         sizes = [size] + [hidden] * (config.decoder_layers - 1)
         cell = resolve("cell", CELLS, config.cell)
-        options = [getattr(config, name) for name in cell.options]
-        self.cells = nn.ModuleList(cell(size, hidden, *options) for size in sizes)
+        self.cells = nn.ModuleList(cell.from_sizes(size, hidden, config.tape) for size in sizes)
         self.bridge = nn.ModuleDict()
         if config.bridge == "linear":
-            missing = set(cell.ends) - set(self.encoder.ends)
+            missing = set(cell.final_states) - set(self.encoder.final_states)
             if missing:
                 raise ConfigError(
                     f"cell = {config.cell!r} starts from the encoder's {min(missing)} state, which "
                     f"encoder_cell = {config.encoder_cell!r} does not have; use another, or bridge = 'none'"
                 )
             for layer in range(config.decoder_layers):
-                self.bridge.update({f"{name}_{layer}": nn.Linear(value, hidden) for name in cell.ends})
+                self.bridge.update({f"{name}_{layer}": nn.Linear(value, hidden) for name in cell.final_states})
         combined = hidden + value + (config.embedding if config.attend == "before" else 0)
         self.combine = nn.Linear(combined, features)
         self.output = nn.Linear(features, target_vocab)
@@ -118,10 +117,12 @@ class Seq2Seq(nn.Module):
         state = {f"attention.{name}": tensor for name, tensor in self.attention.start(memory).items()}
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, Cell)
-            given = {name: values.new_zeros(values.shape[0], 1, self.config.decoder_hidden) for name in cell.ends}
+            given = {
+                name: values.new_zeros(values.shape[0], 1, self.config.decoder_hidden) for name in cell.final_states
+            }
             if self.config.bridge == "linear":
                 for name in given:
-                    end = last[self.encoder.ends.index(name)]
+                    end = last[self.encoder.final_states.index(name)]
                     given[name] = torch.tanh(self.bridge[f"{name}_{layer}"](end))[:, None, :]
             state.update({f"{name}.{layer}": tensor for name, tensor in cell.start(given).items()})
         if self.config.input_feeding:
@@ -192,3 +193,36 @@ class Seq2Seq(nn.Module):
 def _of_layer(state: State, layer: int) -> State:
     """The part of the state that the decoder's cell of that layer handed on."""
     return {name.rpartition(".")[0]: tensor for name, tensor in state.items() if name.endswith(f".{layer}")}
+
+
+def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> Attention:
+    """Build the attention that `config` describes.
+
+    Raises:
+        ConfigError: the kind of attention cannot do what the configuration requires.
+    """
+    options = AttentionOptions(
+        query_size,
+        value_size,
+        config.attention_size,
+        config.normalizer,
+        config.heads,
+        config.positions,
+        config.window,
+        config.hard_training,
+    )
+    kind: type[Attention] = resolve("attention", ATTENTIONS, config.attention)
+    attention = kind.from_options(options)
+    attention.normalizer = options.normalizer
+    if options.normalizer != "softmax" and config.attention == "none":
+        raise ConfigError(f"normalizer = {options.normalizer!r} needs an attention, got attention = 'none'")
+    wrapper = "coverage" if config.coverage else config.focus
+    if wrapper == "global":
+        return attention
+    if not kind.has_energy:
+        raise ConfigError(
+            f"attention = {config.attention!r} has no energy for each source position, which {wrapper} needs; "
+            f"choose another attention"
+        )
+    wrapped: Attention = resolve("focus", ATTENTION_WRAPPERS, wrapper).wrap(attention, options)
+    return wrapped

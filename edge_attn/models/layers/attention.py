@@ -1,7 +1,7 @@
-"""Attention modules: a row of ATTENTIONS each. They remember weights, never a sentence.
+"""Attention layers, one row of ATTENTIONS each. They contain weights and no state of a sentence.
 
-`prepare` computes once per sentence what every step needs (the memory); `step` is one step's attention over it, with
-what the attention itself hands on from step to step (its state); `forward` is for those that hand on nothing.
+`prepare` computes once per sentence what every step needs (the memory). `step` attends for one target position; an
+attention with a recurrent state takes it and returns the next one. `forward` is for attentions without a state.
 
 Shapes:
     query (batch, tgt, query_size), values (batch, src, value_size), mask (batch, src), states (batch, tgt, ...)
@@ -11,67 +11,96 @@ Shapes:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.errors import ConfigError
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.normalizers import attend
-from edge_attn.registry import ATTENTION_WRAPPERS, ATTENTIONS, resolve
+from edge_attn.models.layers.normalizers import context_and_weights
 
 Memory = dict[str, Tensor]
 State = dict[str, Tensor]
 
 
-class Attention(nn.Module):
-    """A soft, global attention: a child says its energy and, where it has one, the op that does the whole of it."""
+@dataclass(frozen=True)
+class AttentionOptions:
+    """Sizes and options from which a model family builds an attention; each kind uses those that it needs."""
 
+    query_size: int
+    value_size: int
+    attention_size: int
+    """Size of the energy's hidden layer; the size of all heads together for multi-head attention."""
+    normalizer: str = "softmax"
+    heads: int = 4
+    """Heads of multi-head attention."""
+    positions: int = 100
+    """Source positions of location attention."""
+    window: int = 0
+    """D of local attention."""
+    hard_training: str = "straight-through"
+    """Training of hard attention: a name in TRAININGS."""
+
+
+class Attention(nn.Module):
+    """Soft, global attention. A subclass defines its energy and, if there is an op for it, `attend`."""
+
+    has_energy = True
+    """False for a kind without an energy for each source position; AttentionWrapper needs one."""
     normalizer = "softmax"
-    """From energies to weights: a name in NORMALIZERS."""
-    options: tuple[str, ...] = ()
-    """The keys of Seq2SeqConfig that its constructor takes beside the sizes."""
+    """Function from energies to weights: a name in NORMALIZERS."""
+
+    @classmethod
+    def from_options(cls, options: AttentionOptions) -> Attention:
+        """Build the attention from the options that this kind uses."""
+        return cls(options.query_size, options.value_size, options.attention_size)
 
     def prepare(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
-        """`summary` (batch, value_size) is the encoder's last state."""
+        """Return the memory of a sentence; `summary` (batch, value_size) is the encoder's last state."""
         return {"values": values, "mask": mask}
 
     def start(self, memory: Memory) -> State:
-        """What it hands on before the first step, each (batch, 1, ...)."""
+        """Return the state before the first step, each tensor (batch, 1, ...)."""
         return {}
 
     def energy(self, query: Tensor, memory: Memory) -> Tensor:
-        """e (batch, tgt, src), of kinds that have one."""
-        raise NotImplementedError  # none, pooling, multi-head: they never ask, and make_attention refuses what would
+        """Return e (batch, tgt, src) if `has_energy`."""
+        raise NotImplementedError
 
-    def whole(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Energy, softmax and context: of a kind that has an op of its own for them, that op."""
-        return attend(self.energy(query, memory), memory["values"], memory["mask"], "softmax")
+    def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return context and weights with softmax, by one op where this kind has one."""
+        return context_and_weights(self.energy(query, memory), memory["values"], memory["mask"], "softmax")
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
+        """Return context and weights; weights is None if the kind has none."""
         if self.normalizer == "softmax":
-            return self.whole(query, memory)
-        return attend(self.energy(query, memory), memory["values"], memory["mask"], self.normalizer)
+            return self.attend(query, memory)
+        return context_and_weights(self.energy(query, memory), memory["values"], memory["mask"], self.normalizer)
 
     def step(self, query: Tensor, memory: Memory, state: State) -> tuple[Tensor, Tensor | None, State]:
+        """Return context, weights and the next state."""
         return (*self(query, memory), state)
 
-    def fold(self, memory: Memory, weight: Tensor) -> Memory | None:
-        """The memory whose contexts come out multiplied by `weight` (size, value_size); None if there is none.
+    def project_values(self, memory: Memory, weight: Tensor) -> Memory | None:
+        """Return a memory whose contexts are multiplied by `weight` (size, value_size); None if this is impossible.
 
-        A context is a sum of values, so what it is multiplied with at each step can be done once per sentence.
+        A context is a weighted sum of values, so a product of each step's context becomes one product per sentence.
         """
-        keys = memory.get("keys", memory["values"])  # the values themselves, before they are folded
+        keys = memory.get("keys", memory["values"])  # without keys the unprojected values are the keys
         return {**memory, "keys": keys, "values": nn.functional.linear(memory["values"], weight)}
 
 
 class AttentionWrapper(Attention):
-    """What goes around an attention that has energies, `score`: its memory is that one's."""
+    """An attention over the energies of `score`, whose memory it uses."""
 
     def __init__(self, score: Attention) -> None:
         super().__init__()
         self.score = score
+
+    @classmethod
+    def wrap(cls, score: Attention, options: AttentionOptions) -> AttentionWrapper:
+        """Build the wrapper around `score` from the options that this kind uses."""
+        return cls(score)
 
     def prepare(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
         return self.score.prepare(values, mask, summary)
@@ -79,8 +108,8 @@ class AttentionWrapper(Attention):
     def energy(self, query: Tensor, memory: Memory) -> Tensor:
         return self.score.energy(query, memory)
 
-    def fold(self, memory: Memory, weight: Tensor) -> Memory | None:
-        return self.score.fold(memory, weight)
+    def project_values(self, memory: Memory, weight: Tensor) -> Memory | None:
+        return self.score.project_values(memory, weight)
 
 
 class Additive(Attention):
@@ -96,11 +125,11 @@ class Additive(Attention):
         return {"keys": self.keys(values), "values": values, "mask": mask}
 
     def energy(self, query: Tensor, memory: Memory, feature: Tensor | None = None) -> Tensor:
-        """`feature` (batch, tgt, src, attention_size) joins what the tanh is taken of."""
-        inner = self.query(query)[:, :, None, :] + memory["keys"][:, None, :, :]
+        """Return e (batch, tgt, src); `feature` (batch, tgt, src, attention_size) is added inside the tanh."""
+        inner = self.query(query)[:, :, None, :] + memory["keys"][:, None, :, :]  # (batch, tgt, src, attention_size)
         return torch.tanh(inner if feature is None else inner + feature) @ self.v
 
-    def whole(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         context, weights = torch_ops.additive_attention(
             self.query(query), memory["keys"], memory["values"], memory["mask"], self.v
         )
@@ -118,7 +147,7 @@ class Dot(Attention):
         keys = memory.get("keys", memory["values"])
         return self.scale * (query @ keys.transpose(1, 2))
 
-    def whole(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def attend(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         keys = memory.get("keys", memory["values"])
         context, weights = torch_ops.dot_attention(query, keys, memory["values"], memory["mask"], self.scale)
         return context, weights
@@ -144,7 +173,9 @@ class General(Dot):
 
 
 class NoAttention(Attention):
-    """The context is the encoder's last state, the same at every step (Cho et al. 2014)."""
+    """The context of every step is the encoder's last state (Cho et al. 2014)."""
+
+    has_energy = False
 
     def __init__(self, query_size: int, value_size: int, attention_size: int) -> None:
         super().__init__()
@@ -155,32 +186,5 @@ class NoAttention(Attention):
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         return memory["summary"][:, None, :].expand(-1, query.shape[1], -1), None
 
-    def fold(self, memory: Memory, weight: Tensor) -> Memory | None:
+    def project_values(self, memory: Memory, weight: Tensor) -> Memory | None:
         return {"summary": nn.functional.linear(memory["summary"], weight)}
-
-
-def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> Attention:
-    """The attention that `config` describes.
-
-    Raises:
-        ConfigError: it asks for what this kind cannot do.
-    """
-    given = {**vars(config), "query_size": query_size}
-
-    def make(kind: type[Attention], *first: object) -> Attention:
-        return kind(*first, **{name: given[name] for name in kind.options})
-
-    kind = resolve("attention", ATTENTIONS, config.attention)
-    made = make(kind, query_size, value_size, config.attention_size)
-    made.normalizer = config.normalizer
-    if made.normalizer != "softmax" and config.attention == "none":
-        raise ConfigError(f"normalizer = {made.normalizer!r} needs an attention, got attention = 'none'")
-    around = "coverage" if config.coverage else config.focus
-    if around == "global":
-        return made
-    if kind.energy is Attention.energy:
-        raise ConfigError(
-            f"attention = {config.attention!r} has no energy for each source position, which {around} needs; "
-            f"choose another attention"
-        )
-    return make(resolve("focus", ATTENTION_WRAPPERS, around), made)

@@ -1,10 +1,10 @@
-"""Keras' `Attention` and `AdditiveAttention` (https://keras.io/api/layers/attention_layers), and rows of ATTENTIONS.
+"""Keras' `Attention` and `AdditiveAttention` (https://keras.io/api/layers/attention_layers), also rows of ATTENTIONS.
 
     dot:      e_ij = scale * q_i^T k_j
     concat:   e_ij = concat_score_weight * sum_d tanh(scale * (q_i + k_j))_d
     additive: e_ij = sum_d scale_d tanh(q_i + k_j)_d
 
-The scale is 1 where there is none. The context is zero where the query's mask is False; its weights are not.
+Without a scale it is 1. The context is zero where the query's mask is False; the weights are not.
 
 Shapes:
     query (batch, tgt, size), value (batch, src, value_size), key (batch, src, size), query_mask (batch, tgt),
@@ -25,20 +25,20 @@ from edge_attn.models.layers.attention import Attention, Memory
 from edge_attn.models.layers.normalizers import softmax_attention
 
 PENALTY = 1e9
-"""Keras takes it from the energies of masked keys, so a query whose keys are all masked attends to all of them."""
+"""Keras subtracts it from the energies of masked keys, so a query with no key attends to all of them."""
 
 
 class KerasLayer(nn.Module, ABC):
-    """What both layers do with their energies."""
+    """Attention of both Keras layers over their energies."""
 
     def __init__(self, keras_empty_rows: bool) -> None:
         super().__init__()
         self.penalty = PENALTY if keras_empty_rows else 0.0
-        """Where 0, a query whose keys are all masked gives weights and context 0, as everywhere in this package."""
+        """0 gives a query with no key weights and context 0, as everywhere in this package."""
 
     @abstractmethod
     def energy(self, query: Tensor, key: Tensor) -> Tensor:
-        """e (batch, tgt, src)."""
+        """Return e (batch, tgt, src)."""
 
     def forward(
         self,
@@ -49,7 +49,19 @@ class KerasLayer(nn.Module, ABC):
         value_mask: Tensor | None = None,
         causal: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Context and weights; Keras' `return_attention_scores` is always on."""
+        """Return context (batch, tgt, value_size) and weights (batch, tgt, src), as with `return_attention_scores`.
+
+        Args:
+            query: Queries (batch, tgt, size).
+            value: Values (batch, src, value_size).
+            key: Keys (batch, src, size); the values if None.
+            query_mask: True for a real query (batch, tgt).
+            value_mask: True for a real key (batch, src).
+            causal: A query attends to no key after its own position.
+
+        Raises:
+            InputError: a mask has another type or number of axes.
+        """
         for name, mask in (("query_mask", query_mask), ("value_mask", value_mask)):
             if mask is not None and (mask.dtype != torch.bool or mask.ndim != 2):
                 raise InputError(
@@ -62,8 +74,9 @@ class KerasLayer(nn.Module, ABC):
         else:
             keep = value_mask[:, None, :]
         if causal:
-            source = torch.arange(value.shape[1], device=value.device)
-            keep = keep & (source <= torch.arange(query.shape[1], device=value.device)[:, None])
+            key_position = torch.arange(value.shape[1], device=value.device)
+            query_position = torch.arange(query.shape[1], device=value.device)
+            keep = keep & (key_position <= query_position[:, None])  # (batch or 1, tgt, src)
         context, weights = softmax_attention(energy, value, keep, self.penalty)
         if query_mask is not None:
             context = context.masked_fill(~query_mask[:, :, None], 0.0)
@@ -71,7 +84,7 @@ class KerasLayer(nn.Module, ABC):
 
 
 class KerasAttention(KerasLayer):
-    """`keras.layers.Attention`."""
+    """Layer `keras.layers.Attention`."""
 
     def __init__(self, use_scale: bool = False, score_mode: str = "dot", keras_empty_rows: bool = False) -> None:
         super().__init__(keras_empty_rows)
@@ -89,7 +102,7 @@ class KerasAttention(KerasLayer):
 
 
 class KerasAdditiveAttention(KerasLayer):
-    """`keras.layers.AdditiveAttention`; `size` is that of the queries and the keys."""
+    """Layer `keras.layers.AdditiveAttention`; `size` is the size of the queries and the keys."""
 
     def __init__(self, size: int, use_scale: bool = True, keras_empty_rows: bool = False) -> None:
         super().__init__(keras_empty_rows)
@@ -101,7 +114,7 @@ class KerasAdditiveAttention(KerasLayer):
 
 
 class KerasScore(Attention):
-    """A row of ATTENTIONS around a Keras layer. It projects nothing, so queries and values have one size."""
+    """A row of ATTENTIONS with a Keras layer. It has no projection, so queries and values have the same size."""
 
     layer: KerasLayer
 

@@ -3,7 +3,7 @@
     local-m:  p_t = t
     local-p:  p_t = S sigmoid(v^T tanh(W s_t)),  S the number of real tokens; and a Gaussian around p_t
 
-Weights are of the keys j with |j - p_t| <= D, positions counted from 0: edge_attn/ops/local.py.
+Only keys j with |j - p_t| <= D have weights. Positions count from 0, see edge_attn/ops/local.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edge_attn.config.validation import at_least, one_of
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Attention, AttentionWrapper, Memory, State
+from edge_attn.models.layers.attention import Attention, AttentionOptions, AttentionWrapper, Memory, State
 from edge_attn.models.layers.normalizers import NORMALIZERS, per_query, sparsemax
 from edge_attn.ops import local as local_op
 
@@ -35,22 +35,21 @@ def _windowed(
     return formula
 
 
-ATTENDS = {
+LOCAL_ATTENTIONS = {
     "softmax": torch_ops.register(local_op.OP, _windowed(torch_ops.masked_softmax)),
     "sparsemax": torch_ops.register(local_op.SPARSE_OP, _windowed(sparsemax)),
 }
-"""By the normalizer."""
+"""The op for each normalizer."""
 
 
 class Local(AttentionWrapper):
-    """The window; a child says where it stands.
+    """Attention in a window; a subclass computes its center.
 
     Raises:
-        ConfigError: a window below one, or a normalizer that is not there.
+        ConfigError: the window is less than one, or there is no such normalizer.
     """
 
     gaussian = 0
-    options: tuple[str, ...] = ("window", "normalizer")
 
     def __init__(self, score: Attention, window: int, normalizer: str = "softmax") -> None:
         super().__init__(score)
@@ -58,34 +57,37 @@ class Local(AttentionWrapper):
         one_of("normalizer", normalizer, NORMALIZERS)
         self.window, self.normalizer = window, normalizer
 
-    def around(self, position: Tensor, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Context and weights of windows around `position` (batch, tgt, 1)."""
+    @classmethod
+    def wrap(cls, score: Attention, options: AttentionOptions) -> Local:
+        return cls(score, options.window, options.normalizer)
+
+    def attend_at(self, position: Tensor, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return context and weights of windows centered at `position` (batch, tgt, 1)."""
         energy = self.energy(query, memory)
-        op, mask = ATTENDS[self.normalizer], per_query(memory["mask"])
+        op, mask = LOCAL_ATTENTIONS[self.normalizer], per_query(memory["mask"])
         context, weights = op(energy, position, memory["values"], mask, self.window, self.gaussian)
         return context, weights
 
 
 class Monotonic(Local):
-    """local-m. `forward` takes its queries for the whole target, from its first position on; `step` counts."""
+    """local-m. `forward` takes the queries of all target positions from the first on; `step` counts the positions."""
 
     def start(self, memory: Memory) -> State:
         values = memory["values"]
         return {"position": values.new_zeros(values.shape[0], 1, 1)}
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        count = torch.arange(query.shape[1], dtype=query.dtype, device=query.device)
-        return self.around(count[None, :, None].expand(query.shape[0], -1, -1), query, memory)
+        position = torch.arange(query.shape[1], dtype=query.dtype, device=query.device)
+        return self.attend_at(position[None, :, None].expand(query.shape[0], -1, -1), query, memory)
 
     def step(self, query: Tensor, memory: Memory, state: State) -> tuple[Tensor, Tensor | None, State]:
-        return (*self.around(state["position"], query, memory), {"position": state["position"] + 1.0})
+        return (*self.attend_at(state["position"], query, memory), {"position": state["position"] + 1.0})
 
 
 class Predictive(Local):
-    """local-p: p_t is predicted from the decoder's state, and needs none of its own."""
+    """local-p. It predicts p_t from the decoder's state and has no state itself."""
 
     gaussian = 1
-    options = ("window", "query_size", "attention_size", "normalizer")
 
     def __init__(
         self, score: Attention, window: int, query_size: int, attention_size: int, normalizer: str = "softmax"
@@ -94,10 +96,14 @@ class Predictive(Local):
         self.inner = nn.Linear(query_size, attention_size, bias=False)
         self.v = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / math.sqrt(attention_size))
 
+    @classmethod
+    def wrap(cls, score: Attention, options: AttentionOptions) -> Predictive:
+        return cls(score, options.window, options.query_size, options.attention_size, options.normalizer)
+
     def position(self, query: Tensor, memory: Memory) -> Tensor:
-        """p_t (batch, tgt, 1), between 0 and S."""
+        """Return p_t (batch, tgt, 1), between 0 and S."""
         length = per_query(memory["mask"]).sum(-1, keepdim=True)
         return length * torch.sigmoid(torch.tanh(self.inner(query)) @ self.v)[:, :, None]
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        return self.around(self.position(query, memory), query, memory)
+        return self.attend_at(self.position(query, memory), query, memory)

@@ -1,7 +1,7 @@
-"""Long short-term memory-networks (Cheng et al. 2016, https://arxiv.org/abs/1601.06733): an encoder's layer, a cell.
+"""Long short-term memory-networks (Cheng et al. 2016, https://arxiv.org/abs/1601.06733): encoder layer and cell.
 
-Equations: edge_attn/ops/intra_attention.py. An encoder-decoder of both, with the usual attention between them, is the
-paper's shallow fusion.
+Equations: edge_attn/ops/intra_attention.py. An encoder-decoder of both, with an attention between them, is the paper's
+shallow fusion.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from torch import Tensor, nn
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import State
 from edge_attn.models.layers.recurrent import Cell, glorot, lstm_step
-from edge_attn.models.layers.state_buffer import append, real, rows
+from edge_attn.models.layers.state_buffer import append, filled_slots, flatten_beams
 from edge_attn.ops import intra_attention as op
 
 
 def _intra_attention(
     x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor, u: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tape grows with the steps, so it is nowhere masked."""
+    """The tape has only past states, so no mask is needed."""
     time, hidden = x.shape[1], r.shape[1]
     blocks = [4 * hidden, len(u)]
-    query, keys = x.new_zeros(len(x), len(u)), x.new_zeros(len(x), 0, len(u))
-    states = x.new_zeros(len(x), 0, 2 * hidden)
-    shares = []
-    for t, now in enumerate(nn.functional.linear(x, w, b).unbind(1)):
-        gates, asked = torch.split(now, blocks, -1)
-        share = (torch.tanh(keys + (asked + query)[:, None]) @ v).softmax(-1)
-        shares.append(nn.functional.pad(share, (0, time - t)))
-        summary, cell = (share[:, None] @ states)[:, 0].chunk(2, -1)
+    query, keys = x.new_zeros(len(x), len(u)), x.new_zeros(len(x), 0, len(u))  # (batch, attn), (batch, t, attn)
+    states = x.new_zeros(len(x), 0, 2 * hidden)  # (batch, t, 2 hidden)
+    rows = []
+    for t, projected in enumerate(nn.functional.linear(x, w, b).unbind(1)):
+        gates, query_from_x = torch.split(projected, blocks, -1)
+        row = (torch.tanh(keys + (query_from_x + query)[:, None]) @ v).softmax(-1)  # (batch, t)
+        rows.append(nn.functional.pad(row, (0, time - t)))
+        summary, cell = (row[:, None] @ states)[:, 0].chunk(2, -1)
         from_summary, query = torch.split(nn.functional.linear(summary, r), blocks, -1)
         h, c = lstm_step(gates + from_summary, cell)
         keys = torch.cat([keys, nn.functional.linear(h, u)[:, None]], 1)
         states = torch.cat([states, torch.cat([h, c], -1)[:, None]], 1)
-    inside = (torch.arange(time, device=x.device) < lengths[:, None])[:, :, None]
+    inside = (torch.arange(time, device=x.device) < lengths[:, None])[:, :, None]  # (batch, src, 1)
     states = states.masked_fill(~inside, 0.0)
-    ends = states[torch.arange(len(x), device=x.device), lengths.clamp(min=1) - 1]
-    last, last_cell = (end.clone() for end in ends.chunk(2, -1))  # an op's outputs share no memory
-    weights = torch.stack(shares, 1).masked_fill(~inside, 0.0)
+    final = states[torch.arange(len(x), device=x.device), lengths.clamp(min=1) - 1]
+    last, last_cell = (state.clone() for state in final.chunk(2, -1))  # an op's outputs share no memory
+    weights = torch.stack(rows, 1).masked_fill(~inside, 0.0)  # (batch, src, src)
     return states[..., :hidden].clone(), last, last_cell, weights
 
 
@@ -56,15 +56,15 @@ def _v(*directions: int, size: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*directions, size).uniform_(-1, 1) / math.sqrt(size))
 
 
-def _turned(x: Tensor, lengths: Tensor) -> Tensor:
-    """Each row (batch, src, size) from its last element to its first, its padding left where it is."""
+def _reversed(x: Tensor, lengths: Tensor) -> Tensor:
+    """Return x (batch, src, size) with the real elements of each row in reverse order and the padding unchanged."""
     positions, lengths = torch.arange(x.shape[1], device=x.device), lengths[:, None]
     index = torch.where(positions < lengths, lengths - 1 - positions, positions)
     return torch.gather(x, 1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 class LstmnLayer(nn.Module):
-    """One bidirectional layer; the second direction reads each row from its own last element. Its attn is its hidden.
+    """One bidirectional layer with attn = hidden; the second direction reads each row from its last element.
 
     `cell` is the name of its row in LAYERS.
 
@@ -81,22 +81,21 @@ class LstmnLayer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         first, second = (
-            intra_attention(way, lengths, self.w[d], self.r[d], self.b[d], self.u[d], self.v[d])
-            for d, way in enumerate((x, _turned(x, lengths)))
+            intra_attention(x_d, lengths, self.w[d], self.r[d], self.b[d], self.u[d], self.v[d])
+            for d, x_d in enumerate((x, _reversed(x, lengths)))
         )
-        output = torch.cat([first[0], _turned(second[0], lengths)], -1)
+        output = torch.cat([first[0], _reversed(second[0], lengths)], -1)
         return output, tuple(torch.cat([first[i], second[i]], -1) for i in (1, 2))
 
 
 class LstmnCell(Cell):
-    """One step. The tape has `tape` slots: of more past states than that it forgets the oldest.
+    """One step. The tape has `tape` slots and drops the oldest of more past states.
 
-    What a decoder starts from is the tape's first entry. With the hidden states go their keys W_h h, made once; with
-    the tape goes W_h~ h~, the summary's part of the next query.
+    The decoder's initial state is the tape's first entry. The state also contains the keys W_h h, computed once, and
+    W_h~ h~, the summary's part of the next query.
     """
 
-    ends = ("hidden", "cell")
-    options = ("tape",)
+    final_states = ("hidden", "cell")
 
     def __init__(self, size: int, hidden: int, tape: int) -> None:
         super().__init__()
@@ -105,8 +104,12 @@ class LstmnCell(Cell):
         self.bias = nn.Parameter(torch.zeros(5 * hidden))
         self.u, self.v = glorot(hidden, hidden, gates=1), _v(size=hidden)
 
-    def start(self, given: State) -> State:
-        h, c = given["hidden"], given["cell"]
+    @classmethod
+    def from_sizes(cls, size: int, hidden: int, tape: int) -> LstmnCell:
+        return cls(size, hidden, tape)
+
+    def start(self, initial: State) -> State:
+        h, c = initial["hidden"], initial["cell"]
         batch, beam, hidden = h.shape
         empty = {
             "keys": h.new_zeros(batch, beam, self.tape, hidden),
@@ -114,10 +117,10 @@ class LstmnCell(Cell):
             "query": torch.zeros_like(h),
             "count": torch.zeros_like(h[..., :1], dtype=torch.long),
         }
-        return {**empty, **self._written(empty, h, c)}
+        return {**empty, **self._appended(empty, h, c)}
 
-    def _written(self, state: State, h: Tensor, c: Tensor) -> State:
-        """What of the state h and c change."""
+    def _appended(self, state: State, h: Tensor, c: Tensor) -> State:
+        """Return the parts of the state that change when h and c are appended."""
         return {
             "keys": append(state["keys"], nn.functional.linear(h, self.u)),
             "states": append(state["states"], torch.cat([h, c], -1)),
@@ -133,12 +136,12 @@ class LstmnCell(Cell):
 
     def forward(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
         blocks = [4 * len(self.v), len(self.v)]
-        gates, asked = torch.split(projected, blocks, -1)
-        query, slots = asked + state["query"], real(state["count"], state["states"])
-        read, _ = torch_ops.additive_attention(
-            rows(query)[:, None], *map(rows, (state["keys"], state["states"], slots)), self.v
+        gates, query_from_x = torch.split(projected, blocks, -1)
+        query, slots = query_from_x + state["query"], filled_slots(state["count"], state["states"])
+        context, _ = torch_ops.additive_attention(
+            flatten_beams(query)[:, None], *map(flatten_beams, (state["keys"], state["states"], slots)), self.v
         )
-        summary, cell = read.reshape(*query.shape[:2], -1).chunk(2, -1)
+        summary, cell = context.reshape(*query.shape[:2], -1).chunk(2, -1)
         from_summary, next_query = torch.split(nn.functional.linear(summary, self.r), blocks, -1)
         h, c = lstm_step(gates + from_summary, cell)
-        return h, {**self._written(state, h, c), "query": next_query}
+        return h, {**self._appended(state, h, c), "query": next_query}

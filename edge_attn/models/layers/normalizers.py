@@ -1,4 +1,4 @@
-"""From energies to weights: softmax or sparsemax, over the energies of any score."""
+"""Functions from the energies of any score to attention weights: softmax or sparsemax."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ NORMALIZERS = ("softmax", "sparsemax")
 
 
 def sparsemax(energy: Tensor, mask: Tensor) -> Tensor:
-    """Sparsemax over the last axis where `mask` is True; a row with no key gives zeros.
+    """Return the sparsemax over the last axis where `mask` is True; zeros for a row with no key.
 
-    The gradient is that of the support as it stands (Martins and Astudillo 2016, equation 9).
+    The gradient takes the support as constant (Martins and Astudillo 2016, equation 9).
     """
-    none = ~mask.any(-1, keepdim=True)
-    top = energy.detach().masked_fill(~(mask | none), float("-inf")).amax(-1, keepdim=True)
+    no_key = ~mask.any(-1, keepdim=True)
+    top = energy.detach().masked_fill(~(mask | no_key), float("-inf")).amax(-1, keepdim=True)
     z = (energy - top).masked_fill(~mask, 0.0)
-    fixed = z.detach()
-    larger = (fixed.unsqueeze(-2) - fixed.unsqueeze(-1)).clamp(min=0.0).masked_fill(~mask.unsqueeze(-2), 0.0)
+    constant_z = z.detach()
+    # larger (..., src, src): max(z_i - z_j, 0) with j in the row and i in the column
+    larger = (constant_z.unsqueeze(-2) - constant_z.unsqueeze(-1)).clamp(min=0.0).masked_fill(~mask.unsqueeze(-2), 0.0)
     support = mask & (larger.sum(-1) < 1.0)
     size = support.sum(-1, keepdim=True).clamp(min=1)
     tau = (z.masked_fill(~support, 0.0).sum(-1, keepdim=True) - 1.0) / size
@@ -30,8 +31,8 @@ def sparsemax(energy: Tensor, mask: Tensor) -> Tensor:
 
 def _softmax(energy: Tensor, values: Tensor, mask: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     if penalty:
-        none = ~mask.any(-1, keepdim=True)
-        weights = torch_ops.masked_softmax((energy - penalty).where(none, energy), mask | none)
+        no_key = ~mask.any(-1, keepdim=True)
+        weights = torch_ops.masked_softmax((energy - penalty).where(no_key, energy), mask | no_key)
     else:
         weights = torch_ops.masked_softmax(energy, mask)
     return weights @ values, weights
@@ -47,13 +48,18 @@ sparsemax_attention = torch_ops.register(sparsemax_op.OP, _sparsemax)
 
 
 def per_query(mask: Tensor) -> Tensor:
-    """(batch, src) or (batch, queries, src) -> (batch, queries, src)."""
+    """Return a mask (batch, queries, src) from one of shape (batch, src) or (batch, queries, src)."""
     return mask[:, None, :] if mask.dim() == 2 else mask
 
 
-def attend(energy: Tensor, values: Tensor, mask: Tensor, normalizer: str) -> tuple[Tensor, Tensor]:
-    """energy (batch, tgt, src), values (batch, src, value), mask (batch, src) or (batch, queries, src)
-    -> context (batch, tgt, value), weights (batch, tgt, src).
+def context_and_weights(energy: Tensor, values: Tensor, mask: Tensor, normalizer: str) -> tuple[Tensor, Tensor]:
+    """Return context (batch, tgt, value) and weights (batch, tgt, src).
+
+    Args:
+        energy: Energies (batch, tgt, src).
+        values: Values (batch, src, value).
+        mask: True for a real key, (batch, src) or (batch, queries, src) with queries = tgt or 1.
+        normalizer: A name in NORMALIZERS.
 
     Raises:
         ConfigError: there is no such normalizer.

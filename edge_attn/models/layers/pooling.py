@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import Attention, Memory
+from edge_attn.models.layers.normalizers import context_and_weights
 from edge_attn.ops import pooling
 
 
@@ -26,7 +27,7 @@ attention_pooling = torch_ops.register(pooling.OP, _pooling)
 
 
 class Pooling(nn.Module):
-    """A sequence as the sum of its elements, each with a weight of its own; a sequence of none is zero."""
+    """Weighted sum of the elements of a sequence; zero for an empty one."""
 
     def __init__(self, value_size: int, attention_size: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Pooling(nn.Module):
         self.u = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / math.sqrt(attention_size))
 
     def energy(self, values: Tensor) -> Tensor:
-        """e (batch, src)."""
+        """Return e (batch, src)."""
         energy: Tensor = torch.tanh(self.hidden(values)) @ self.u
         return energy
 
@@ -44,7 +45,9 @@ class Pooling(nn.Module):
 
 
 class PooledAttention(Attention):
-    """The pooled source is the context of every step: it is made once per sentence, whatever the query asks."""
+    """The pooled source is the context of every step. It is computed once per sentence and ignores the query."""
+
+    has_energy = False
 
     def __init__(self, query_size: int, value_size: int, attention_size: int) -> None:
         super().__init__()
@@ -54,16 +57,14 @@ class PooledAttention(Attention):
         if self.normalizer == "softmax":
             context, weights = self.pooling(values, mask)
         else:
-            from edge_attn.models.layers.normalizers import attend
-
             energy = self.pooling.energy(values)[:, None, :]
-            context, weights = (x[:, 0] for x in attend(energy, values, mask, self.normalizer))
+            context, weights = (x[:, 0] for x in context_and_weights(energy, values, mask, self.normalizer))
         return {"summary": context, "weights": weights}
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        """The same at every target position."""
+        """Return the same context and weights for each target position."""
         context, weights = (memory[name][:, None, :].expand(-1, query.shape[1], -1) for name in ("summary", "weights"))
         return context, weights
 
-    def fold(self, memory: Memory, weight: Tensor) -> Memory | None:
+    def project_values(self, memory: Memory, weight: Tensor) -> Memory | None:
         return {**memory, "summary": nn.functional.linear(memory["summary"], weight)}

@@ -1,6 +1,6 @@
-"""Recurrent layers over whole sequences (with lengths) and cells for one step.
+"""Recurrent layers over sequences with lengths, and cells for one step.
 
-Parameters stand in ONNX's gate order (GRU: z, r, h; LSTM: i, o, f, c), so an exported graph holds them as they are.
+Parameters are in ONNX's gate order (GRU: z, r, h; LSTM: i, o, f, c), so an exported graph contains them unchanged.
 
 GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078; reset after the product, as in cuDNN and torch):
 
@@ -27,13 +27,13 @@ State = dict[str, Tensor]
 
 
 def glorot(*shape: int, gates: int) -> nn.Parameter:
-    """(..., gates * hidden, size), each gate's block with Glorot and Bengio's uniform bound (2010)."""
+    """Return a parameter (..., gates * hidden, size), each gate with the uniform bound of Glorot and Bengio (2010)."""
     bound = math.sqrt(6.0 / (shape[-2] // gates + shape[-1]))
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
 
 
 class RecurrentLayer(nn.Module):
-    """One bidirectional layer.
+    """One bidirectional layer; `cell` is gru or lstm.
 
     Shapes:
         x (batch, src, size), lengths (batch) int64
@@ -56,7 +56,7 @@ class RecurrentLayer(nn.Module):
 
 
 def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """The next hidden and cell state, from the sums that the gates are made of, (..., 4 hidden)."""
+    """Return the next hidden and cell state; `gates` (..., 4 hidden) are the sums before the nonlinearities."""
     hidden = cell.shape[-1]
     i, o, f = torch.sigmoid(gates[..., : 3 * hidden]).chunk(3, -1)
     cell = f * cell + i * torch.tanh(gates[..., 3 * hidden :])
@@ -66,29 +66,32 @@ def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 class Cell(nn.Module, ABC):
     """One step of a recurrent layer; states are (batch, beam, ...).
 
-    What of the input enters is linear in it, so `projected` = W x + b is made by whoever knows x, or a part of it.
+    The cell takes `projected` = W x + b, so that a caller can compute parts of this sum once per sentence.
     """
 
-    ends: tuple[str, ...] = ("hidden",)
-    """The states in which an encoder ends and from which a decoder may start."""
-    options: tuple[str, ...] = ()
-    """The keys of Seq2SeqConfig that its constructor takes after the sizes."""
+    final_states: tuple[str, ...] = ("hidden",)
+    """Names of the final states of an encoder layer with this cell, from which a decoder cell can start."""
 
-    def start(self, given: State) -> State:
-        """The first state from `ends`, each (batch, 1, hidden)."""
-        return given
+    @classmethod
+    def from_sizes(cls, size: int, hidden: int, tape: int) -> Cell:
+        """Build the cell; `tape` is the number of slots of an LSTMN cell."""
+        return cls(size, hidden)
+
+    def start(self, initial: State) -> State:
+        """Return the first state from one tensor (batch, 1, hidden) for each of `final_states`."""
+        return initial
 
     def query(self, state: State) -> Tensor:
-        """Its last output (batch, beam, hidden), with which an attention before the cell asks."""
+        """Return the last output (batch, beam, hidden), the query of an attention before the cell."""
         return state["hidden"]
 
     @abstractmethod
     def projection(self) -> tuple[Tensor, Tensor]:
-        """W (rows, size) and b (rows)."""
+        """Return W (rows, size) and b (rows)."""
 
     @abstractmethod
     def forward(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
-        """projected (batch, beam, rows) -> output (batch, beam, hidden), the next state."""
+        """Return the output (batch, beam, hidden) and the next state from `projected` (batch, beam, rows)."""
 
 
 class GruCell(Cell):
@@ -111,7 +114,7 @@ class GruCell(Cell):
 
 
 class LstmCell(Cell):
-    ends = ("hidden", "cell")
+    final_states = ("hidden", "cell")
 
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""A tape of fixed length: what a step keeps of the steps before it, as a state whose size does not change.
+"""A buffer of fixed length for the past states that a step reads, so that the size of the state does not change.
 
-A state that grows can be carried neither by an ONNX Loop in TensorRT nor in a buffer of one size. Here the newest entry
-stands last and the others move up by one; when the tape is full the oldest is forgotten. `count` says how many entries
-were ever made, and so which slots are real.
+A state that grows cannot pass through an ONNX Loop in TensorRT, nor stay in a buffer of one size. The newest entry is
+in the last slot and the others move up by one. A full buffer drops its oldest entry. `count` is the number of entries
+ever appended, so it defines which slots are filled.
 
 Shapes:
-    tape (batch, beam, slots, size), new (batch, beam, size), count (batch, beam, 1) int64
+    buffer (batch, beam, slots, size), new (batch, beam, size), count (batch, beam, 1) int64
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 
-def append(tape: Tensor, new: Tensor) -> Tensor:
-    """The tape with `new` as its newest entry."""
-    return torch.cat([tape[:, :, 1:], new[:, :, None]], 2)
+def append(buffer: Tensor, new: Tensor) -> Tensor:
+    """Return the buffer with `new` as its newest entry."""
+    return torch.cat([buffer[:, :, 1:], new[:, :, None]], 2)
 
 
-def real(count: Tensor, tape: Tensor) -> Tensor:
-    """Which slots hold an entry: (batch, beam, slots) bool."""
-    slots = tape.shape[2]
-    return torch.arange(slots, device=tape.device) >= slots - count
+def filled_slots(count: Tensor, buffer: Tensor) -> Tensor:
+    """Return which slots contain an entry: (batch, beam, slots) bool."""
+    slots = buffer.shape[2]
+    return torch.arange(slots, device=buffer.device) >= slots - count
 
 
-def rows(x: Tensor) -> Tensor:
-    """(batch, beam, ...) as (batch * beam, ...): to an attention over a tape each hypothesis is a row of its own."""
+def flatten_beams(x: Tensor) -> Tensor:
+    """Return x (batch, beam, ...) as (batch * beam, ...), because each hypothesis attends to its own buffer."""
     return x.flatten(0, 1)

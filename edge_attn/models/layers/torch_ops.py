@@ -1,7 +1,7 @@
-"""The torch writing of each op of the domain `edge_attn`: one formula, differentiable, one node when exported.
+"""The torch implementation of each op of the domain `edge_attn`: one formula, differentiable, one node when exported.
 
-Each formula is plain torch. While gradients are recorded it runs as it stands, so autograd differentiates it; otherwise
-it runs behind `torch.ops.edge_attn.<name>`, which `torch.export` keeps as a single node. Equations, papers and shapes:
+Each formula is plain torch. If gradients are recorded, it runs directly and autograd differentiates it. If not, it
+runs as `torch.ops.edge_attn.<name>`, which `torch.export` keeps as a single node. Equations, papers and shapes:
 edge_attn/ops, one op a file.
 """
 
@@ -22,22 +22,22 @@ from edge_attn.ops import lstm as lstm_op
 _LIBRARY = torch.library.Library("edge_attn", "DEF")
 _TYPES = {float: "float", int: "int", str: "str"}
 REGISTERED: dict[str, Any] = {}
-"""By the op's name: the overload of torch.ops.edge_attn that the export looks for."""
+"""Op name to the overload of torch.ops.edge_attn that the export replaces."""
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-"""By the op's name: what `register` gave."""
+"""Op name to the function that `register` returned."""
 
 
 def register(op: Op, formula: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """The op as a torch function: its inputs, then its attributes, by position.
+    """Return the op as a torch function that takes its inputs, then its attributes, by position.
 
-    `fake` gives tensors of the right shapes; None where `formula` itself runs on tensors without data.
-    What it gives raises InputError on a mask of the wrong type or shape.
+    The function raises InputError for a mask of the wrong type or shape. `fake` returns tensors of the right shapes;
+    None if `formula` itself runs on tensors without data.
     """
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", op.name).lower()
-    taken = [f"Tensor {key}" for key in op.inputs]
-    taken += [f"{_TYPES[type(value)]} {key}" for key, value in op.attributes.items()]
-    given = ", ".join(["Tensor"] * len(op.outputs))
-    _LIBRARY.define(f"{name}({', '.join(taken)}) -> ({given})")
+    parameters = [f"Tensor {key}" for key in op.inputs]
+    parameters += [f"{_TYPES[type(value)]} {key}" for key, value in op.attributes.items()]
+    returns = ", ".join(["Tensor"] * len(op.outputs))
+    _LIBRARY.define(f"{name}({', '.join(parameters)}) -> ({returns})")
 
     def differentiable(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
@@ -59,12 +59,12 @@ def register(op: Op, formula: Callable[..., Any], fake: Callable[..., Any] | Non
     return function
 
 
-def _check_mask(name: str, given: dict[str, Tensor]) -> None:
-    """A mask is (batch, src), or (batch, tgt or 1, src) beside energies, and says True where a token is real."""
-    mask, (batch, src) = given["mask"], given["values"].shape[:2]
+def _check_mask(name: str, inputs: dict[str, Tensor]) -> None:
+    """Check that the mask is bool of shape (batch, src), or (batch, tgt or 1, src) for an op over energies."""
+    mask, (batch, src) = inputs["mask"], inputs["values"].shape[:2]
     if mask.dtype != torch.bool:
         raise InputError(f"{name}: the mask must be of type bool, True = a real token, got {mask.dtype}")
-    queries = (1, given["energy"].shape[1]) if "energy" in given else ()
+    queries = (1, inputs["energy"].shape[1]) if "energy" in inputs else ()
     fits = mask.ndim == (3 if queries else 2) and mask.shape[0] == batch and mask.shape[-1] == src
     if not fits or (queries and mask.shape[1] not in queries):
         shape = f"(batch, {'tgt or 1, ' if queries else ''}src)"
@@ -74,9 +74,9 @@ def _check_mask(name: str, given: dict[str, Tensor]) -> None:
 
 
 def masked_softmax(energy: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis where `mask` is True; a row with no key gives zeros, and no NaN in its gradient."""
-    none = ~mask.any(-1, keepdim=True)
-    return energy.masked_fill(~(mask | none), float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
+    """Return the softmax over the last axis where `mask` is True; zeros, in the gradient too, for a row with no key."""
+    no_key = ~mask.any(-1, keepdim=True)
+    return energy.masked_fill(~(mask | no_key), float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
 
 
 def _attend(energy: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,12 +97,15 @@ dot_attention = register(dot.OP, _dot)
 
 
 def _torch_order(weight: Tensor, gates: tuple[int, ...]) -> Tensor:
-    """Rows of ONNX's gate order (GRU z r h, LSTM i o f c) in torch's (GRU r z n, LSTM i f g o)."""
+    """Return the rows of ONNX's gate order (GRU z r h, LSTM i o f c) in torch's order (GRU r z n, LSTM i f g o)."""
     blocks = weight.chunk(len(gates))
     return torch.cat([blocks[g] for g in gates])
 
 
-def _packed(kernel: Callable[..., Any], gates: tuple[int, ...], states: int, args: tuple[Tensor, ...]) -> list[Tensor]:
+def _run_packed(
+    kernel: Callable[..., Any], gates: tuple[int, ...], states: int, args: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """Run torch's `kernel` on packed sequences; `gates` maps torch's gate order to ONNX's."""
     x, lengths, w, r, b = args
     directions, hidden = w.shape[0], r.shape[2]
     batch, time = x.shape[:2]
@@ -123,30 +126,31 @@ def _packed(kernel: Callable[..., Any], gates: tuple[int, ...], states: int, arg
         batch_first=True,
         total_length=time,
     )
-    some = (lengths > 0)[:, None]
-    ends = [final[:, packed.unsorted_indices].transpose(0, 1).reshape(batch, -1) for final in finals]
-    return [output.masked_fill(~some[:, :, None], 0.0), *(end.masked_fill(~some, 0.0) for end in ends)]
+    nonempty = (lengths > 0)[:, None]
+    # each of finals: (directions, batch, hidden) in sorted order -> (batch, directions * hidden)
+    finals = [final[:, packed.unsorted_indices].transpose(0, 1).reshape(batch, -1) for final in finals]
+    return [output.masked_fill(~nonempty[:, :, None], 0.0), *(final.masked_fill(~nonempty, 0.0) for final in finals)]
 
 
 def _gru(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(_packed(torch._VF.gru, (1, 0, 2), 1, args[:5]))
+    return tuple(_run_packed(torch._VF.gru, (1, 0, 2), 1, args[:5]))
 
 
 def _lstm(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(_packed(torch._VF.lstm, (0, 2, 3, 1), 2, args[:5]))
+    return tuple(_run_packed(torch._VF.lstm, (0, 2, 3, 1), 2, args[:5]))
 
 
 def _recurrent_fake(states: int) -> Callable[..., tuple[Tensor, ...]]:
     def fake(x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, ...]:
         width = w.shape[0] * r.shape[2]
-        ends = (x.new_empty(x.shape[0], width) for _ in range(states))
-        return (x.new_empty(x.shape[0], x.shape[1], width), *ends)
+        finals = (x.new_empty(x.shape[0], width) for _ in range(states))
+        return (x.new_empty(x.shape[0], x.shape[1], width), *finals)
 
     return fake
 
 
 def _with_attributes(op: Callable[..., Any]) -> Callable[..., Any]:
-    """The op with the attributes that its weights' shapes say."""
+    """Return the op with its attributes from the shapes of its weights."""
 
     def call(x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor) -> Any:
         return op(x, lengths, w, r, b, r.shape[2], {1: "forward", 2: "bidirectional"}[w.shape[0]])

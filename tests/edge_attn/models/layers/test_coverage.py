@@ -13,10 +13,10 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import graphs
-from edge_attn.models.layers.attention import Additive, Attention, Memory, State, make_attention
+from edge_attn.models.layers.attention import Additive, Attention, Memory, State
 from edge_attn.models.layers.coverage import Coverage
-from edge_attn.models.layers.normalizers import NORMALIZERS, attend
-from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.models.layers.normalizers import NORMALIZERS, context_and_weights
+from edge_attn.models.seq2seq import Seq2Seq, make_attention
 from edge_attn.ops import masked_softmax
 from edge_attn.parity import golden, recorder
 from edge_attn.reference import Reference
@@ -126,7 +126,7 @@ def test_every_other_score_has_it_added_to_its_energy(name: str, normalizer: str
     contexts, weights, _ = steps(module, queries, memory)
     for query, context, weight in zip(queries, contexts, weights, strict=True):
         energy = module.score.energy(query, memory) - 0.7 * covered
-        torch.testing.assert_close((context, weight), attend(energy, values, memory["mask"], normalizer))
+        torch.testing.assert_close((context, weight), context_and_weights(energy, values, memory["mask"], normalizer))
         covered += weight
 
 
@@ -164,7 +164,7 @@ def test_gradients_are_right_and_reach_every_parameter(name: str) -> None:
 def test_folded_contexts_are_those_multiplied_by_the_weight(name: str) -> None:
     module, (queries, values) = coverage(name), sentence()
     memory, weight = module.prepare(values, MASK, values[:, 0]), torch.randn(2, SIZE).double()
-    folded = module.fold(memory, weight)
+    folded = module.project_values(memory, weight)
     assert folded is not None
     contexts, weights, _ = steps(module, queries, memory)
     torch.testing.assert_close(steps(module, queries, folded)[:2], ([c @ weight.T for c in contexts], weights))

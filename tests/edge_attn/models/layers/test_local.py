@@ -101,7 +101,7 @@ def test_the_window_holds_both_its_ends_and_ends_at_the_sentence(
     module = local("local-m", "dot", window).to(dtype)
     query, values = torch.zeros(1, 1, HIDDEN, dtype=dtype), random_tensor(1, SRC, HIDDEN, seed=2).to(dtype)
     memory = module.prepare(values, MASK[:1], values[:, 0])
-    context, weights = module.around(torch.full((1, 1, 1), position, dtype=dtype), query, memory)
+    context, weights = module.attend_at(torch.full((1, 1, 1), position, dtype=dtype), query, memory)
     wanted = torch.zeros(SRC, dtype=dtype)
     wanted[inside] = 1 / max(1, len(inside))
     torch.testing.assert_close(weights[0, 0], wanted)
@@ -110,11 +110,11 @@ def test_the_window_holds_both_its_ends_and_ends_at_the_sentence(
 
 
 @torch.no_grad()
-def test_the_gaussian_has_half_the_window_as_its_sigma_and_is_not_renormalized() -> None:
+def test_the_gaussian_has_half_the_window_as_its_sigma_and_is_not_renormalised() -> None:
     module = local("local-p", "dot", window=4)
     values = random_tensor(1, SRC, HIDDEN, seed=2)
     memory = module.prepare(values, MASK[:1], values[:, 0])
-    _, weights = module.around(torch.full((1, 1, 1), 4.0).double(), torch.zeros(1, 1, HIDDEN).double(), memory)
+    _, weights = module.attend_at(torch.full((1, 1, 1), 4.0).double(), torch.zeros(1, 1, HIDDEN).double(), memory)
     distance = np.abs(np.arange(SRC) - 4)
     np.testing.assert_allclose(weights[0, 0], np.exp(-(distance**2) / (2 * 2.0**2)) / SRC, rtol=1e-12)
     assert weights.sum() < 0.6
@@ -276,6 +276,6 @@ def test_a_window_below_one_is_one_sentence(kind: str, window: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_normalizer_is_one_sentence(kind: str) -> None:
+def test_an_unknown_normaliser_is_one_sentence(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, got 'entmax'$"):
         local(kind, "dot", 2, "entmax")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import edge_attn
 from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.models.layers.attention import make_attention
 from edge_attn.models.layers.location import Location
-from edge_attn.models.layers.normalizers import NORMALIZERS, attend
+from edge_attn.models.layers.normalizers import NORMALIZERS, context_and_weights
+from edge_attn.models.seq2seq import make_attention
 from edge_attn.ops.location import oracle
 
 torch.set_num_threads(1)
@@ -63,7 +63,7 @@ def test_the_oracle_says_luongs_equation() -> None:
 def test_what_is_made_of_its_energies_leaves_out_positions_past_w(src: int, normalizer: str) -> None:
     module, (query, values, mask) = location(), sentence(src)
     memory = module.prepare(values, mask, values[:, 0])
-    _, weights = attend(module.energy(query, memory), values, memory["mask"], normalizer)
+    _, weights = context_and_weights(module.energy(query, memory), values, memory["mask"], normalizer)
     assert (weights[:, :, POSITIONS:] == 0).all()
     module.normalizer = normalizer
     torch.testing.assert_close(module(query, memory)[1], weights)
@@ -92,7 +92,7 @@ def test_folded_contexts_are_those_multiplied_by_the_weight() -> None:
     module, (query, values, mask) = location(), sentence(3)
     memory, weight = module.prepare(values, mask, values[:, 0]), torch.randn(2, VALUE).double()
     context, weights = module(query, memory)
-    folded = module.fold(memory, weight)
+    folded = module.project_values(memory, weight)
     assert folded is not None
     torch.testing.assert_close(module(query, folded), (context @ weight.T, weights))
 

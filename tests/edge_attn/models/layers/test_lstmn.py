@@ -48,7 +48,9 @@ def cell(tape: int = TAPE) -> LstmnCell:
 
 
 def started(module: LstmnCell, batch: int = 3, beam: int = 2) -> dict[str, Tensor]:
-    return module.start({name: random_tensor(batch, beam, HIDDEN, seed=i) for i, name in enumerate(module.ends)})
+    return module.start(
+        {name: random_tensor(batch, beam, HIDDEN, seed=i) for i, name in enumerate(module.final_states)}
+    )
 
 
 def run(module: LstmnCell, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -136,7 +138,7 @@ def test_what_a_decoder_starts_from_is_the_tapes_first_entry() -> None:
     module, x = cell(), random_tensor(3, 2, SIZE)
     state = started(module)
     assert (state["count"] == 1).all()
-    given = {name: random_tensor(3, 2, HIDDEN, seed=i) for i, name in enumerate(module.ends)}
+    given = {name: random_tensor(3, 2, HIDDEN, seed=i) for i, name in enumerate(module.final_states)}
     assert torch.equal(module.query(state), given["hidden"])
 
     lstm = LstmCell(SIZE, HIDDEN).double()

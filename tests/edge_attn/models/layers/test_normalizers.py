@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edge_attn.errors import ConfigError
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.attention import Attention
-from edge_attn.models.layers.normalizers import NORMALIZERS, attend, softmax_attention, sparsemax
+from edge_attn.models.layers.normalizers import NORMALIZERS, context_and_weights, softmax_attention, sparsemax
 from edge_attn.ops import masked_softmax
 from edge_attn.ops import sparsemax_attention as sparsemax_op
 from edge_attn.registry import ATTENTIONS, resolve
@@ -30,7 +30,7 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_every_normalizer_is_tested_here() -> None:
+def test_every_normaliser_is_tested_here() -> None:
     assert set(ORACLES) == set(NORMALIZERS)
 
 
@@ -39,7 +39,7 @@ def test_every_normalizer_is_tested_here() -> None:
 @torch.no_grad()
 def test_attend_says_the_equation_for_masks_of_either_shape(normalizer: str, mask: Tensor) -> None:
     energy, values = random_tensor(3, 2, 5, seed=1), random_tensor(3, 5, 4, seed=2)
-    context, weights = attend(energy, values, mask, normalizer)
+    context, weights = context_and_weights(energy, values, mask, normalizer)
     wanted = ORACLES[normalizer](energy.numpy(), MASK[:, None, :].numpy())
     np.testing.assert_allclose(weights, wanted, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(context, wanted @ values.numpy(), rtol=1e-12, atol=1e-12)
@@ -51,18 +51,18 @@ def test_attend_says_the_equation_for_masks_of_either_shape(normalizer: str, mas
 def test_gradients_are_right_and_padding_gets_none(normalizer: str) -> None:
     energy = (0.2 * random_tensor(3, 2, 5, seed=1)).requires_grad_()  # no key alone in the support, where it is flat
     values = random_tensor(3, 5, 4, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda e, h: attend(e, h, MASK, normalizer), (energy, values))
-    context, weights = attend(energy, values, MASK, normalizer)
+    assert torch.autograd.gradcheck(lambda e, h: context_and_weights(e, h, MASK, normalizer), (energy, values))
+    context, weights = context_and_weights(energy, values, MASK, normalizer)
     (context.square().sum() + weights.square().sum()).backward()
     assert energy.grad is not None
     assert (energy.grad.transpose(1, 2)[~MASK] == 0).all()
     assert (energy.grad[:2] != 0).any(-1).all()
 
 
-def test_an_unknown_normalizer_is_one_sentence() -> None:
+def test_an_unknown_normaliser_is_one_sentence() -> None:
     energy = random_tensor(3, 2, 5, seed=1)
     with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, got 'entmax'$"):
-        attend(energy, energy.transpose(1, 2), MASK, "entmax")
+        context_and_weights(energy, energy.transpose(1, 2), MASK, "entmax")
 
 
 # ---- sparsemax
@@ -121,7 +121,7 @@ def test_the_jacobian_of_sparsemax_is_that_of_its_support() -> None:
 @torch.no_grad()
 def test_a_penalty_is_heard_by_rows_with_no_key_alone(penalty: float) -> None:
     energy, values = random_tensor(3, 2, 5, seed=1).float(), random_tensor(3, 5, 4, seed=2).float()
-    _, plain = attend(energy, values, MASK, "softmax")
+    _, plain = context_and_weights(energy, values, MASK, "softmax")
     context, weights = softmax_attention(energy, values, MASK[:, None, :], penalty)
     assert torch.equal(weights[:2], plain[:2])
     torch.testing.assert_close(weights[2], (energy[2] - penalty).softmax(-1), rtol=0, atol=0)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import edge_attn
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
-from edge_attn.models.layers.attention import make_attention
 from edge_attn.models.layers.normalizers import sparsemax
 from edge_attn.models.layers.pooling import PooledAttention, Pooling
+from edge_attn.models.seq2seq import make_attention
 from edge_attn.ops.pooling import oracle
 
 torch.set_num_threads(1)
@@ -141,7 +141,7 @@ def test_folded_contexts_are_those_multiplied_by_the_weight() -> None:
     module, h, weight = pooled(), values(), torch.randn(2, VALUE).double()
     memory, query = module.prepare(h, MASK, h[:, 0]), torch.randn(3, 2, QUERY).double()
     context, weights = module(query, memory)
-    folded = module.fold(memory, weight)
+    folded = module.project_values(memory, weight)
     assert folded is not None
     torch.testing.assert_close(module(query, folded), (context @ weight.T, weights))
 

@@ -58,7 +58,7 @@ def test_a_layer_is_torchs_after_the_gates_are_turned(cell: str) -> None:
     x = sequences(3, 6, SIZE)
     output, finals = our_layer(cell, theirs)(x, torch.full((3,), 6))
     wanted, wanted_finals = torch_states(theirs, x)
-    assert len(finals) == len(CELLS[cell].ends)
+    assert len(finals) == len(CELLS[cell].final_states)
     torch.testing.assert_close(output, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(finals, wanted_finals, rtol=1e-12, atol=1e-12)
 
@@ -129,7 +129,7 @@ def our_cell(cell: str, theirs: nn.Module) -> Cell:
 
 
 def states(cell: str, *axes: int) -> dict[str, Tensor]:
-    return {name: sequences(*axes, HIDDEN) * (0.5 + i) for i, name in enumerate(CELLS[cell].ends)}
+    return {name: sequences(*axes, HIDDEN) * (0.5 + i) for i, name in enumerate(CELLS[cell].final_states)}
 
 
 def step(ours: Cell, x: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ def test_a_cell_stepped_from_zero_is_the_first_direction_of_the_layer(cell: str)
 
     x = sequences(2, 4, SIZE)
     output, _ = layer(x, torch.full((2,), 4))
-    state = {name: torch.zeros(2, HIDDEN, dtype=torch.float64) for name in ours.ends}
+    state = {name: torch.zeros(2, HIDDEN, dtype=torch.float64) for name in ours.final_states}
     for t in range(4):
         state = step(ours, x[:, t], state)
         torch.testing.assert_close(state["hidden"], output[:, t, :HIDDEN], rtol=1e-12, atol=1e-12)
