@@ -1,4 +1,4 @@
-"""A bundle's files in a folder or in a zip: all of them read, or written one after another."""
+"""Files of a bundle in a folder or in a zip: read all of them, or write them one after another."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 from edge_attn.errors import BundleError
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
-"""What zipfile raises for a zip that was cut or changed: NotImplementedError for a flag or version it does not know."""
+"""Errors that zipfile raises for a truncated or changed zip, NotImplementedError for an unknown flag or version."""
 
 
 def read_folder(path: Path) -> dict[str, bytes]:
-    """Every file by its name in the folder `path`.
+    """Return the content of every file in the folder `path`, by name.
 
     Raises:
-        BundleError: something is not a plain file, or cannot be read.
+        BundleError: an entry is not a plain file, or cannot be read.
     """
     files = {}
     for folder, folders, names in os.walk(path):
         for name in [*folders, *names]:
             item = Path(folder, name)
             if item.is_symlink():
-                raise BundleError(f"{path}: {item.relative_to(path)} is a link; a bundle holds plain files only")
+                raise BundleError(f"{path}: {item.relative_to(path)} is a link; a bundle contains plain files only")
         for name in names:
             item = Path(folder, name)
             try:
@@ -41,10 +41,10 @@ def read_folder(path: Path) -> dict[str, bytes]:
 
 
 def read_zip(path: Path) -> dict[str, bytes]:
-    """Every file by its name in the zip `path`.
+    """Return the content of every file in the zip `path`, by name.
 
     Raises:
-        BundleError: it is no whole zip, or something in it is not a plain file.
+        BundleError: `path` is not a complete zip, or an entry is not a plain file.
     """
     files: dict[str, bytes] = {}
     try:
@@ -53,7 +53,7 @@ def read_zip(path: Path) -> dict[str, bytes]:
                 if item.is_dir():
                     continue
                 if stat.S_ISLNK(item.external_attr >> 16):
-                    raise BundleError(f"{path}: {item.filename} is a link; a bundle holds plain files only")
+                    raise BundleError(f"{path}: {item.filename} is a link; a bundle contains plain files only")
                 if item.filename in files:
                     raise BundleError(f"{path}: {item.filename} is in the zip twice; export the bundle again")
                 if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -63,29 +63,26 @@ def read_zip(path: Path) -> dict[str, bytes]:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
     except (*DAMAGED, OSError) as error:
         raise BundleError(
-            f"{path} is not a bundle, or was damaged: it is neither a folder nor a whole zip ({error})"
+            f"{path} is not a bundle, or is damaged: it is neither a folder nor a complete zip ({error})"
         ) from error
     return files
 
 
 def write_folder(contents: Iterable[tuple[str, bytes]], path: Path) -> None:
-    """The files `contents`, by their names, one after another."""
+    """Write the (name, content) pairs `contents` as files of the folder `path`."""
     for name, data in contents:
         _write(path / name, data)
 
 
 def write_zip(contents: Iterable[tuple[str, bytes]], path: Path) -> None:
-    """The same in a zip, which is the same bytes each time."""
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
+    """Write the (name, content) pairs `contents` as the zip `path`. Equal contents give equal bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in contents:
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    _write(path, zipped.getvalue())
+    _write(path, buffer.getvalue())
 
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(data)

@@ -1,13 +1,13 @@
-"""The bundle: a directory, or its zip, that holds everything a device needs, and a hash of each file.
+"""The bundle: a folder, or its zip, with everything that a device needs, and a hash of each file.
 
-    bundle.json          the manifest: what is here, and the sha256 and size of every other file
+    bundle.json          the manifest: the contents, with the sha256 and size of every other file
     graphs/*.onnx        portable graphs
     text/                tokenizer and vocabulary
-    golden/              what the reference said
-    targets/<name>/      what `optimize` made for one target
-    MODEL_CARD.md        data, licence, scores
+    golden/              results of the reference
+    targets/<name>/      graphs that `optimize` has written for one target
+    MODEL_CARD.md        data, license, scores
 
-It is written to a temporary sibling and renamed, one writer at a time, so a reader sees no bundle or a complete one.
+A writer renames a complete temporary sibling, one writer at a time, so a reader sees no bundle or a complete one.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_attn.bundle.archive import read_folder, read_zip
-from edge_attn.bundle.manifest import MANIFEST, Manifest, Target, _manifest
+from edge_attn.bundle.manifest import MANIFEST, Manifest, Target, parse_manifest
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.storage.atomic import is_being_replaced, restore_interrupted
 from edge_attn.text.pipeline import Text
 
-TRIES = 10
-"""How often a bundle is read that is replaced meanwhile."""
+MAX_ATTEMPTS = 10
+"""Maximum number of times that a bundle is read while writers replace it."""
 
 
 class Bundle:
-    """An opened bundle, every file of which was found and has its hash.
-
-    Raises (from `open`):
-        BundleError: not a bundle; a file missing, truncated, changed or not listed; a manifest that cannot be trusted.
-    """
+    """An opened bundle: every listed file is present and has its hash."""
 
     def __init__(self, path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
         self.path, self.manifest, self._files = path, manifest, files
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        path, tries = Path(path), 0
+        """Open and check the bundle `path`, a folder or a zip.
+
+        Raises:
+            BundleError: `path` is not a bundle, a file is missing, truncated, changed or not listed, or the manifest
+                has an error.
+        """
+        path, attempts = Path(path), 0
         while True:
-            tries += 1
+            attempts += 1
             _restore(path)
             before = _identity(path)
             try:
@@ -50,9 +52,9 @@ class Bundle:
             except OSError as error:
                 raise BundleError(f"{path} cannot be read: {error.strerror}") from error
             except BundleError:
-                is_the_same = _identity(path) == before and not is_being_replaced(path)
-                if is_the_same or tries == TRIES:
-                    raise  # else it was replaced while it was read
+                is_unchanged = _identity(path) == before and not is_being_replaced(path)
+                if is_unchanged or attempts == MAX_ATTEMPTS:
+                    raise  # otherwise a writer replaced the bundle during the read
 
     @classmethod
     def _read(cls, path: Path) -> Bundle:
@@ -66,7 +68,7 @@ class Bundle:
             raise BundleError(f"{path} is not a bundle: there is no such file or folder")
         if MANIFEST not in files:
             raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
-        manifest = _manifest(files.pop(MANIFEST), path)
+        manifest = parse_manifest(files.pop(MANIFEST), path)
         for name, entry in manifest.files.items():
             if name not in files:
                 raise BundleError(f"{path}: {name} is missing; copy the bundle again")
@@ -77,59 +79,72 @@ class Bundle:
                 raise BundleError(
                     f"{path}: {name} was changed: its sha256 is not the manifest's; copy the bundle again"
                 )
-        extra = sorted(files.keys() - manifest.files.keys())
-        if extra:
-            raise BundleError(f"{path}: {extra[0]} is not listed in {MANIFEST}; remove it, or export the bundle again")
+        unlisted = sorted(files.keys() - manifest.files.keys())
+        if unlisted:
+            raise BundleError(
+                f"{path}: {unlisted[0]} is not listed in {MANIFEST}; remove it, or export the bundle again"
+            )
         return cls(path, manifest, files)
 
     def read(self, name: str) -> bytes:
+        """Return the content of the file `name`.
+
+        Raises:
+            BundleError: the bundle has no such file.
+        """
         if name not in self._files:
             raise BundleError(f"{self.path}: {name} is missing")
         return self._files[name]
 
     def files(self) -> dict[str, bytes]:
-        """Every file by its name, without the manifest."""
+        """Return the content of every file except the manifest, by name."""
         return {name: self._files[name] for name in self.manifest.files}
 
     def text(self) -> Text:
+        """Load the tokenizers.
+
+        Raises:
+            InputError: a tokenizer file is damaged.
+        """
         return Text.load(self.read)
 
     def target(self, name: str, precision: str) -> Target:
-        """What `optimize` made for the target `name`.
+        """Return the graphs of the target `name` in `precision`.
 
         Raises:
-            NotTestedError: it made nothing yet; the sentence is the command that does.
+            NotTestedError: `optimize` has not written this target. The message contains the command to run.
         """
-        found = self.manifest.targets.get(f"{name}-{precision}")
-        if found is None:
+        target = self.manifest.targets.get(f"{name}-{precision}")
+        if target is None:
             raise NotTestedError(
-                f"{self.path} holds no {precision} graphs for {name}; "
+                f"{self.path} has no {precision} graphs for {name}; "
                 f"run: edge-attn optimize {shlex.quote(str(self.path))} --target {name} --precision {precision}"
             )
-        return found
+        return target
 
     def size(self) -> int:
+        """Return the total size of the listed files, in bytes."""
         return sum(entry.size for entry in self.manifest.files.values())
 
 
 def _restore(path: Path) -> None:
-    """Puts back the bundle that a writer took away from `path` that was killed.
+    """Move back the bundle that a killed writer moved away from `path`.
 
     Raises:
-        BundleError: it cannot be put back.
+        BundleError: it cannot be moved back.
     """
     try:
         restore_interrupted(path)
     except OSError as error:
         raise BundleError(
-            f"{path} was taken away by a writer that was killed, and cannot be put back: {error}"
+            f"{path} was moved away by a writer that was killed, and cannot be moved back: {error}"
         ) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Of the file or folder that is at `path` now."""
+    """Return the device and inode of `path`, or None if there is no such file or folder."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""The manifest of a bundle, bundle.json: what the bundle contains, and the sha256 and size of every file."""
+"""The manifest of a bundle, bundle.json: its graphs and targets, and the sha256 and size of every file."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from edge_attn.registry import PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec
 
 FORMAT = 2
-"""1 had no targets; it still loads."""
+"""Format number. Format 1 had no targets and still loads."""
 MANIFEST = "bundle.json"
 
 
 @dataclass(frozen=True)
 class FileEntry:
+    """Hash and size of a file, in bytes."""
+
     sha256: str
     size: int
 
 
 @dataclass(frozen=True)
 class Target:
-    """What `optimize` made for one target in one precision: graphs whose inputs and outputs are the portable ones'."""
+    """Graphs that `optimize` has written for one target in one precision.
+
+    They have the inputs and outputs of the portable graphs.
+    """
 
     target: str
     precision: str
     graphs: dict[str, GraphSpec]
     settings: dict[str, Any] = field(default_factory=dict)
-    """What it was made with and what was chosen: the oldest version, fp32 islands, calibration, profiles."""
+    """Settings and choices of `optimize`: the oldest version, fp32 islands, calibration, profiles."""
     verification: dict[str, Any] = field(default_factory=dict)
-    """What verify said about these graphs when they were made."""
+    """Summary of the verification when `optimize` wrote these graphs."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -41,28 +46,32 @@ class Target:
 
     @property
     def name(self) -> str:
+        """Key in `Manifest.targets`."""
         return f"{self.target}-{self.precision}"
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """Content of bundle.json."""
+
     format: int
     family: str
     task: str
     precision: str
     graphs: dict[str, GraphSpec]
     max_source: int
-    """Longest source in tokens, eos counted, that golden data covers; longer lines are cut to it, with a warning."""
+    """Maximum source length in tokens, with eos, of the golden data. Longer lines are truncated, with a warning."""
     mask_policy: str = "zero"
-    """What a row without keys gives: weights 0 and context 0."""
+    """Result of a row whose keys are all masked: "zero" is weights 0 and context 0."""
     tolerances: dict[str, float] = field(default_factory=dict)
-    """Stricter bounds than the code's, by their names in edge_attn/parity/results.py."""
+    """Bounds stricter than the defaults, by their names in edge_attn/parity/tolerances.py."""
     provenance: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
-    """What verify said when the bundle was made."""
+    """Summary of the verification at export."""
     targets: dict[str, Target] = field(default_factory=dict)
-    """By their names, `<target>-<precision>`."""
+    """Targets by name, `<target>-<precision>`."""
     files: dict[str, FileEntry] = field(default_factory=dict)
+    """Every file of the bundle except bundle.json, by its relative path."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -77,14 +86,18 @@ class Manifest:
                 raise ConfigError(f"files: {name!r} leaves the bundle")
         for name, target in self.targets.items():
             if name != target.name:
-                raise ConfigError(f"targets: {name!r} is {target.name!r} by its own words")
+                raise ConfigError(f"targets: {name!r} has the target and precision of {target.name!r}")
         for name, graph in self._all_graphs().items():
             for tensor in (*graph.inputs, *graph.outputs):
                 if not all(isinstance(axis, str) or (type(axis) is int and axis >= 0) for axis in tensor.shape):
                     raise ConfigError(f"graphs: {name}: an axis of {tensor} is neither a name nor a size")
 
     def check_graphs(self, path: Path) -> None:
-        """Refuses a graph in a file that `files` does not list; asked once `files` is known."""
+        """Check that `files` lists the file of every graph.
+
+        Raises:
+            BundleError: a graph's file is not listed.
+        """
         for name, graph in self._all_graphs().items():
             if graph.file not in self.files:
                 raise BundleError(
@@ -92,21 +105,26 @@ class Manifest:
                 )
 
     def _all_graphs(self) -> dict[str, GraphSpec]:
-        """The portable graphs and those of the targets, by names for people."""
-        ready = {f"{t.name}/{name}": graph for t in self.targets.values() for name, graph in t.graphs.items()}
-        return {**self.graphs, **ready}
+        """Return the portable graphs and those of the targets, by the names that messages use."""
+        optimized = {f"{t.name}/{name}": graph for t in self.targets.values() for name, graph in t.graphs.items()}
+        return {**self.graphs, **optimized}
 
 
-def _manifest(data: bytes, path: Path) -> Manifest:
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """Parse and check the content of bundle.json of the bundle `path`, which messages name.
+
+    Raises:
+        BundleError: not JSON, a newer format, an unknown or missing key, a bad value, or a graph without a file.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is not JSON: {error}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(found, int) or found < 1:
+    version = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(version, int) or version < 1:
         raise BundleError(f"{path}: {MANIFEST} has no format number")
-    if found > FORMAT:
-        raise BundleError(f"{path} has format {found}, this version reads up to {FORMAT}; install a newer edge-attn")
+    if version > FORMAT:
+        raise BundleError(f"{path} has format {version}, this version reads up to {FORMAT}; install a newer edge-attn")
     try:
         manifest = from_mapping(Manifest, content, f"{path}: {MANIFEST}")
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Write a bundle whole or not at all, one writer at a time."""
+"""Writing of bundles: completely or not at all, one writer at a time."""
 
 from __future__ import annotations
 
@@ -22,57 +22,64 @@ from edge_attn.storage.atomic import exclusive_lock, replace_atomically, restore
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool = False) -> Manifest:
-    """Writes a bundle at `path` (a zip if it ends in .zip), the manifest last, whole or not at all.
+    """Write a bundle completely or not at all, and return its manifest with the list of files.
+
+    Args:
+        path: The bundle to write, a zip if it ends in .zip.
+        manifest: The manifest. Its `files` are computed.
+        files: The content of every file except the manifest, by name.
+        force: Whether to replace an existing bundle.
 
     Raises:
-        InputError: `path` exists and `force` is not given, or cannot be written; nothing half-written is left.
+        InputError: `path` exists and `force` is False, or `path` cannot be written. No partial bundle is left.
         BundleError: a graph's file is not among `files`.
+        ConfigError: a file name leaves the bundle.
     """
     check_output(path, force)
-    manifest = _listing(path, manifest, files)
-    with _alone(path) as place:
-        check_output(path, force)  # another may have written there meanwhile
-        _put(place, manifest, files, path.suffix == ".zip")
+    manifest = _list_files(path, manifest, files)
+    with _lock(path) as real_path:
+        check_output(path, force)  # another process may have written there meanwhile
+        _write(real_path, manifest, files, path.suffix == ".zip")
     return manifest
 
 
 def update_bundle(path: Path, change: Callable[[Bundle], tuple[Manifest, Mapping[str, bytes]]]) -> Manifest:
-    """Writes the bundle at `path` with the manifest and the files that `change` makes of it, in the form that it has.
+    """Replace the bundle `path` by the manifest and files that `change` returns for it, and return the manifest.
 
-    Whoever else writes there waits from before it is read until it is written.
+    A folder stays a folder, and a zip a zip. Other writers wait from before the read until after the write.
 
     Raises:
-        InputError: it cannot be written; it is as it was.
-        BundleError: it is no bundle, or a graph's file is not among the files.
+        InputError: the bundle cannot be written. It is unchanged.
+        BundleError: `path` is not a bundle, or a graph's file is not among the files.
     """
-    with _alone(path) as place:
-        manifest, files = change(Bundle.open(place))
-        manifest = _listing(path, manifest, files)
-        _put(place, manifest, files, place.is_file())
+    with _lock(path) as real_path:
+        manifest, files = change(Bundle.open(real_path))
+        manifest = _list_files(path, manifest, files)
+        _write(real_path, manifest, files, real_path.is_file())
     return manifest
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """Alone with the place that `path` leads to.
+def _lock(path: Path) -> Iterator[Path]:
+    """Hold the write lock of the file or folder that `path` resolves to, and yield its path.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: `path` cannot be written.
     """
     try:
-        place = Path(os.path.realpath(path))
-        with exclusive_lock(place):
-            yield place
+        real_path = Path(os.path.realpath(path))
+        with exclusive_lock(real_path):
+            yield real_path
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _listing(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
-    """The manifest with an entry for each of `files`.
+def _list_files(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """Return the manifest with the hash and size of each of `files`.
 
     Raises:
-        ConfigError: a name leaves the bundle.
-        BundleError: a graph's file is not among them.
+        ConfigError: a file name leaves the bundle.
+        BundleError: a graph's file is not among `files`.
     """
     entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
     manifest = dataclasses.replace(manifest, files=entries)
@@ -80,27 +87,31 @@ def _listing(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Mani
     return manifest
 
 
-def _put(place: Path, manifest: Manifest, files: Mapping[str, bytes], zipped: bool) -> None:
+def _write(path: Path, manifest: Manifest, files: Mapping[str, bytes], as_zip: bool) -> None:
     content = (json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
     contents = [*sorted(files.items()), (MANIFEST, content)]
-    replace_atomically(place, functools.partial(write_zip if zipped else write_folder, contents))
+    replace_atomically(path, functools.partial(write_zip if as_zip else write_folder, contents))
 
 
 def check_output(path: Path, force: bool, size: int = 0) -> None:
-    """Refuses a `path` that must not be written over, or cannot be written; asked before long work and again before
-    writing. `size` bytes must be free there.
+    """Check that a bundle can be written to `path`. Callers check before long work and again before writing.
+
+    Args:
+        path: The bundle to write.
+        force: Whether to replace an existing bundle.
+        size: Number of bytes that must be free.
 
     Raises:
-        InputError: what is at `path` stays there.
+        InputError: `path` exists and `force` is False, or is not a bundle, or cannot be written.
     """
     try:
-        place = Path(os.path.realpath(path))
-        restore_interrupted(place)
-        if place.exists() and not force:
-            raise InputError(f"{path} exists; choose another --out, or give --force to replace it")
-        if place.exists() and not _replaceable(place):
+        real_path = Path(os.path.realpath(path))
+        restore_interrupted(real_path)
+        if real_path.exists() and not force:
+            raise InputError(f"{path} exists; choose another --out, or add --force to replace it")
+        if real_path.exists() and not _is_replaceable(real_path):
             raise InputError(f"{path} exists and is not a bundle, so --force does not replace it; choose another --out")
-        folder = next(parent for parent in (*place.parents, place) if parent.exists())
+        folder = next(parent for parent in (*real_path.parents, real_path) if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -111,8 +122,8 @@ def check_output(path: Path, force: bool, size: int = 0) -> None:
         )
 
 
-def _replaceable(path: Path) -> bool:
-    """A bundle, whole or not, or an empty folder."""
+def _is_replaceable(path: Path) -> bool:
+    """Return whether `path` is a bundle, complete or not, or an empty folder."""
     if path.is_dir():
         return (path / MANIFEST).is_file() or not any(path.iterdir())
     try:

@@ -1,93 +1,106 @@
-"""Pairs of sentences from a file, one pair a line."""
+"""Text files, one sentence or one pair of sentences a line, and the rules for their lines."""
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeVar
 
 from edge_attn.errors import InputError, UsageError
 
+T = TypeVar("T")
+
 LONGEST_LINE = 1 << 20
-"""Bytes; a longer line is refused, because it is no pair of sentences."""
+"""Maximum length of a line in bytes. A longer line is no sentence, and reading it would take unbounded memory."""
+
+
+def decode_line(raw: bytes, where: str, is_first: bool) -> str:
+    """Decode one line, without its line feed and carriage returns.
+
+    Args:
+        raw: The line with or without its line feed. Of a longer line, at least LONGEST_LINE + 1 bytes suffice.
+        where: The line's name in error messages, as "pairs.tsv, line 3".
+        is_first: Whether this is the first line of its file, where a byte order mark is removed.
+
+    Raises:
+        InputError: the line is too long, not UTF-8, or contains a NUL byte.
+    """
+    raw = raw.removesuffix(b"\n").rstrip(b"\r")
+    if len(raw) > LONGEST_LINE:
+        raise InputError(f"{where}: more than {LONGEST_LINE} bytes; put one sentence or one pair on a line")
+    try:
+        line = raw.decode("utf-8-sig" if is_first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 at byte {error.start + 1}; convert the text to UTF-8") from error
+    if "\0" in line:
+        raise InputError(f"{where}: contains a NUL byte; the input is not text")
+    return line
 
 
 def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
-    """The (source, target) pairs of a file; raises what `iter_pairs` does."""
+    """Return the (source, target) pairs of a file. Raises the errors of `iter_pairs`."""
     return [pair for pair in iter_pairs(path, separator) if pair is not None]
 
 
 def iter_pairs(path: Path, separator: str = "\t") -> Iterator[tuple[str, str] | None]:
-    """The (source, target) of each line as it is read, None for an empty line; .gz is read too, in bounded memory.
+    """Yield (source, target) of each line, or None for an empty line, in bounded memory. A .gz file is decompressed.
 
     Raises:
-        InputError: no such file, a damaged .gz, not UTF-8, a NUL, no pair at all, or a line without two columns; the
-            sentence names the line by its number.
-        UsageError: an empty separator.
+        InputError: the file is missing, is a damaged .gz or has no pair, or a line breaks the rules of `decode_line` or
+            has not two columns. The message contains the line number.
+        UsageError: the separator is empty.
     """
     if not separator:
         raise UsageError("separator must not be empty")
+
+    def split(line: str, where: str) -> tuple[str, str] | None:
+        if not line:
+            return None
+        columns = line.split(separator)
+        if len(columns) != 2:
+            raise InputError(
+                f"{where}: expected source and target with one {separator!r} between them, "
+                f"got {len(columns)} column{'s' if len(columns) != 1 else ''}"
+            )
+        return columns[0].strip(), columns[1].strip()
+
     empty = True
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(_lines(file), 1):
-                try:
-                    pair = _pair(raw, number, path, separator)
-                except InputError:
-                    while path.suffix == ".gz" and file.read(1 << 16):
-                        pass  # to the checksum: a damaged .gz gives wrong lines before it says that it is damaged
-                    raise
-                empty = empty and pair is None
-                yield pair
-    except (OSError, EOFError, zlib.error) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path} cannot be read: {why}") from error
+    for pair in _parse_lines(path, split):
+        empty = empty and pair is None
+        yield pair
     if empty:
         raise InputError(f"{path} is empty: expected one pair a line")
 
 
-def _lines(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
-    """Each line with its line feed; of one that is too long, as much as shows that it is."""
-    while raw := file.readline(LONGEST_LINE + 2):
-        yield raw
-
-
-def _pair(raw: bytes, number: int, path: Path, separator: str) -> tuple[str, str] | None:
-    raw = raw.removesuffix(b"\n").rstrip(b"\r")
-    if len(raw) > LONGEST_LINE:
-        raise InputError(f"{path}, line {number}: more than {LONGEST_LINE} bytes; put one pair on a line")
-    try:
-        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, line {number}: not UTF-8 at byte {error.start + 1}") from error
-    if "\0" in line:
-        raise InputError(f"{path}, line {number}: holds a NUL byte; the file is not text")
-    if not line:
-        return None
-    columns = line.split(separator)
-    if len(columns) != 2:
-        raise InputError(
-            f"{path}, line {number}: expected source and target with one {separator!r} between them, "
-            f"got {len(columns)} column{'s' if len(columns) != 1 else ''}"
-        )
-    return columns[0].strip(), columns[1].strip()
-
-
 def read_sentences(path: Path) -> tuple[str, ...]:
-    """The lines of a text file that are not empty.
+    """Return the lines of a text file that are not empty, without surrounding white space.
 
     Raises:
-        InputError: it cannot be read, is not UTF-8, or holds no sentence.
+        InputError: the file is missing or has no sentence, or a line breaks the rules of `decode_line`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    sentences = tuple(line.strip() for line in lines if line.strip())
+    sentences = tuple(filter(None, _parse_lines(path, lambda line, _: line.strip())))
     if not sentences:
-        raise InputError(f"{path} holds no sentence")
+        raise InputError(f"{path} is empty: expected one sentence a line")
     return sentences
+
+
+def _parse_lines(path: Path, parse: Callable[[str, str], T]) -> Iterator[T]:
+    """Yield `parse(line, where)` for each line of a file, decompressed if its name ends in .gz."""
+    is_compressed = path.suffix == ".gz"
+    try:
+        with gzip.open(path, "rb") if is_compressed else path.open("rb") as file:
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
+                where = f"{path}, line {number}"
+                try:
+                    result = parse(decode_line(raw, where, number == 1), where)
+                except InputError:
+                    # a damaged .gz can decompress to wrong lines; the checksum at its end reveals the damage
+                    while is_compressed and file.read(1 << 16):
+                        pass
+                    raise
+                yield result
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path} cannot be read: {reason}") from error

@@ -11,9 +11,7 @@ from typing import BinaryIO, TextIO
 
 from edge_attn.errors import InputError
 from edge_attn.storage.atomic import replacement
-
-LONGEST_LINE = 1 << 20
-"""Bytes; a longer line is refused, because it is not a sentence."""
+from edge_attn.text.corpus import decode_line
 
 
 def json_number(value: float) -> float | str:
@@ -22,15 +20,11 @@ def json_number(value: float) -> float | str:
 
 
 def _decode(raw: bytes, number: int) -> str | InputError:
-    if len(raw) > LONGEST_LINE:
-        return InputError(f"line {number} has more than {LONGEST_LINE} bytes; put one sentence on a line")
+    """Return the decoded line, or the error, which is raised after the lines before it are answered."""
     try:
-        line = raw.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        return InputError(f"line {number}: not UTF-8 at byte {error.start + 1}; convert the input to UTF-8")
-    if "\0" in line:
-        return InputError(f"line {number}: holds a NUL byte; the input is not text")
-    return line
+        return decode_line(raw, f"line {number}", number == 1)
+    except InputError as error:
+        return error
 
 
 @contextlib.contextmanager

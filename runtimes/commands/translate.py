@@ -20,7 +20,6 @@ from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.base import DEFAULT, check_attention
 from edge_attn.runtimes.commands.line_io import (
-    LONGEST_LINE,
     _decode,
     _direct,
     _open_input,
@@ -31,6 +30,7 @@ from edge_attn.runtimes.commands.line_io import (
 )
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
+from edge_attn.text.corpus import LONGEST_LINE
 
 WINDOW = 1024
 """Lines read ahead, at most, so that sentences of like length share a batch."""

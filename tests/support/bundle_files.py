@@ -1,4 +1,4 @@
-"""The smallest bundle: its files, and its manifest."""
+"""Files and manifest of the smallest bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ FILES = {
 }
 
 
-def a_manifest(**options) -> Manifest:
+def make_manifest(**options) -> Manifest:
+    """Build the manifest, with `options` in place of its defaults."""
     options = {
         "format": FORMAT,
         "family": "seq2seq",

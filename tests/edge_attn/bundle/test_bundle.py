@@ -1,4 +1,4 @@
-"""A bundle opens only whole and unchanged."""
+"""A bundle opens only if it is complete and unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from bundle_files import FILES, GRAPH, a_manifest
+from bundle_files import FILES, GRAPH, make_manifest
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import FORMAT, MANIFEST, Target
@@ -28,7 +28,7 @@ def siblings(path: Path) -> list[str]:
 
 
 def rewrite(path: Path, change) -> None:
-    """Changes the files of the bundle at `path` by hand: `change` gets them by name."""
+    """Apply `change` to the files of the bundle `path`, a dictionary by name, and write them back."""
     if path.is_dir():
         files = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
         change(files)
@@ -45,13 +45,13 @@ def rewrite(path: Path, change) -> None:
                 archive.writestr(name, data)
 
 
-def test_what_was_written_is_read(path):
-    made = a_manifest(
+def test_written_bundle_is_read(path):
+    manifest = make_manifest(
         tolerances={"logits": 1e-5}, provenance={"torch": "2", "seeds": [1, 2]}, verification={"ok": True}
     )
-    written = write_bundle(path, made, FILES)
+    written = write_bundle(path, manifest, FILES)
     bundle = Bundle.open(path)
-    assert bundle.manifest == written == dataclasses.replace(made, files=written.files)
+    assert bundle.manifest == written == dataclasses.replace(manifest, files=written.files)
     assert bundle.manifest.graphs["encoder"].outputs[0].shape == ("batch", "src", 8)
     assert {name: bundle.read(name) for name in FILES} == FILES
     assert bundle.size() == sum(map(len, FILES.values()))
@@ -59,22 +59,22 @@ def test_what_was_written_is_read(path):
     assert siblings(path) == [path.name]
 
 
-def test_a_folder_and_its_zip_are_the_same_bundle(tmp_path):
-    write_bundle(tmp_path / "a", a_manifest(), FILES)
-    write_bundle(tmp_path / "a.zip", a_manifest(), FILES)
+def test_folder_and_zip_are_equal_bundles(tmp_path):
+    write_bundle(tmp_path / "a", make_manifest(), FILES)
+    write_bundle(tmp_path / "a.zip", make_manifest(), FILES)
     shutil.make_archive(str(tmp_path / "by-hand"), "zip", tmp_path / "a")
     a, b, c = (Bundle.open(tmp_path / name) for name in ("a", "a.zip", "by-hand.zip"))
     assert a.manifest == b.manifest == c.manifest
 
 
-def test_the_same_bundle_is_the_same_bytes(tmp_path):
+def test_equal_bundles_have_equal_bytes(tmp_path):
     for name in ("a.zip", "b.zip"):
-        write_bundle(tmp_path / name, a_manifest(), FILES)
+        write_bundle(tmp_path / name, make_manifest(), FILES)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
-def test_a_name_that_the_bundle_does_not_hold(path):
-    write_bundle(path, a_manifest(), FILES)
+def test_missing_file_cannot_be_read(path):
+    write_bundle(path, make_manifest(), FILES)
     with pytest.raises(BundleError, match=r"golden/x is missing"):
         Bundle.open(path).read("golden/x")
 
@@ -103,7 +103,7 @@ def drop_manifest(files):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         (drop, "graphs/encoder.onnx is missing"),
         (truncate, "graphs/encoder.onnx has 319 bytes, expected 320"),
@@ -112,10 +112,10 @@ def drop_manifest(files):
         (drop_manifest, "is not a bundle: it has no bundle.json"),
     ],
 )
-def test_a_changed_bundle_is_refused(path, change, sentence):
-    write_bundle(path, a_manifest(), FILES)
+def test_changed_bundle_is_refused(path, change, message):
+    write_bundle(path, make_manifest(), FILES)
     rewrite(path, change)
-    with pytest.raises(BundleError, match=sentence) as caught:
+    with pytest.raises(BundleError, match=message) as caught:
         Bundle.open(path)
     assert str(path) in str(caught.value)
     assert caught.value.exit_code == 4
@@ -134,9 +134,9 @@ def in_graph(**values):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        (edited(colour="red"), "unknown key 'colour'"),
+        (edited(color="red"), "unknown key 'color'"),
         (edited(format=FORMAT + 1), rf"has format {FORMAT + 1}, this version reads up to {FORMAT}; install a newer"),
         (edited(format="1"), "has no format number"),
         (edited(format=True), "format must be of type int, got True"),
@@ -153,7 +153,7 @@ def in_graph(**values):
         (edited(files={"a": {"size": 1}}), "files.a: the key 'sha256' is missing"),
         (in_graph(file="graphs/step.onnx"), "the graph 'encoder' is in 'graphs/step.onnx', which files does not list"),
         (in_graph(inputs={}), "graphs.encoder: inputs must be a list"),
-        (in_graph(colour=1), "graphs.encoder: unknown key 'colour'"),
+        (in_graph(color=1), "graphs.encoder: unknown key 'color'"),
         (in_graph(outputs=[{"name": "x", "dtype": "int64", "shape": [1.5]}]), "neither a name nor a size"),
         (listing("../x"), r"files: '\.\./x' leaves the bundle"),
         (listing("a/../../x"), "leaves the bundle"),
@@ -164,37 +164,37 @@ def in_graph(**values):
         (lambda content: content.pop("family"), "the key 'family' is missing"),
     ],
 )
-def test_a_manifest_that_cannot_be_trusted_is_refused(path, change, sentence):
+def test_bad_manifest_is_refused(path, change, message):
     def change_manifest(files):
         content = json.loads(files[MANIFEST])
         change(content)
         files[MANIFEST] = json.dumps(content).encode()
 
-    write_bundle(path, a_manifest(), FILES)
+    write_bundle(path, make_manifest(), FILES)
     rewrite(path, change_manifest)
-    with pytest.raises(BundleError, match=sentence) as caught:
+    with pytest.raises(BundleError, match=message) as caught:
         Bundle.open(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null"])
-def test_a_manifest_that_is_not_json_is_refused(path, data):
-    write_bundle(path, a_manifest(), FILES)
+def test_manifest_that_is_not_json_is_refused(path, data):
+    write_bundle(path, make_manifest(), FILES)
     rewrite(path, lambda files: files.update({MANIFEST: data}))
     with pytest.raises(BundleError, match=r"is not JSON|has no format number"):
         Bundle.open(path)
 
 
-def test_what_is_not_there_and_what_is_no_zip(tmp_path):
+def test_missing_path_and_plain_file_are_refused(tmp_path):
     with pytest.raises(BundleError, match="there is no such file or folder"):
         Bundle.open(tmp_path / "none")
     (tmp_path / "x.zip").write_bytes(b"not a zip")
-    with pytest.raises(BundleError, match="neither a folder nor a whole zip"):
+    with pytest.raises(BundleError, match="neither a folder nor a complete zip"):
         Bundle.open(tmp_path / "x.zip")
 
 
-def test_a_link_in_a_folder_is_refused(tmp_path):
-    write_bundle(tmp_path / "bundle", a_manifest(), FILES)
+def test_link_in_a_folder_is_refused(tmp_path):
+    write_bundle(tmp_path / "bundle", make_manifest(), FILES)
     (tmp_path / "secret").write_bytes(FILES[GRAPH_FILE])
     (tmp_path / "bundle" / GRAPH_FILE).unlink()
     (tmp_path / "bundle" / GRAPH_FILE).symlink_to(tmp_path / "secret")
@@ -202,23 +202,23 @@ def test_a_link_in_a_folder_is_refused(tmp_path):
         Bundle.open(tmp_path / "bundle")
 
 
-def test_a_linked_folder_is_refused(tmp_path):
-    write_bundle(tmp_path / "bundle", a_manifest(), FILES)
+def test_linked_folder_is_refused(tmp_path):
+    write_bundle(tmp_path / "bundle", make_manifest(), FILES)
     (tmp_path / "bundle" / "graphs").rename(tmp_path / "graphs")
     (tmp_path / "bundle" / "graphs").symlink_to(tmp_path / "graphs")
     with pytest.raises(BundleError, match="graphs is a link"):
         Bundle.open(tmp_path / "bundle")
 
 
-def test_what_is_no_plain_file_is_refused(tmp_path):
-    write_bundle(tmp_path / "bundle", a_manifest(), FILES)
-    os.mkfifo(tmp_path / "bundle" / "pipe")  # reading it would wait for ever
+def test_named_pipe_is_refused(tmp_path):
+    write_bundle(tmp_path / "bundle", make_manifest(), FILES)
+    os.mkfifo(tmp_path / "bundle" / "pipe")  # a read would never return
     with pytest.raises(BundleError, match="pipe is not a plain file"):
         Bundle.open(tmp_path / "bundle")
 
 
 def zip_with(path: Path, name: str, data: bytes = b"x", mode: int = 0, how: int = zipfile.ZIP_STORED) -> Path:
-    write_bundle(path, a_manifest(), FILES)
+    write_bundle(path, make_manifest(), FILES)
     item = zipfile.ZipInfo(name)
     item.external_attr = mode << 16
     with zipfile.ZipFile(path, "a") as archive:
@@ -228,33 +228,33 @@ def zip_with(path: Path, name: str, data: bytes = b"x", mode: int = 0, how: int 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", [GRAPH_FILE, MANIFEST])
-def test_a_zip_with_a_name_twice_is_refused(tmp_path, name):
+def test_zip_with_a_duplicate_name_is_refused(tmp_path, name):
     with pytest.raises(BundleError, match=f"{name} is in the zip twice"):
         Bundle.open(zip_with(tmp_path / "b.zip", name, FILES.get(name, b"{}")))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/../../outside"])
-def test_a_zip_that_would_leave_its_folder_is_refused_and_writes_nothing(tmp_path, name):
+def test_zip_with_a_path_outside_is_refused_and_writes_nothing(tmp_path, name):
     path = zip_with(tmp_path / "inner" / "b.zip", name)
     with pytest.raises(BundleError, match="is not listed"):
         Bundle.open(path)
     assert not list(tmp_path.rglob("*outside*"))
 
 
-def test_a_link_in_a_zip_is_refused(tmp_path):
+def test_link_in_a_zip_is_refused(tmp_path):
     with pytest.raises(BundleError, match="x is a link"):
         Bundle.open(zip_with(tmp_path / "b.zip", "x", b"/etc/passwd", mode=0o120777))
 
 
-def test_an_unusual_compression_is_refused(tmp_path):
+def test_unusual_compression_is_refused(tmp_path):
     with pytest.raises(BundleError, match="compressed in a way"):
         Bundle.open(zip_with(tmp_path / "b.zip", "x", how=zipfile.ZIP_LZMA))
 
 
-def test_a_zip_cut_or_changed_anywhere_is_refused_or_whole(tmp_path):
-    """Never another error, and never other content."""
+def test_truncated_or_changed_zip_is_refused_or_complete(tmp_path):
+    """No other error is raised, and no other content is read."""
     path = tmp_path / "b.zip"
-    write_bundle(path, a_manifest(), FILES)
+    write_bundle(path, make_manifest(), FILES)
     whole, manifest = path.read_bytes(), Bundle.open(path).manifest
     refused = 0
     for i in range(0, len(whole), 3):
@@ -273,69 +273,67 @@ def test_a_zip_cut_or_changed_anywhere_is_refused_or_whole(tmp_path):
 # ---- targets
 
 
-READY = "targets/trt-fp16/encoder.onnx"
+OPTIMIZED = "targets/trt-fp16/encoder.onnx"
 
 
-def a_target(**options) -> Target:
-    graphs = {"encoder": dataclasses.replace(GRAPH, file=READY)}
+def make_target(**options) -> Target:
+    graphs = {"encoder": dataclasses.replace(GRAPH, file=OPTIMIZED)}
     return Target(**{"target": "trt", "precision": "fp16", "graphs": graphs, **options})
 
 
-def test_a_target_is_written_and_read(path):
-    made = a_target(
+def test_target_is_written_and_read(path):
+    target = make_target(
         settings={"min_version": "10.3", "fp32_islands": {"step": ["a"]}}, verification={"engine": "not tested"}
     )
-    write_bundle(path, a_manifest(targets={"trt-fp16": made}), {**FILES, READY: b"ready"})
+    write_bundle(path, make_manifest(targets={"trt-fp16": target}), {**FILES, OPTIMIZED: b"optimized"})
     bundle = Bundle.open(path)
-    assert bundle.target("trt", "fp16") == made
-    assert bundle.read(READY) == b"ready"
-    assert bundle.files() == {**FILES, READY: b"ready"}
+    assert bundle.target("trt", "fp16") == target
+    assert bundle.read(OPTIMIZED) == b"optimized"
+    assert bundle.files() == {**FILES, OPTIMIZED: b"optimized"}
 
 
 @pytest.mark.parametrize(("name", "precision"), [("trt", "int8"), ("ort-cuda", "fp16")])
-def test_a_target_that_is_not_there_is_the_command_that_makes_it(path, name, precision):
-    write_bundle(path, a_manifest(targets={"trt-fp16": a_target()}), {**FILES, READY: b"ready"})
-    command = (
-        f"{path} holds no {precision} graphs for {name}; run: edge-attn optimize {path} --target {name} --precision"
-    )
+def test_missing_target_names_the_command_that_writes_it(path, name, precision):
+    write_bundle(path, make_manifest(targets={"trt-fp16": make_target()}), {**FILES, OPTIMIZED: b"optimized"})
+    command = f"{path} has no {precision} graphs for {name}; run: edge-attn optimize {path} --target {name} --precision"
     with pytest.raises(NotTestedError, match=f"{command} {precision}") as caught:
         Bundle.open(path).target(name, precision)
     assert caught.value.exit_code == 3
 
 
-def test_a_bundle_of_the_first_format_has_no_targets(path):
-    write_bundle(path, a_manifest(), FILES)
+def test_bundle_of_format_1_has_no_targets(path):
+    write_bundle(path, make_manifest(), FILES)
 
-    def first(files):
+    def to_format_1(files):
         content = json.loads(files[MANIFEST])
         content["format"] = 1
         del content["targets"]
         files[MANIFEST] = json.dumps(content).encode()
 
-    rewrite(path, first)
+    rewrite(path, to_format_1)
     assert Bundle.open(path).manifest.targets == {}
 
 
-def test_a_targets_graph_must_be_listed(tmp_path):
+def test_graph_of_a_target_must_be_listed(tmp_path):
     with pytest.raises(
         BundleError, match=r"the graph 'trt-fp16/encoder' is in 'targets/trt-fp16/encoder\.onnx', which"
     ):
-        write_bundle(tmp_path / "a", a_manifest(targets={"trt-fp16": a_target()}), FILES)
+        write_bundle(tmp_path / "a", make_manifest(targets={"trt-fp16": make_target()}), FILES)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "sentence"),
+    ("name", "options", "message"),
     [
-        ("trt-int8", {}, "targets: 'trt-int8' is 'trt-fp16' by its own words"),
+        ("trt-int8", {}, "targets: 'trt-int8' has the target and precision of 'trt-fp16'"),
         ("trt-fp8", {"precision": "fp8"}, "unknown precision 'fp8'; known: fp32, fp16, int8"),
     ],
 )
-def test_a_target_that_contradicts_itself(name, options, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        a_manifest(targets={name: a_target(**options)})
+def test_contradictory_target_is_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_manifest(targets={name: make_target(**options)})
 
 
-def test_a_folder_without_a_manifest_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("edge_attn.bundle.bundle.read_folder", lambda path: pytest.fail("it was read"))
+def test_folder_without_a_manifest_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("edge_attn.bundle.bundle.read_folder", lambda path: pytest.fail("the folder was read"))
     with pytest.raises(BundleError, match=r"is not a bundle: it has no bundle\.json"):
         Bundle.open(tmp_path)

@@ -16,13 +16,13 @@ import torch
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.decoding import batching
-from edge_attn.errors import BundleError, InputError
+from edge_attn.errors import BundleError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import golden, recorder
 from edge_attn.parity.golden import FILES, PROJECTIONS, SUMMARY, TOP, Golden
 from edge_attn.parity.recorder import LEAST_REST, projection, run_teacher_forced, summarize
 from edge_attn.reference import Reference, record_live, record_model
-from edge_attn.text import corpus, pipeline
+from edge_attn.text import pipeline
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import EOS, UNK
 
@@ -309,21 +309,6 @@ def test_a_bundle_without_golden_data():
 
     with pytest.raises(BundleError, match=r"golden/golden.json is missing"):
         golden.load(read)
-
-
-# ---- sentences of the user
-
-
-def test_reading_sentences(tmp_path):
-    path = tmp_path / "lines"
-    path.write_bytes("  un chat \r\n\n\nl'été\n".encode())
-    assert corpus.read_sentences(path) == ("un chat", "l'été")
-    for content, sentence in ((b" \n\n", "holds no sentence"), (b"\xff\n", "cannot be read as UTF-8 text")):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=sentence):
-            corpus.read_sentences(path)
-    with pytest.raises(InputError, match="cannot be read"):
-        corpus.read_sentences(tmp_path / "nothing")
 
 
 def test_batches_cover_everything_in_order():

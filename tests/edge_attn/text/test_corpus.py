@@ -1,4 +1,4 @@
-"""Pairs from files, or a sentence that names the line."""
+"""Pairs and sentences are read from files, and a bad line is refused by its number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from edge_attn.errors import InputError, UsageError
-from edge_attn.text.corpus import LONGEST_LINE, iter_pairs, read_pairs
+from edge_attn.text.corpus import LONGEST_LINE, decode_line, iter_pairs, read_pairs, read_sentences
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def write(tmp_path):
     return write
 
 
-def test_pairs_are_read_plain_and_compressed(write):
+def test_plain_and_compressed_pairs_are_read(write):
     data = "a b\tx\n\nélan \t y\r\n\r\nlast\tline".encode()
     expected = [("a b", "x"), ("élan", "y"), ("last", "line")]
     assert read_pairs(write(data)) == expected
@@ -32,27 +32,38 @@ def test_only_a_line_feed_ends_a_line(write):
     assert read_pairs(write("a\u2028b\u0085c\td\n".encode())) == [("a\u2028b\u0085c", "d")]
 
 
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"a\tb\nonly one\n", r"pairs\.tsv, line 2: expected source and target .*, got 1 column$"),
-        (b"a\tb\tc\n", r"line 1: .*, got 3 columns$"),
-        (b"a\tb\n\n\xff\tb\n", r"line 3: not UTF-8 at byte 1"),
-        (b"a\tb\na\t\xe9t\xe9\n", r"line 2: not UTF-8 at byte 3"),
-        (b"a\tb\n\na\tb\0\n", r"line 3: holds a NUL byte; the file is not text$"),
-        (b"a\tb\n" + b"x" * (LONGEST_LINE + 1), rf"line 2: more than {LONGEST_LINE} bytes; put one pair on a line$"),
-        (b"a\tb\n" + b"x" * (3 * LONGEST_LINE) + b"\tb\n", r"line 2: more than"),
-        (b"", r"pairs\.tsv is empty"),
-        (b"\n\r\n\n", r"pairs\.tsv is empty"),
-    ],
-)
-def test_a_bad_file_is_refused_by_its_line(write, data, sentence):
-    with pytest.raises(InputError, match=sentence) as caught:
+BAD_LINES = [
+    (b"a\tb\n\n\xff\tb\n", r"line 3: not UTF-8 at byte 1; convert the text to UTF-8$"),
+    (b"a\tb\na\t\xe9t\xe9\n", r"line 2: not UTF-8 at byte 3"),
+    (b"a\tb\n\na\tb\0\n", r"line 3: contains a NUL byte; the input is not text$"),
+    (
+        b"a\tb\n" + b"x" * (LONGEST_LINE + 1),
+        rf"line 2: more than {LONGEST_LINE} bytes; put one sentence or one pair on a line$",
+    ),
+    (b"a\tb\n" + b"x" * (3 * LONGEST_LINE) + b"\tb\n", r"line 2: more than"),
+    (b"", r"pairs\.tsv is empty"),
+    (b"\n\r\n\n", r"pairs\.tsv is empty"),
+]
+BAD_PAIRS = [
+    (b"a\tb\nonly one\n", r"pairs\.tsv, line 2: expected source and target .*, got 1 column$"),
+    (b"a\tb\tc\n", r"line 1: .*, got 3 columns$"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), [*BAD_LINES, *BAD_PAIRS])
+def test_bad_line_of_pairs_is_refused_by_its_number(write, data, message):
+    with pytest.raises(InputError, match=message) as caught:
         read_pairs(write(data))
     assert caught.value.exit_code == 4
 
 
-def test_a_damaged_gz_is_refused(write):
+@pytest.mark.parametrize(("data", "message"), BAD_LINES)
+def test_bad_line_of_sentences_is_refused_by_its_number(write, data, message):
+    with pytest.raises(InputError, match=message):
+        read_sentences(write(data))
+
+
+def test_damaged_gz_is_refused(write):
     whole = gzip.compress("\n".join(f"source {i}\ttarget {i}" for i in range(200)).encode(), mtime=0)
     refused = 0
     damaged = [whole[: len(whole) // 2], b"a\tb\n", whole[:3], whole[:-1]]
@@ -64,25 +75,26 @@ def test_a_damaged_gz_is_refused(write):
     assert refused == len(damaged)
 
 
-def test_a_file_that_cannot_be_opened_is_refused_in_the_systems_words(tmp_path):
-    with pytest.raises(InputError) as caught:
-        read_pairs(tmp_path / "none.tsv")
-    assert str(caught.value) == f"{tmp_path / 'none.tsv'} cannot be read: No such file or directory"
+def test_unreadable_file_is_refused_with_the_system_message(tmp_path):
+    for read in (read_pairs, read_sentences):
+        with pytest.raises(InputError) as caught:
+            read(tmp_path / "none.tsv")
+        assert str(caught.value) == f"{tmp_path / 'none.tsv'} cannot be read: No such file or directory"
     for folder in (tmp_path, tmp_path / "folder.gz"):
         folder.mkdir(exist_ok=True)
         with pytest.raises(InputError, match=r"cannot be read: Is a directory$"):
             read_pairs(folder)
 
 
-def test_a_bad_line_of_a_damaged_gz_is_the_damages_fault(write):
-    """One byte of the text itself, so that it unpacks, and only the checksum at its end tells."""
+def test_bad_line_of_a_damaged_gz_is_reported_as_damage(write):
+    """One changed byte of the text, so that it decompresses and only the checksum at its end differs."""
     whole = bytearray(gzip.compress(b"".join(b"source\ttarget\n" for _ in range(2000)), 0))
     whole[whole.index(b"\t", 15000)] = ord("x")
     with pytest.raises(InputError, match=r"pairs\.tsv\.gz cannot be read: CRC check failed"):
         read_pairs(write(bytes(whole), "pairs.tsv.gz"))
 
 
-def test_pairs_come_as_they_are_read(write):
+def test_pairs_are_yielded_as_they_are_read(write):
     lines = iter_pairs(write(b"a\tb\n\n\tb\na\t\nbad\n"))
     assert [next(lines) for _ in range(4)] == [("a", "b"), None, ("", "b"), ("a", "")]
     with pytest.raises(InputError, match="line 5"):
@@ -90,7 +102,7 @@ def test_pairs_come_as_they_are_read(write):
 
 
 @pytest.mark.parametrize("name", ["pairs.tsv", "pairs.tsv.gz"])
-def test_memory_does_not_grow_with_the_file(write, name):
+def test_memory_is_independent_of_the_file_size(write, name):
     data = b"source\ttarget\n" * 400_000
     path = write(gzip.compress(data, 1) if name.endswith("gz") else data, name)
     tracemalloc.start()
@@ -101,12 +113,22 @@ def test_memory_does_not_grow_with_the_file(write, name):
         tracemalloc.stop()
 
 
-def test_the_longest_line_and_a_byte_order_mark_are_read(write):
+def test_longest_line_and_byte_order_mark_are_read(write):
     long = "x" * (LONGEST_LINE - 2)
     assert read_pairs(write(f"{long}\ty\r\n\r\na\tb".encode())) == [(long, "y"), ("a", "b")]
     assert read_pairs(write("\ufeffa\tb\n\ufeffc\td".encode())) == [("a", "b"), ("\ufeffc", "d")]
+    assert read_sentences(write("\ufeffa\n\ufeffc".encode())) == ("a", "\ufeffc")
 
 
-def test_an_empty_separator_is_refused(write):
+def test_line_ending_is_removed():
+    assert [decode_line(raw, "line 1", True) for raw in (b"a \n", b"a \r\n", b"a ", b"\n")] == ["a ", "a ", "a ", ""]
+
+
+def test_sentences_are_lines_with_text(write):
+    assert read_sentences(write("  un chat \r\n\n\nl'été\n".encode())) == ("un chat", "l'été")
+    assert read_sentences(write(gzip.compress(b"a b\nc"), "lines.gz")) == ("a b", "c")
+
+
+def test_empty_separator_is_refused(write):
     with pytest.raises(UsageError, match="separator must not be empty"):
         read_pairs(write(b"a\tb\n"), "")

@@ -66,7 +66,7 @@ def test_what_is_no_bundle_is_named(edge_attn_cli, tmp_path, toy_checkpoint):
     edge_attn_cli("inspect", tmp_path / "absent", code=4, said="is not a bundle: there is no such file or folder")
     edge_attn_cli("inspect", toy_checkpoint, code=4, said="is not a bundle: it has no bundle.json")
     (tmp_path / "text").write_text("a cat")
-    edge_attn_cli("inspect", tmp_path / "text", code=4, said="is neither a folder nor a whole zip")
+    edge_attn_cli("inspect", tmp_path / "text", code=4, said="is neither a folder nor a complete zip")
 
 
 def test_targets_are_shown_with_what_was_chosen_and_what_was_tested(toy_bundle):

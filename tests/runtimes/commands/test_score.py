@@ -287,7 +287,7 @@ def test_another_separator_and_a_file_that_is_written_whole(run, tmp_path):
         (b"a dog\n", "line 3: expected source and target with one '\\t' between them, got 1 column"),
         (b"a\tb\tc\n", "line 3: expected source and target with one '\\t' between them, got 3 columns"),
         (b"a \xff cat\tun chat\n", "line 3: not UTF-8 at byte 3"),
-        (b"a cat\tun\0chat\n", "line 3: holds a NUL byte; the file is not text"),
+        (b"a cat\tun\0chat\n", "line 3: contains a NUL byte; the input is not text"),
     ],
 )
 def test_a_line_that_is_no_pair_is_named_and_those_before_it_are_answered(run, tmp_path, line, said):

@@ -16,10 +16,8 @@ import time
 
 import pytest
 
-from edge_attn.runtimes.commands import line_io
 from edge_attn.runtimes.commands import translate as translate_file
-
-LONGEST = line_io.LONGEST_LINE
+from edge_attn.text.corpus import LONGEST_LINE
 
 
 def test_lines_are_answered_in_order_from_standard_input(run_edge_attn, toy_bundle):
@@ -127,10 +125,10 @@ def test_a_device_is_written_as_it_stands(translate, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"a \xff cat", "line 3: not UTF-8 at byte 3; convert the input to UTF-8"),
-        (b"a \0 cat", "line 3: holds a NUL byte; the input is not text"),
-        (b"a" * (LONGEST + 1), f"line 3 has more than {LONGEST} bytes; put one sentence on a line"),
-        (b"a" * (3 * LONGEST), f"line 3 has more than {LONGEST} bytes"),
+        (b"a \xff cat", "line 3: not UTF-8 at byte 3; convert the text to UTF-8"),
+        (b"a \0 cat", "line 3: contains a NUL byte; the input is not text"),
+        (b"a" * (LONGEST_LINE + 1), f"line 3: more than {LONGEST_LINE} bytes; put one sentence or one pair on a line"),
+        (b"a" * (3 * LONGEST_LINE), f"line 3: more than {LONGEST_LINE} bytes"),
     ],
 )
 @pytest.mark.parametrize("after", [b"", b"\na dog\n"])

@@ -9,7 +9,7 @@ import pytest
 from paths import KINDS_FOLDER
 
 from edge_attn.runtimes.commands import translate as translate_file
-from edge_attn.runtimes.commands.line_io import LONGEST_LINE
+from edge_attn.text.corpus import LONGEST_LINE
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_prefix_file_has_a_line_for_each_line(translate, prefixes, monkeypatch
         (b"le\nun\nder Hund\n", "prefixes: line 3: the target vocabulary does not know 'der'"),
         (b"le\nun\n" + b"le " * 11, "prefixes: line 3: 11 tokens, and max_length leaves room for 10"),
         (b"le\nun\n\xff\n", "prefixes: line 3: not UTF-8 at byte 1"),
-        (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3 has more than {LONGEST_LINE} bytes"),
+        (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3: more than {LONGEST_LINE} bytes"),
     ],
 )
 def test_a_prefix_that_is_none_is_named_and_the_lines_before_it_are_answered(
@@ -57,7 +57,7 @@ def test_a_prefix_file_that_cannot_be_read_is_named(translate, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero here")  # noqa: PTH110
 def test_a_prefix_without_end_is_refused(translate):
-    said = f"/dev/zero: line 1 has more than {LONGEST_LINE} bytes"
+    said = f"/dev/zero: line 1: more than {LONGEST_LINE} bytes"
     translate(b"a cat\n", "--prefix", "/dev/zero", code=4, said=said)
 
 

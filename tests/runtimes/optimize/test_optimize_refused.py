@@ -144,7 +144,7 @@ def test_what_makes_no_sense_is_usage(copied, what):
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [(None, "cannot be read"), (b"\n \n", "holds no sentence"), (b"\xff", "cannot be read")]
+    ("content", "sentence"), [(None, "cannot be read"), (b"\n \n", "is empty"), (b"\xff", "not UTF-8")]
 )
 def test_lines_that_are_none(copied, tmp_path, content, sentence):
     lines = tmp_path / "lines.txt"
