@@ -1,52 +1,122 @@
-"""The options of the command line that say how to search: a row each. Of ours, only the configuration is imported."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import LENGTH_PENALTIES, SearchConfig
+from edge_attn.registry import PRECISIONS, RUNTIMES
 
-HELP = {
-    "length_penalty": "alpha: the power that --length-penalty-kind tells of.",
-    "length_penalty_kind": "The score is the log-probability, divided by 1 (none), by length ** alpha (avg), or by "
+PATH = click.Path(path_type=Path, readable=False)  # an unreadable file is bad input (4), not a usage error (2)
+
+SEARCH_HELP = {
+    "length_penalty": "Exponent alpha of the length penalty.",
+    "length_penalty_kind": "Divisor of the log-probability: 1 (none), length ** alpha (avg) or "
     "((5 + length) / 6) ** alpha (wu).",
-    "coverage_penalty": "beta of Wu et al. 2016: a lower score for source words that were not attended to.",
-    "repetition_penalty": "Log-probabilities of tokens that came before count so many times.",
-    "no_repeat_ngram": "No sequence of so many tokens comes twice; 0: any may.",
-    "min_length": "Tokens, at least, the end symbol not counted.",
-    "max_length": "Tokens, at most, the end symbol counted.",
-    "groups": "Parts of the beam that keep away from each other's tokens, by --diversity; "
-    "what two of them find comes once, so fewer than --n-best may come.",
-    "diversity": "What a token costs for each hypothesis of an earlier group that has it.",
-    "sample": "Draw tokens in place of searching for them.",
-    "temperature": "With --sample: below 1 the likely tokens come more often, above 1 less.",
-    "top_k": "With --sample: only from so many likely tokens; 0: from all.",
-    "top_p": "With --sample: only from the likely tokens that make up so much probability.",
-    "seed": "With --sample: the same seed draws the same tokens, for equal lines too.",
+    "coverage_penalty": "Weight beta of the coverage penalty (Wu et al. 2016): lowers the score of hypotheses that "
+    "attend little to parts of the source.",
+    "repetition_penalty": "Factor on the log-probability of tokens that the hypothesis already contains; 1 is off.",
+    "no_repeat_ngram": "Size of the n-grams that may not repeat; 0 is off.",
+    "min_length": "Minimum number of tokens, without the end symbol.",
+    "max_length": "Maximum number of tokens, including the end symbol.",
+    "groups": "Number of groups in diverse beam search. Duplicates are removed, so fewer than --n-best translations "
+    "may be returned.",
+    "diversity": "Penalty on a token for each hypothesis of an earlier group that has it at the same position.",
+    "sample": "Sample tokens instead of searching.",
+    "temperature": "Sampling temperature; lower values favor likely tokens.",
+    "top_k": "Sample only from the k most likely tokens; 0 is off.",
+    "top_p": "Sample only from the most likely tokens whose probabilities sum to p.",
+    "seed": "Random seed of --sample; the same seed and line give the same samples.",
 }
 
 
+def one_of(names: Iterable[str]) -> str:
+    """Return the help text of an option that takes one of `names`."""
+    return f"One of {', '.join(names)}."
+
+
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads of the runtime.")
+cache_dir_option = click.option(
+    "--cache-dir", type=PATH, help="Engine cache folder.  [default: edge-attn in the user's cache folder]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def echo_result(result: Any, as_json: bool) -> None:
+    """Print the result of a verb, as text or as JSON."""
+    click.echo(result.json() if as_json else result, nl=not as_json)
+
+
 def search_options(command: Any) -> Any:
-    """`command` gets `config`, of these options and whichever others of its own a SearchConfig has; and `suppress`, as
-    text."""
-    known = {field.name for field in dataclasses.fields(SearchConfig)} - {"suppress"}
+    """Add the options of the search.
+
+    `command` receives them as one SearchConfig, `config`, together with those of its own options that are fields of
+    SearchConfig. It receives `suppress` as text, because only the model can look up the tokens.
+    """
+    fields = {field.name for field in dataclasses.fields(SearchConfig)} - {"suppress"}
 
     @functools.wraps(command)
-    def run(*arguments: Any, beam: int | None, sample: bool, **given: Any) -> Any:
+    def run(*args: Any, beam: int | None, sample: bool, **options: Any) -> Any:
         beam = beam if beam is not None else 1 if sample else SearchConfig.beam
-        chosen = {name: given.pop(name) for name in known & given.keys()}
-        return command(*arguments, config=SearchConfig(beam=beam, sample=sample, **chosen), **given)
+        search = {name: options.pop(name) for name in fields & options.keys()}
+        return command(*args, config=SearchConfig(beam=beam, sample=sample, **search), **options)
 
-    run = click.option("--suppress", multiple=True, metavar="TOKEN", help="One that never comes; may be given again.")(
-        run
-    )
-    for name, said in reversed(HELP.items()):
+    run = click.option("--suppress", multiple=True, metavar="TOKEN", help="Token never to generate; repeatable.")(run)
+    for name, text in reversed(SEARCH_HELP.items()):
         default = getattr(SearchConfig, name)
         kind = click.Choice(LENGTH_PENALTIES) if name == "length_penalty_kind" else type(default)
         shown = {"is_flag": True} if name == "sample" else {"type": kind, "show_default": True}
-        run = click.option(f"--{name.replace('_', '-')}", default=default, help=said, **shown)(run)
-    return click.option("--beam", type=int, help=f"1 is greedy.  [default: {SearchConfig.beam}; with --sample 1]")(run)
+        run = click.option(f"--{name.replace('_', '-')}", default=default, help=text, **shown)(run)
+    return click.option(
+        "--beam", type=int, help=f"Beam size; 1 is greedy search.  [default: {SearchConfig.beam}; with --sample 1]"
+    )(run)
+
+
+def runtime_options(command: Any) -> Any:
+    """Add the options of the runtime.
+
+    `command` receives the name as `runtime` and the other options as one RuntimeOptions, `options`.
+    """
+
+    @functools.wraps(command)
+    def run(
+        *args: Any,
+        threads: int | None,
+        precision: str,
+        allow_fallback: bool,
+        cache_dir: Path | None,
+        **options: Any,
+    ) -> Any:
+        return command(*args, options=RuntimeOptions(threads, precision, allow_fallback, cache_dir), **options)
+
+    for option in (
+        cache_dir_option,
+        click.option("--allow-fallback", is_flag=True, help="ort-cuda: run on the CPU if CUDA is missing."),
+        threads_option,
+        click.option("--precision", default=RuntimeOptions.precision, show_default=True, help=one_of(PRECISIONS)),
+        click.option("--runtime", default="ort-cpu", show_default=True, help=one_of(RUNTIMES)),
+    ):
+        run = option(run)
+    return run
+
+
+separator_option = click.option("--separator", default="\t", help="Text between source and target.  [default: a tab]")
+
+
+def pair_options(command: Any) -> Any:
+    """Add the arguments and options of a command that reads pairs of sentences and writes one line for each."""
+    for option in (
+        separator_option,
+        click.option("--output", type=PATH, help="Output file.  [default: standard output]"),
+        click.argument("corpus", metavar="TSV", type=PATH),
+        click.argument("bundle", type=PATH),
+    ):
+        command = option(command)
+    return command

@@ -10,7 +10,7 @@ from edge_attn.runtimes.trt.engine_cache import EngineCache, Entry, cache_folder
 
 
 def list_cache(cache_dir: Path | None = None) -> str:
-    """What `edge-attn cache list` prints: a line an engine, the one used longest ago first."""
+    """Return a text with one line for each engine, least recently used first, and a line with the total."""
     cache = EngineCache(cache_folder(cache_dir))
     entries = cache.entries()
     building = _being_built(sum(entry.building for entry in entries))
@@ -18,28 +18,29 @@ def list_cache(cache_dir: Path | None = None) -> str:
 
 
 def clear_cache(cache_dir: Path | None = None) -> str:
-    """What `edge-attn cache clear` prints, after it has removed every engine and what their builds measured.
+    """Delete all engines that are not being built, and their measurements. Return a text with the total.
 
     Raises:
-        InputError: something is left that nobody is building.
+        InputError: an engine cannot be deleted.
     """
     cache = EngineCache(cache_folder(cache_dir))
     removed, errors = cache.clear()
     faults = [error for error in errors if not isinstance(error, BlockingIOError)]
-    result = f"{cache.folder}: removed {_engines(removed)}{_being_built(len(errors) - len(faults))}"
+    summary = f"{cache.folder}: removed {_engines(removed)}{_being_built(len(errors) - len(faults))}"
     if faults:
-        raise InputError(f"{result}; {len(faults)} cannot be removed: {faults[0].strerror}")
-    return result
+        raise InputError(f"{summary}; {len(faults)} cannot be removed: {faults[0].strerror}")
+    return summary
 
 
 def _line(entry: Entry) -> str:
+    """Return the line of an engine in the list."""
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used))
     built_for = "  ".join(entry.parts.get(name, "?") for name in ("runtime", "gpu", "precision"))
     return f"{entry.size / 1e6:8.1f} MB  last used {used}  {entry.label}  {built_for}  {entry.digest}"
 
 
 def _engines(entries: list[Entry]) -> str:
-    """How many there are, and their size."""
+    """Return the number and the total size of the engines."""
     count, size = sum(entry.size > 0 for entry in entries), sum(entry.size for entry in entries)
     return f"{count} engine{'' if count == 1 else 's'}, {size / 1e6:.1f} MB"
 

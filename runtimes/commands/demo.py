@@ -1,4 +1,4 @@
-"""`edge-attn demo`: the whole road on the embedded model, in one command."""
+"""`edge-attn demo`: export, verification, translation and alignments of the embedded model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import edge_attn
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, UsageError
 from edge_attn.registry import RUNTIMES, VERBS, resolve
-from edge_attn.runtimes.commands.plots import alignment_svg, write
+from edge_attn.runtimes.commands.plots import alignment_svg, write_svg
 from edge_attn.runtimes.tasks.translation import Translator
 from edge_attn.runtimes.verification.verify import verify
 
 PRETRAINED = Path(edge_attn.__file__).parent / "pretrained"
 CHECKPOINT = PRETRAINED / "en-fr"
-READY = PRETRAINED / "en-fr.zip"
-NEEDED = ("torch", "onnx", "onnxscript", "safetensors")
+BUNDLE = PRETRAINED / "en-fr.zip"
+"""Exported bundle of CHECKPOINT, for machines without torch."""
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors")
 SENTENCES = (
     "I'm not sure what you mean.",
     "She bought a new car last week.",
@@ -27,37 +28,48 @@ SENTENCES = (
 )
 
 
-def demo(out: Path, runtime: str, options: RuntimeOptions, say: Callable[[str], object]) -> int:
-    """Exports the embedded checkpoint (in a checkout with torch; else takes the ready bundle), verifies the bundle,
-    translates SENTENCES and draws their alignments; gives the exit code of the verification."""
+def demo(out: Path, runtime: str, options: RuntimeOptions, log: Callable[[str], object]) -> int:
+    """Run the demo, and return the exit code of its verification.
+
+    Where export is not possible (no torch, or no checkpoint in a wheel), it runs the embedded bundle.
+
+    Args:
+        out: Output folder for the bundle and the plot.
+        runtime: `ort-cpu` or `ort-cuda`.
+        options: Options of the runtime, with precision fp32.
+        log: Function that prints a message.
+
+    Raises:
+        UsageError: another runtime or precision.
+        InputError: `out` cannot be written.
+    """
     if runtime not in RUNTIMES:
-        resolve("runtime", RUNTIMES, runtime)
+        resolve("runtime", RUNTIMES, runtime)  # raises the error that lists the runtimes
     if runtime not in ("ort-cpu", "ort-cuda") or options.precision != "fp32":
         raise UsageError(
-            f"demo runs what it exports, which is for ort-cpu and ort-cuda in fp32, got {runtime} in "
-            f"{options.precision}; make the rest of {out / 'en-fr'} with edge-attn optimize afterwards"
+            f"demo runs on ort-cpu and ort-cuda in fp32, got {runtime} in {options.precision}; "
+            f"for another target run demo first, then: edge-attn optimize {out / 'en-fr'}"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
-    missing = [f"{name} is not installed" for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [f"{name} is not installed" for name in EXPORT_PACKAGES if importlib.util.find_spec(name) is None]
     if not CHECKPOINT.is_dir():
         missing.append("the wheel does not contain the checkpoint")
     if missing:
-        bundle = READY
-        say(f"{missing[0]}, so nothing is exported; using the ready bundle {bundle}")
+        bundle = BUNDLE
+        log(f"{missing[0]}, so nothing is exported; using the embedded bundle {bundle}")
     else:
         bundle = out / "en-fr"
-        say(f"exporting {CHECKPOINT} to {bundle}")
+        log(f"exporting {CHECKPOINT} to {bundle}")
         resolve("verb", VERBS, "export")(CHECKPOINT, bundle, force=True)
     report = verify(bundle, runtime, options=options)
-    say(str(report))
-    translator = Translator.open(bundle, runtime, options)
-    translations = translator.translate(SENTENCES)
+    log(str(report))
+    translations = Translator.open(bundle, runtime, options).translate(SENTENCES)
     for sentence, translation in zip(SENTENCES, translations, strict=True):
-        say(f"{sentence}\n  -> {translation.text}  ({translation.score:.3f})")
-    picture = out / "alignments.svg"
-    write(picture, alignment_svg(translations))
-    say(f"alignments drawn in {picture}")
+        log(f"{sentence}\n  -> {translation.text}  ({translation.score:.3f})")
+    plot = out / "alignments.svg"
+    write_svg(plot, alignment_svg(translations))
+    log(f"alignments are plotted in {plot}")
     return report.exit_code

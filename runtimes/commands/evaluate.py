@@ -1,10 +1,10 @@
-"""`edge-attn evaluate`: BLEU, chrF and BLEU by source length: every quality number that we claim."""
+"""`edge-attn evaluate`: BLEU, chrF and BLEU by source length."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,77 +12,19 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import MissingExtraError, UsageError
 from edge_attn.runtimes.base import DEFAULT
+from edge_attn.runtimes.commands.corpus_scores import CorpusScore, Evaluation, EvaluationReport, LengthBin
+from edge_attn.runtimes.commands.plots import length_svg, write_svg
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.text.corpus import read_pairs
 
 BINS = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 30), (31, 40), (41, 60))
-"""Words of the source between white space."""
+"""First and last number of source words, separated by white space, of each bin."""
 BIN_SIZE = 100
-"""Sentences that a bin of `--by-length` is filled up to, by joining neighbours."""
+"""Number of sentences to which joined neighbors fill a bin."""
 RESAMPLES = 1000
+"""Bootstrap samples of BLEU's interval."""
 
 Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Corpus scores of one set of sentences."""
-
-    sentences: int
-    bleu: float
-    low: float
-    """BLEU's 95 % interval, by bootstrap."""
-    high: float
-    chrf: float
-    exact: float
-    """Share of translations that equal their reference."""
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Sentences whose source has `first` to `last` words; `joined` of them are neighbours put together."""
-
-    first: int
-    last: int
-    joined: int
-    score: Score
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    model: str
-    provider: str
-    beam: int
-    total: Score
-    bins: tuple[Bin, ...]
-    signatures: tuple[str, ...]
-    seconds: float
-    cut: int
-    """Sources longer than the model reads, of which only the beginning was translated."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Of the search, those beside the beam that are not the defaults."""
-
-    def content(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        total = self.total
-        lines = [
-            f"{self.model} ({self.provider}), beam {self.beam}, {total.sentences} distinct sources, first reference",
-            f"BLEU {total.bleu:.2f} (95 % interval {total.low:.2f} to {total.high:.2f})  chrF {total.chrf:.2f}  "
-            f"exact match {100 * total.exact:.2f} %  in {self.seconds:.1f} s",
-        ]
-        lines += ["options " + ", ".join(f"{k} {v}" for k, v in self.options.items())] if self.options else []
-        lines += [f"signature {signature}" for signature in self.signatures]
-        lines += [f"{self.cut} of the sources are longer than the model reads, and were cut"] if self.cut else []
-        if self.bins:
-            lines.append("source words  sentences  of them joined   BLEU  95 % interval    chrF")
-            lines += [
-                f"{f'{b.first}-{b.last}':>12}  {b.score.sentences:>9}  {b.joined:>14}  {b.score.bleu:>5.2f}  "
-                f"{b.score.low:>5.2f} to {b.score.high:>5.2f}  {b.score.chrf:>6.2f}"
-                for b in self.bins
-            ]
-        return "\n".join(lines)
 
 
 def evaluate(
@@ -91,79 +33,121 @@ def evaluate(
     config: SearchConfig | None = None,
     separator: str = "\t",
     by_length: bool = False,
+    against: Path | None = None,
+    picture: Path | None = None,
     limit: int | None = None,
     suppress: Sequence[str] = (),
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
-) -> Evaluation:
-    """Scores of `model`, a bundle or a checkpoint, on the first reference of each distinct source of `corpus`.
+) -> EvaluationReport:
+    """Score `model` on the first reference of each distinct source of `corpus`.
+
+    Args:
+        model: A bundle, or a checkpoint, which runs on torch.
+        corpus: File of pairs, one per line; .gz is decompressed.
+        config: Search options.
+        separator: Text between source and target.
+        by_length: Score by source length too.
+        against: Second model, evaluated in the same way.
+        picture: Output file for BLEU by source length as SVG; implies `by_length`.
+        limit: Maximum number of distinct sources.
+        suppress: Entries of the target vocabulary that are never generated.
+        runtime: Runtime of a bundle.
+        options: Options of the runtime.
 
     Raises:
-        InputError: the corpus is not pairs of sentences.
+        InputError: a line of the corpus is not a pair of sentences, or the picture cannot be written.
+        UsageError: the separator is empty, or the model does not support a search option.
         MissingExtraError: sacrebleu is not installed.
     """
     if not separator:
         raise UsageError("separator must not be empty")
-    first: dict[str, str] = {}
+    references: dict[str, str] = {}
     for source, target in read_pairs(corpus, separator):
-        first.setdefault(source, target)
-    pairs = list(first.items())[:limit]
-    bleu, chrf = _metrics()
-    translator = Translator.open(model, runtime, options)
-    config = translator.validate_config(config or SearchConfig(), suppress)
-    started = time.monotonic()
+        references.setdefault(source, target)
+    pairs = list(references.items())[:limit]
+    by_length = by_length or picture is not None
+    metrics = _metrics()
+    evaluations = []
+    for path in (model, against) if against else (model,):
+        translator = Translator.open(path, runtime, options)
+        validated = translator.validate_config(config or SearchConfig(), suppress)
+        evaluations.append(_evaluate(str(path), translator, validated, pairs, by_length, *metrics))
+    if picture is not None:
+        write_svg(picture, length_svg(evaluations))
+    return EvaluationReport(tuple(evaluations))
+
+
+def _evaluate(
+    name: str, translator: Translator, config: SearchConfig, pairs: list[Pair], by_length: bool, bleu: Any, chrf: Any
+) -> Evaluation:
+    start = time.monotonic()
     translations = _translate(translator, pairs, config)
-    found = dict(zip(pairs, (translation.text for translation in translations), strict=True))
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - start
+    hypotheses = [translation.text for translation in translations]
     bins = []
-    for low, high in BINS if by_length else ():
-        real = [pair for pair in pairs if low <= len(pair[0].split()) <= high]
-        joined = _joined(pairs, low, high, BIN_SIZE - len(real))
-        if not real and not joined:
-            continue
-        said = [found[pair] for pair in real] + [t.text for t in _translate(translator, joined, config)]
-        bins.append(Bin(low, high, len(joined), _score(bleu, chrf, said, real + joined)))
-    total = _score(bleu, chrf, [found[pair] for pair in pairs], pairs)
-    signatures = (f"BLEU: {bleu.get_signature()}", f"chrF: {chrf.get_signature()}")
-    cut = sum(translation.cut for translation in translations)
-    provider = translator.runtime.provider
-    default = asdict(SearchConfig())
-    chosen = {name: value for name, value in vars(config).items() if name != "beam" and value != default[name]}
+    for first, last in BINS if by_length else ():
+        inside = [i for i, (source, _) in enumerate(pairs) if first <= len(source.split()) <= last]
+        joined = _join_neighbors(pairs, first, last, BIN_SIZE - len(inside))
+        if inside or joined:
+            bin_hypotheses = [hypotheses[i] for i in inside]
+            bin_hypotheses += [translation.text for translation in _translate(translator, joined, config)]
+            score = _score(bleu, chrf, bin_hypotheses, [pairs[i] for i in inside] + joined)
+            bins.append(LengthBin(first, last, len(joined), score))
+    total = _score(bleu, chrf, hypotheses, pairs)
+    return Evaluation(
+        model=name,
+        provider=translator.runtime.provider,
+        beam=config.beam,
+        total=total,
+        bins=tuple(bins),
+        signatures=(f"BLEU: {bleu.get_signature()}", f"chrF: {chrf.get_signature()}"),
+        seconds=seconds,
+        cut=sum(translation.cut for translation in translations),
+        options=_changed_options(translator, config),
+    )
+
+
+def _changed_options(translator: Translator, config: SearchConfig) -> dict[str, Any]:
+    """Return the options other than `beam` that differ from their default; `suppress` as text."""
+    defaults = asdict(SearchConfig())
+    changed = {name: value for name, value in vars(config).items() if name != "beam" and value != defaults[name]}
     if config.suppress:
-        chosen["suppress"] = translator.text.target.pieces(config.suppress)
-    return Evaluation(str(model), provider, config.beam, total, tuple(bins), signatures, seconds, cut, chosen)
+        changed["suppress"] = translator.text.target.pieces(config.suppress)
+    return changed
 
 
 def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[Translation]:
-    found = dict(translator.translate_iter([source for source, _ in pairs], config, alignments=False))
-    return [found[i] for i in range(len(pairs))]
+    by_index = dict(translator.translate_iter([source for source, _ in pairs], config, alignments=False))
+    return [by_index[i] for i in range(len(pairs))]
 
 
-def _joined(pairs: Sequence[Pair], low: int, high: int, wanted: int) -> list[Pair]:
-    """Up to `wanted` runs of neighbouring pairs, of `low` to `high` source words in all.
+def _join_neighbors(pairs: Sequence[Pair], first: int, last: int, limit: int) -> list[Pair]:
+    """Return up to `limit` pairs of `first` to `last` source words, each joined from neighbors in `pairs`.
 
-    Each pair is in one run at most, and in none if it is itself as long, for then it is scored as it stands.
+    A pair is used once at most. A pair of `first` words or more is not used, because it is scored in a bin itself.
     """
-    made: list[Pair] = []
+    joined: list[Pair] = []
     run: list[Pair] = []
     words = 0
     for pair in pairs:
-        if len(made) >= wanted:
+        if len(joined) >= limit:
             break
         size = len(pair[0].split())
-        if size >= low or words + size > high:
+        if size >= first or words + size > last:
             run, words = [], 0
-        if size >= low:
+        if size >= first:
             continue
         run.append(pair)
         words += size
-        if words >= low:
-            made.append((" ".join(source for source, _ in run), " ".join(target for _, target in run)))
+        if words >= first:
+            joined.append((" ".join(source for source, _ in run), " ".join(target for _, target in run)))
             run, words = [], 0
-    return made
+    return joined
 
 
 def _metrics() -> tuple[Any, Any]:
+    """Return sacrebleu's BLEU and chrF."""
     try:
         from sacrebleu import BLEU, CHRF
     except ImportError as error:
@@ -171,11 +155,15 @@ def _metrics() -> tuple[Any, Any]:
     return BLEU(), CHRF()
 
 
-def _score(bleu: Any, chrf: Any, said: Sequence[str], pairs: Sequence[Pair]) -> Score:
+def _score(bleu: Any, chrf: Any, hypotheses: Sequence[str], pairs: Sequence[Pair]) -> CorpusScore:
     references = [target for _, target in pairs]
-    found = bleu.corpus_score(said, [references], n_bootstrap=RESAMPLES)
-    exact = sum(a == b for a, b in zip(said, references, strict=True)) / len(pairs)
-    half = float(found._ci)
-    mean = float(found._mean)
-    chrf_score = float(chrf.corpus_score(said, [references]).score)
-    return Score(len(pairs), float(found.score), mean - half, mean + half, chrf_score, exact)
+    result = bleu.corpus_score(hypotheses, [references], n_bootstrap=RESAMPLES)
+    mean, half = float(result._mean), float(result._ci)
+    return CorpusScore(
+        sentences=len(pairs),
+        bleu=float(result.score),
+        low=mean - half,
+        high=mean + half,
+        chrf=float(chrf.corpus_score(hypotheses, [references]).score),
+        exact=sum(a == b for a, b in zip(hypotheses, references, strict=True)) / len(pairs),
+    )

@@ -1,74 +1,97 @@
-"""`edge-attn inspect`: what a bundle holds, without running it."""
+"""`edge-attn inspect`: the content of a bundle, without running it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_attn.bundle.bundle import Bundle
 
 
-def inspect(bundle: Path) -> dict[str, Any]:
-    """Graphs with their inputs and outputs, files with sizes, precision, provenance, the verification record."""
+@dataclass(frozen=True)
+class Inspection:
+    """Graphs with their inputs and outputs, files, precision, provenance and verification record of a bundle."""
+
+    content: dict[str, Any]
+    """Manifest as JSON values, with the keys `path`, `bytes` and `text` added."""
+
+    def json(self) -> str:
+        return json.dumps(self.content, indent=1, sort_keys=True) + "\n"
+
+    def __str__(self) -> str:
+        content, text = self.content, self.content["text"]
+        lines = [
+            f"{content['path']}: {content['family']}, {content['precision']}, {content['bytes'] / 1e6:.1f} MB, "
+            f"format {content['format']}",
+            f"text: {text['kind']}, {text['source_entries']} source and {text['target_entries']} target entries, "
+            f"sources of up to {content['max_source']} tokens",
+            *self._graph_lines(),
+            f"verified at export: {_verification(content['verification'])}",
+            *self._target_lines(),
+        ]
+        lines += [f"{key}: {value}" for key, value in content["provenance"].items() if key != "graphs"]
+        lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]
+        lines += [f"file {name}: {file['size']} bytes, sha256 {file['sha256']}" for name, file in self._files()]
+        return "\n".join(lines)
+
+    def _files(self) -> list[tuple[str, dict[str, Any]]]:
+        return list(self.content["files"].items())
+
+    def _graph_lines(self) -> Iterator[str]:
+        statistics = self.content["provenance"].get("graphs", {})
+        for name, graph in self.content["graphs"].items():
+            size = self.content["files"][graph["file"]]["size"]
+            nodes = statistics.get(name, {}).get("nodes", "?")
+            yield f"graph {name}: {graph['file']}, {size / 1e6:.1f} MB, {nodes} nodes"
+            ops = statistics.get(name, {}).get("ops", {})
+            yield "  ops " + ", ".join(f"{op} {count}" for op, count in ops.items())
+            for kind in ("inputs", "outputs"):
+                for tensor in graph[kind]:
+                    axes = ", ".join(map(str, tensor["shape"]))
+                    yield f"  {kind[:-1]:<6} {tensor['name']} {tensor['dtype']} ({axes})"
+
+    def _target_lines(self) -> Iterator[str]:
+        files = self.content["files"]
+        for name, target in self.content["targets"].items():
+            size = sum(file["size"] for path, file in self._files() if path.startswith(f"targets/{name}/"))
+            size = size or sum(files[graph["file"]]["size"] for graph in target["graphs"].values())
+            yield f"target {name}: {size / 1e6:.1f} MB, {_verification(target['verification'])}"
+            if "plugins" in target["verification"]:
+                yield f"  with plugins: {_verification(target['verification']['plugins'])}"
+            for key, value in target["settings"].items():
+                if key != "modules" and (text := _setting(value)):  # modules has one entry for each node
+                    yield f"  {key}: {text}"
+
+
+def inspect(bundle: Path) -> Inspection:
+    """Read the manifest of `bundle`.
+
+    Raises:
+        BundleError: `bundle` is not a bundle.
+    """
     opened = Bundle.open(bundle)
-    content = dataclasses.asdict(opened.manifest)
-    content["path"] = str(bundle)
-    content["bytes"] = opened.size()
     text = opened.text()
-    content["text"] = {"kind": text.kind, "source_entries": len(text.source), "target_entries": len(text.target)}
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
+    content = {
+        **dataclasses.asdict(opened.manifest),
+        "path": str(bundle),
+        "bytes": opened.size(),
+        "text": {"kind": text.kind, "source_entries": len(text.source), "target_entries": len(text.target)},
+    }
+    return Inspection(json.loads(json.dumps(content)))  # JSON values: tuples are lists
 
 
-def show(content: dict[str, Any]) -> str:
-    """The same for people."""
-    text, verified, origin = content["text"], content["verification"], content["provenance"]
-    lines = [
-        f"{content['path']}: {content['family']}, {content['precision']}, {content['bytes'] / 1e6:.1f} MB, "
-        f"format {content['format']}",
-        f"text: {text['kind']}, {text['source_entries']} source and {text['target_entries']} target entries, "
-        f"sources of up to {content['max_source']} tokens",
-    ]
-    made = origin.get("graphs", {})
-    for name, graph in content["graphs"].items():
-        size = content["files"][graph["file"]]["size"]
-        lines.append(
-            f"graph {name}: {graph['file']}, {size / 1e6:.1f} MB, {made.get(name, {}).get('nodes', '?')} nodes"
-        )
-        ops = made.get(name, {}).get("ops", {})
-        lines.append("  ops " + ", ".join(f"{op} {count}" for op, count in ops.items()))
-        for kind in ("inputs", "outputs"):
-            for tensor in graph[kind]:
-                axes = ", ".join(map(str, tensor["shape"]))
-                lines.append(f"  {kind[:-1]:<6} {tensor['name']} {tensor['dtype']} ({axes})")
-    lines.append(f"verified at export: {_verified(verified)}")
-    for name, target in content["targets"].items():
-        own = (entry["size"] for file, entry in content["files"].items() if file.startswith(f"targets/{name}/"))
-        size = sum(own) or sum(content["files"][graph["file"]]["size"] for graph in target["graphs"].values())
-        lines.append(f"target {name}: {size / 1e6:.1f} MB, {_verified(target['verification'])}")
-        if "plugins" in target["verification"]:
-            lines.append(f"  with plugins: {_verified(target['verification']['plugins'])}")
-        settings = {key: value for key, value in target["settings"].items() if key != "modules"}  # one entry a node
-        lines += [f"  {key}: {_short(value)}" for key, value in settings.items() if _short(value)]
-    lines += [f"{key}: {value}" for key, value in origin.items() if key != "graphs"]
-    lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]
-    lines += [
-        f"file {name}: {entry['size']} bytes, sha256 {entry['sha256']}" for name, entry in content["files"].items()
-    ]
-    return "\n".join(lines)
-
-
-def _verified(record: dict[str, Any]) -> str:
+def _verification(record: dict[str, Any]) -> str:
     levels = ", ".join(f"{level} {status}" for level, status in record.get("levels", {}).items())
     engine = f"; the engine: {record['engine']}" if "engine" in record else ""
     return f"{levels or 'no record'} ({record.get('provider', 'nothing ran')}{engine})"
 
 
-def _short(value: Any) -> str:
-    """A setting on one line; nothing of what is empty."""
+def _setting(value: Any) -> str:
+    """Format a setting on one line; empty parts are left out."""
     if isinstance(value, dict):
-        shown = [f"{key} {_short(inner)}" for key, inner in value.items() if _short(inner)]
-        return ", ".join(shown)
+        return ", ".join(f"{key} {text}" for key, inner in value.items() if (text := _setting(inner)))
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

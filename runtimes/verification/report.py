@@ -6,10 +6,12 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from edge_attn import __version__
+from edge_attn.errors import InputError
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.tolerances import LEVELS
 
@@ -133,6 +135,17 @@ class Report:
             suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
         suite.set("tests", str(len(suite)))
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+    def write_junit(self, path: Path) -> None:
+        """Write the report to `path` as JUnit XML.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            path.write_text(self.junit(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
     def __str__(self) -> str:
         lines = [

@@ -10,7 +10,7 @@ from paths import SHARED
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.runtimes.commands.demo import CHECKPOINT, READY, SENTENCES
+from edge_attn.runtimes.commands.demo import BUNDLE, CHECKPOINT, SENTENCES
 from edge_attn.runtimes.commands.evaluate import evaluate
 from edge_attn.runtimes.tasks.translation import Translator
 from edge_attn.runtimes.verification.verify import verify
@@ -21,13 +21,13 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data"
 
 
 def test_the_ready_bundle_holds_on_this_machine():
-    report = verify(READY, options=RuntimeOptions(threads=1))
+    report = verify(BUNDLE, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds", str(report)
     assert report.sentences >= 64
 
 
 def test_the_ready_bundle_translates():
-    said = Translator.open(READY).translate(["I am cold.", *SENTENCES])
+    said = Translator.open(BUNDLE).translate(["I am cold.", *SENTENCES])
     assert "froid" in said[0].text
     for translation in said:
         assert translation.finished
@@ -39,7 +39,7 @@ def test_checkpoint_and_ready_bundle_are_of_the_same_weights(needs_torch):
     import hashlib
 
     found = hashlib.sha256((CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()
-    assert Bundle.open(READY).manifest.provenance["checkpoint_sha256"] == found
+    assert Bundle.open(BUNDLE).manifest.provenance["checkpoint_sha256"] == found
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_the_first_1000_test_sentences_agree_with_torch(needs_torch, tmp_path):
     sources = list(dict.fromkeys(source for source, _ in read_pairs(DATA / "test.tsv.gz")))[:1000]
     lines = tmp_path / "sources.txt"
     lines.write_text("\n".join(sources) + "\n", encoding="utf-8")
-    report = verify(READY, reference=CHECKPOINT, sentences=lines, options=RuntimeOptions(threads=1))
+    report = verify(BUNDLE, reference=CHECKPOINT, sentences=lines, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds", str(report)
     assert report.sentences == 1000
     found = {f"{finding.level} {finding.name}": finding for level in report.levels for finding in level.findings}
@@ -63,8 +63,9 @@ def test_the_first_1000_test_sentences_agree_with_torch(needs_torch, tmp_path):
 @pytest.mark.shared
 @needs_data
 def test_the_score_is_the_model_cards():
-    claimed = re.search(r"BLEU (\d+\.\d+)", Bundle.open(READY).read("MODEL_CARD.md").decode())
+    claimed = re.search(r"BLEU (\d+\.\d+)", Bundle.open(BUNDLE).read("MODEL_CARD.md").decode())
     assert claimed is not None
-    found = evaluate(READY, DATA / "test.tsv.gz", SearchConfig(), options=RuntimeOptions(threads=1))
+    report = evaluate(BUNDLE, DATA / "test.tsv.gz", SearchConfig(), options=RuntimeOptions(threads=1))
+    found = report.evaluations[0]
     assert found.total.sentences == 2367
     assert found.total.bleu == pytest.approx(float(claimed[1]), abs=0.05)

@@ -29,7 +29,7 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.parity import golden
 from edge_attn.registry import VERBS, resolve
-from edge_attn.runtimes.commands.plots import write
+from edge_attn.runtimes.commands.plots import write_svg
 from edge_attn.runtimes.optimize.optimize import optimize
 from edge_attn.runtimes.ort.cpu import OrtCpu
 from edge_attn.runtimes.tasks.translation import Translation, Translator
@@ -199,7 +199,7 @@ def main() -> None:
             make(name, folders[name], options.data)
     made = {name: folder for name, folder in folders.items() if (folder / FOUND).exists()}
     print(table(made))
-    write(options.out / "alignments.svg", grid(aligned(made)))
+    write_svg(options.out / "alignments.svg", grid(aligned(made)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""`edge-attn demo`: the whole road, here on the toy model in the place of the embedded one."""
+"""`edge-attn demo`, with the toy model instead of the embedded one."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -16,18 +17,18 @@ TOKENS = {*" ".join(SENTENCES).split(), "chaque", "chat", "bon", "appelle", "un"
 @pytest.fixture(autouse=True)
 def toy(monkeypatch, toy_checkpoint, toy_bundle):
     monkeypatch.setattr(demo, "CHECKPOINT", toy_checkpoint)
-    monkeypatch.setattr(demo, "READY", toy_bundle)
+    monkeypatch.setattr(demo, "BUNDLE", toy_bundle)
     monkeypatch.setattr(demo, "SENTENCES", SENTENCES)
 
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    monkeypatch.setattr(demo, "NEEDED", ("nothing_of_this_name", *demo.NEEDED))
+    monkeypatch.setattr(demo, "EXPORT_PACKAGES", ("nothing_of_this_name", *demo.EXPORT_PACKAGES))
 
 
-def check(said: str, out) -> None:
-    assert "parity holds" in said
-    assert "every good cat calls a child\n  -> chaque chat bon appelle un enfant  (-0." in said
+def check(output: str, out: Path) -> None:
+    assert "parity holds" in output
+    assert "every good cat calls a child\n  -> chaque chat bon appelle un enfant  (-0." in output
     root = ElementTree.fromstring((out / "alignments.svg").read_text(encoding="utf-8"))
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     for token in TOKENS:
@@ -35,35 +36,37 @@ def check(said: str, out) -> None:
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_without_torch_the_ready_bundle_is_verified_and_used(edge_attn_cli, tmp_path, toy_bundle):
+def test_without_torch_the_embedded_bundle_is_used(edge_attn_cli, tmp_path, toy_bundle):
     out = tmp_path / "a" / "demo"
-    said = edge_attn_cli("demo", "--out", out, "--threads", 1).stdout
-    assert f"nothing_of_this_name is not installed, so nothing is exported; using the ready bundle {toy_bundle}" in said
-    check(said, out)
+    output = edge_attn_cli("demo", "--out", out, "--threads", 1).stdout
+    assert output.startswith(
+        f"nothing_of_this_name is not installed, so nothing is exported; using the embedded bundle {toy_bundle}\n"
+    )
+    check(output, out)
     assert [path.name for path in out.iterdir()] == ["alignments.svg"]
 
 
 @pytest.mark.usefixtures("needs_torch")
-def test_without_checkpoint_the_ready_bundle_is_used(edge_attn_cli, monkeypatch, tmp_path, toy_bundle):
+def test_without_checkpoint_the_embedded_bundle_is_used(edge_attn_cli, monkeypatch, tmp_path, toy_bundle):
     monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "absent")
     output = edge_attn_cli("demo", "--out", tmp_path / "demo").stdout
     assert output.startswith(
-        f"the wheel does not contain the checkpoint, so nothing is exported; using the ready bundle {toy_bundle}\n"
+        f"the wheel does not contain the checkpoint, so nothing is exported; using the embedded bundle {toy_bundle}\n"
     )
     check(output, tmp_path / "demo")
 
 
 @pytest.mark.usefixtures("needs_torch")
-def test_with_torch_the_checkpoint_is_exported_and_again_over_itself(edge_attn_cli, tmp_path):
-    said = edge_attn_cli("demo", "--out", tmp_path).stdout
-    assert f"exporting {demo.CHECKPOINT} to {tmp_path / 'en-fr'}" in said
-    check(said, tmp_path)
+def test_with_torch_the_checkpoint_is_exported(edge_attn_cli, tmp_path):
+    output = edge_attn_cli("demo", "--out", tmp_path).stdout
+    assert f"exporting {demo.CHECKPOINT} to {tmp_path / 'en-fr'}" in output
+    check(output, tmp_path)
     assert Bundle.open(tmp_path / "en-fr").manifest.max_source == 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alignments.svg", "en-fr"]
 
 
 @pytest.mark.usefixtures("needs_torch")
-def test_a_folder_that_is_no_bundle_is_left_alone(edge_attn_cli, tmp_path):
+def test_folder_that_is_not_a_bundle_is_not_replaced(edge_attn_cli, tmp_path):
     (tmp_path / "en-fr").mkdir()
     (tmp_path / "en-fr" / "thesis.tex").touch()
     edge_attn_cli("demo", "--out", tmp_path, code=4, said="exists and is not a bundle")
@@ -71,7 +74,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(edge_attn_cli, tmp_path):
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_a_parity_that_does_not_hold_is_the_exit_code(edge_attn_cli, monkeypatch, tmp_path):
+def test_failed_parity_is_the_exit_code(edge_attn_cli, monkeypatch, tmp_path):
     def wrong(_, value):
         return value * value.dtype.type(1.01) if value.dtype.kind == "f" else value
 
@@ -80,12 +83,12 @@ def test_a_parity_that_does_not_hold_is_the_exit_code(edge_attn_cli, monkeypatch
 
 
 @pytest.mark.usefixtures("without_torch")
-def test_what_cannot_be_is_one_sentence(edge_attn_cli, monkeypatch, tmp_path):
+def test_invalid_options_are_one_line(edge_attn_cli, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     edge_attn_cli("demo", "--out", tmp_path / "file", code=4, said="file cannot be written: File exists")
     edge_attn_cli("demo", "--out", tmp_path, "--runtime", "tvm", code=2, said="unknown runtime 'tvm'")
     for option, value in (("--runtime", "trt"), ("--precision", "fp16")):
-        edge_attn_cli("demo", "--out", tmp_path / "new", option, value, code=2, said="demo runs what it exports")
+        edge_attn_cli("demo", "--out", tmp_path / "new", option, value, code=2, said="demo runs on ort-cpu")
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr(demo, "READY", tmp_path / "absent.zip")
+    monkeypatch.setattr(demo, "BUNDLE", tmp_path / "absent.zip")
     edge_attn_cli("demo", "--out", tmp_path, code=4, said="absent.zip is not a bundle")

@@ -1,4 +1,4 @@
-"""`edge-attn inspect` says what a bundle holds."""
+"""`edge-attn inspect` shows the content of a bundle."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import zipfile
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.runtimes.commands.inspect import inspect, show
+from edge_attn.runtimes.commands.inspect import inspect
 
 
-def test_as_json_it_is_the_manifest_and_more(edge_attn_cli, toy_bundle):
+def test_json_contains_the_manifest(edge_attn_cli, toy_bundle):
     content = json.loads(edge_attn_cli("inspect", toy_bundle, "--json").stdout)
     manifest = Bundle.open(toy_bundle).manifest
     assert content["path"] == str(toy_bundle)
@@ -30,8 +30,8 @@ def test_as_json_it_is_the_manifest_and_more(edge_attn_cli, toy_bundle):
     assert content["verification"]["levels"] == {"L1": "holds", "L2": "holds", "L3": "holds", "L5": "holds"}
 
 
-def test_as_text_it_names_what_a_reader_looks_for(edge_attn_cli, toy_bundle):
-    said = edge_attn_cli("inspect", toy_bundle).stdout
+def test_text_names_graphs_files_and_records(edge_attn_cli, toy_bundle):
+    text = edge_attn_cli("inspect", toy_bundle).stdout
     for words in (
         "seq2seq, fp32, 0.",
         "text: words, 31 source and 31 target entries, sources of up to 20 tokens",
@@ -45,41 +45,40 @@ def test_as_text_it_names_what_a_reader_looks_for(edge_attn_cli, toy_bundle):
         "parameters: ",
         "checkpoint_sha256: ",
     ):
-        assert words in said
+        assert words in text
 
 
-def test_a_bundle_that_nobody_verified_or_described_is_shown_too(toy_bundle):
-    content = inspect(toy_bundle)
-    content["verification"], content["provenance"], content["tolerances"] = {}, {}, {"L2.kl": 1e-9}
-    said = show(content)
-    assert "verified at export: no record (nothing ran)" in said
-    assert "tolerance L2.kl: 1e-09" in said
+def test_bundle_without_records_is_shown(toy_bundle):
+    inspection = inspect(toy_bundle)
+    inspection.content.update({"verification": {}, "provenance": {}, "tolerances": {"L2.kl": 1e-9}})
+    assert "verified at export: no record (nothing ran)" in str(inspection)
+    assert "tolerance L2.kl: 1e-09" in str(inspection)
 
 
-def test_nothing_that_runs_is_loaded(run_edge_attn, toy_bundle):
-    done = run_edge_attn("inspect", toy_bundle, absent=("onnxruntime", "onnx", "torch"))
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"graph step" in done.stdout
+def test_inspect_needs_no_runtime(run_edge_attn, toy_bundle):
+    result = run_edge_attn("inspect", toy_bundle, absent=("onnxruntime", "onnx", "torch"))
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"graph step" in result.stdout
 
 
-def test_what_is_no_bundle_is_named(edge_attn_cli, tmp_path, toy_checkpoint):
+def test_path_without_a_bundle_is_an_error(edge_attn_cli, tmp_path, toy_checkpoint):
     edge_attn_cli("inspect", tmp_path / "absent", code=4, said="is not a bundle: there is no such file or folder")
     edge_attn_cli("inspect", toy_checkpoint, code=4, said="is not a bundle: it has no bundle.json")
     (tmp_path / "text").write_text("a cat")
     edge_attn_cli("inspect", tmp_path / "text", code=4, said="is neither a folder nor a complete zip")
 
 
-def test_targets_are_shown_with_what_was_chosen_and_what_was_tested(toy_bundle):
-    content = inspect(toy_bundle)
-    content["targets"] = {
+def test_targets_show_settings_and_verification(toy_bundle):
+    inspection = inspect(toy_bundle)
+    inspection.content["targets"] = {
         "trt-int8": {
             "graphs": {"step": {"file": "graphs/step.onnx"}},
             "settings": {"min_version": "10.3", "fp32_islands": {"encoder": [], "step": ["val_9"]}, "plugins": []},
             "verification": {"levels": {"L1": "holds"}, "provider": "CPUExecutionProvider", "engine": "not tested"},
         }
     }
-    said = show(content)
-    assert "target trt-int8: 0." in said
-    assert "MB, L1 holds (CPUExecutionProvider; the engine: not tested)" in said
-    assert "\n  min_version: 10.3\n  fp32_islands: step val_9\n" in said
-    assert "plugins" not in said
+    text = str(inspection)
+    assert "target trt-int8: 0." in text
+    assert "MB, L1 holds (CPUExecutionProvider; the engine: not tested)" in text
+    assert "\n  min_version: 10.3\n  fp32_islands: step val_9\n" in text
+    assert "plugins" not in text

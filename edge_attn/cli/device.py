@@ -1,0 +1,146 @@
+"""Commands for bundles and machines: verify, inspect, optimize, doctor, cache, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_attn.cli.options import (
+    PATH,
+    cache_dir_option,
+    echo_result,
+    json_option,
+    one_of,
+    runtime_options,
+    threads_option,
+)
+from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.errors import UsageError
+from edge_attn.registry import PRECISIONS, TARGETS, VERBS, resolve
+
+
+def _parse_overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """Return the bounds by name.
+
+    Raises:
+        UsageError: a value is not a number.
+    """
+    overrides = {}
+    for text in values:
+        name, _, value = text.partition("=")
+        try:
+            overrides[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--override takes LEVEL.NAME=VALUE with a number, got {text!r}") from None
+    return overrides
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--level", "levels", multiple=True, help="L1, L2, L3 or L5; repeatable.  [default: all four]")
+@click.option("--reference", type=PATH, help="Compare with this checkpoint, run on torch, instead of the golden data.")
+@click.option("--input", "sentences", type=PATH, help="Sentences for --reference.  [default: those of the golden data]")
+@click.option(
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="LEVEL.NAME=VALUE",
+    callback=_parse_overrides,
+    help="Change a bound for this run; repeatable.",
+)
+@json_option
+@click.option("--junit", type=PATH, help="Output file for the report as JUnit XML.")
+@runtime_options
+@click.pass_context
+def verify(ctx: click.Context, /, as_json: bool, junit: Path | None, **arguments: Any) -> None:
+    """Verify BUNDLE against the golden data, which the trained model computed.
+
+    Exit code 0: parity holds. 1: it does not hold. 3: it could not be tested.
+    """
+    report = resolve("verb", VERBS, "verify")(**arguments)
+    echo_result(report, as_json)
+    if junit is not None:
+        report.write_junit(junit)
+    ctx.exit(report.exit_code)
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show the graphs, ops, sizes, precision, provenance and verification record of BUNDLE."""
+    echo_result(resolve("verb", VERBS, "inspect")(bundle), as_json)
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--target", required=True, help=one_of(TARGETS))
+@click.option("--precision", default="fp32", show_default=True, help=one_of(PRECISIONS))
+@click.option("--min-version", help="Oldest version of the target that must load the graphs, such as 10.3.")
+@click.option(
+    "--calibration", type=PATH, help="Source sentences for int8 calibration.  [default: those of the golden data]"
+)
+@click.option("--profiles", type=PATH, help="TOML file of the batch sizes and lengths to build engines for.")
+@click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    help="Op that a plugin may compute, where the device measures that it is faster; repeatable.",
+)
+@click.option("--build", is_flag=True, help="Build the engines on this machine, and verify them.")
+@click.option("--max-build-minutes", type=float, help="Time limit per engine build, in minutes.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace optimized graphs in BUNDLE. Their build settings stay, unless --profiles replaces them.",
+)
+@threads_option
+@cache_dir_option
+@click.pass_context
+def optimize(ctx: click.Context, /, **arguments: Any) -> None:
+    """Optimize the graphs of BUNDLE for one target, verify them, and add them to BUNDLE.
+
+    Graphs that BUNDLE already contains are replaced only with --force. With --build alone their engines are built.
+    --profiles and --max-build-minutes then change the build settings, and BUNDLE stores the new ones.
+    """
+    ctx.exit(resolve("verb", VERBS, "optimize")(say=click.echo, **arguments))
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, /, as_json: bool) -> None:
+    """Check what this machine has for running bundles, and print the command that repairs each fault."""
+    report = resolve("verb", VERBS, "doctor")()
+    echo_result(report, as_json)
+    ctx.exit(report.exit_code)
+
+
+@click.group()
+def cache() -> None:
+    """List or delete the engines that were built on this machine."""
+
+
+@cache.command("list")
+@cache_dir_option
+def cache_list(cache_dir: Path | None) -> None:
+    """List the engines: graph, versions, GPU, size, last use."""
+    click.echo(resolve("verb", VERBS, "cache list")(cache_dir))
+
+
+@cache.command("clear")
+@cache_dir_option
+def cache_clear(cache_dir: Path | None) -> None:
+    """Delete all engines that are not being built, and leftovers of ended builds."""
+    click.echo(resolve("verb", VERBS, "cache clear")(cache_dir))
+
+
+@click.command()
+@click.option("--out", type=PATH, default=Path("edge-attn-demo"), show_default=True, help="Output folder.")
+@runtime_options
+@click.pass_context
+def demo(ctx: click.Context, /, out: Path, runtime: str, options: RuntimeOptions) -> None:
+    """Export the embedded English-French model, verify it, translate, and draw alignments."""
+    ctx.exit(resolve("verb", VERBS, "demo")(out, runtime, options, click.echo))

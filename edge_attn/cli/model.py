@@ -1,0 +1,41 @@
+"""Commands that create a model: train, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_attn.cli.options import PATH
+from edge_attn.registry import VERBS, resolve
+
+
+@click.command()
+@click.argument("config", type=PATH)
+@click.option("--out", required=True, type=PATH, help="Checkpoint folder; an interrupted run is resumed.")
+@click.option("--data", type=PATH, help="Folder of the training data.  [default: the one in CONFIG]")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of torch threads; it can change the weights.")
+def train(config: Path, out: Path, data: Path | None, threads: int | None) -> None:
+    """Train a model as described by the TOML file CONFIG (also under torchrun)."""
+    resolve("verb", VERBS, "train")(config, out, data, threads)
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", required=True, type=PATH, help="Bundle to write: a folder, or a zip if it ends in .zip.")
+@click.option(
+    "--candidates",
+    type=int,
+    default=16,
+    show_default=True,
+    help="Number of best tokens that a step returns; the beam size can be at most one less.",
+)
+@click.option(
+    "--input", "sentences", type=PATH, help="Source sentences for the golden data.  [default: those in CHECKPOINT]"
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def export(checkpoint: Path, out: Path, candidates: int, sentences: Path | None, force: bool) -> None:
+    """Export CHECKPOINT to a bundle that runs without torch, verified before it is written."""
+    manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force)
+    levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
+    click.echo(f"{out}: {len(manifest.graphs)} graphs, {levels} on {manifest.verification['provider']}")

@@ -1,0 +1,93 @@
+"""Commands that run a model on text: translate, score, align, evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edge_attn.cli.options import (
+    PATH,
+    echo_result,
+    json_option,
+    pair_options,
+    runtime_options,
+    search_options,
+    separator_option,
+)
+from edge_attn.decoding.options import SearchConfig
+from edge_attn.registry import VERBS, resolve
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--input", type=PATH, help="Input file, one sentence per line.  [default: standard input]")
+@click.option("--output", type=PATH, help="Output file.  [default: standard output]")
+@search_options
+@click.option("--n-best", type=int, default=SearchConfig.n_best, show_default=True, help="Translations per line.")
+@click.option(
+    "--alternatives", type=int, default=0, help="Complete this many different first tokens (after the prefix)."
+)
+@click.option("--prefix", type=PATH, help="File with the beginning of each translation, in whole words, one per line.")
+@click.option(
+    "--format",
+    type=click.Choice(["text", "jsonl", "moses"]),
+    default="text",
+    show_default=True,
+    help="Output format; moses is the n-best format of Moses.",
+)
+@click.option("--alignments", type=PATH, help="Output file for token alignments in Pharaoh format (i-j), one per line.")
+@click.option("--replace-unknown", is_flag=True, help="Replace unknown words by the source word they attend to most.")
+@click.option(
+    "--phrase-table", type=PATH, help="With --replace-unknown: file of replacements, one source<TAB>target per line."
+)
+@runtime_options
+def translate(**arguments: Any) -> None:
+    """Translate lines with BUNDLE (or a checkpoint, on torch), in order."""
+    resolve("verb", VERBS, "translate")(**arguments)
+
+
+@click.command()
+@pair_options
+@click.option(
+    "--format", type=click.Choice(["text", "jsonl"]), default="text", show_default=True, help="Output format."
+)
+@runtime_options
+def score(**arguments: Any) -> None:
+    """Score each target in TSV (also .gz) with BUNDLE (or a checkpoint): log-probabilities and perplexity.
+
+    The totals are printed on standard error. The target text is tokenized again. The tokens can differ from those that
+    `translate` generated.
+    """
+    click.echo(resolve("verb", VERBS, "score")(**arguments), err=True)
+
+
+@click.command()
+@pair_options
+@click.option(
+    "--format", type=click.Choice(["pharaoh", "jsonl"]), default="pharaoh", show_default=True, help="Output format."
+)
+@runtime_options
+def align(**arguments: Any) -> None:
+    """Align each target token in TSV (also .gz) with the source token it attends to most, in Pharaoh format (i-j).
+
+    BUNDLE may be a checkpoint. The target text is tokenized again. The tokens can differ from those that `translate`
+    generated.
+    """
+    resolve("verb", VERBS, "align")(**arguments)
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("corpus", metavar="TSV", type=PATH)
+@search_options
+@separator_option
+@click.option("--by-length", is_flag=True, help="Score by source length; small bins are filled with joined neighbors.")
+@click.option("--against", type=PATH, help="Second model, to be evaluated too.")
+@click.option("--picture", type=PATH, help="Output file for a plot of BLEU by source length, as SVG.")
+@click.option("--limit", type=click.IntRange(min=1), help="Number of distinct sources to use.  [default: all]")
+@json_option
+@runtime_options
+def evaluate(as_json: bool, **arguments: Any) -> None:
+    """Compute BLEU and chrF of MODEL, a bundle or a checkpoint, on the pairs in TSV (also .gz)."""
+    echo_result(resolve("verb", VERBS, "evaluate")(**arguments), as_json)
