@@ -28,7 +28,7 @@ CHECKPOINT = "edge_attn/pretrained/en-fr/"
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
-    """The files that git tracks, or would track."""
+    """Return the files that git tracks, or would track."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=PROJECT,
@@ -45,7 +45,7 @@ def tracked() -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names in the wheel that a fresh copy builds."""
+    """Return the names in the wheel that a fresh copy builds."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for name in tracked:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)

@@ -33,41 +33,41 @@ def test_targets_page_has_the_current_table(support):
 
 
 def test_every_kind_of_model_is_tried(support):
-    """A new row in the tables needs its bundle: python tests/data/make_kinds.py"""
-    found = [path.stem.rpartition("-") for path in support.KINDS.glob("*.zip")]
-    assert {what for what, _, _ in found} == {*ATTENTIONS, *ATTENTION_WRAPPERS, "sparsemax"} - {
-        "concat"
-    }  # additive by another name
-    assert {cell for _, _, cell in found} == set(CELLS)
+    """A new row in the registry needs its bundle: python tests/data/make_kinds.py."""
+    kinds = [path.stem.rpartition("-") for path in support.KINDS.glob("*.zip")]
+    known = {*ATTENTIONS, *ATTENTION_WRAPPERS, "sparsemax"} - {"concat"}  # additive by another name
+    assert {attention for attention, _, _ in kinds} == known
+    assert {cell for _, _, cell in kinds} == set(CELLS)
     assert {Bundle.open(path).manifest.family for path in support.KINDS.glob("*.zip")} == set(FAMILIES)
 
 
-def test_rows_that_differ_in_attention_and_cell_alone_are_one(support):
+def test_kinds_with_equal_results_share_a_row(support):
     fp32, fp16 = support.Support("trt", "fp32", "yes", "yes"), support.Support("trt", "fp16", "yes", "yes")
-    refused = dataclasses.replace(fp16, builds="no: too odd")
-    found = {
+    refused = dataclasses.replace(fp16, builds="no: unsupported op")
+    results = {
         ("seq2seq", "dot", "gru"): [fp32, fp16],
         ("seq2seq", "additive", "gru"): [fp32, fp16],
         ("seq2seq", "additive", "lstm"): [fp32, refused],
     }
-    assert [line.split(" | ")[1:6] for line in support.table(found).splitlines()[2:]] == [
-        ["additive, dot × gru; additive × lstm", "trt", "fp32", "yes", "yes"],
+    assert [line.split(" | ")[1:6] for line in support.table(results).splitlines()[2:]] == [
+        ["all", "trt", "fp32", "yes", "yes"],
         ["additive, dot × gru", "trt", "fp16", "yes", "yes"],
-        ["additive × lstm", "trt", "fp16", "yes", "no: too odd"],
+        ["additive × lstm", "trt", "fp16", "yes", "no: unsupported op"],
     ]
+    assert support.kind_names(results) == "additive, dot × gru; additive × lstm"
 
 
 @pytest.mark.rtx
-def test_a_graph_that_tensorrt_refuses_is_no_yes(support, toy_bundle):
+def test_graph_that_tensorrt_refuses_is_reported(support, toy_bundle):
     bundle, tensorrt = Bundle.open(toy_bundle), support.load_tensorrt(rtx=True)
     spec = bundle.manifest.graphs["step"]
     model = onnx.load_model_from_string(bundle.read(spec.file))
     assert support.builds(tensorrt, bundle, model.SerializeToString(), spec) == "yes"
     model.graph.node.append(onnx.helper.make_node("NonZero", ["log_probs"], ["where"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("where", onnx.TensorProto.INT64, None))
-    for said in (
+    for answer in (
         support.parses(tensorrt, model.SerializeToString()),
         support.builds(tensorrt, bundle, model.SerializeToString(), spec),
     ):
-        assert said.startswith("no: ")
-        assert "NonZero" in said
+        assert answer.startswith("no: ")
+        assert "NonZero" in answer

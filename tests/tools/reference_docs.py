@@ -1,4 +1,6 @@
-"""Writes the generated parts of docs/: python tests/tools/reference_docs.py
+"""Write the generated parts of docs/.
+
+    python tests/tools/reference_docs.py
 
 - docs/commands.md from the command line;
 - docs/configuration.md from the configuration dataclasses and their field docstrings;

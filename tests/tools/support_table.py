@@ -1,9 +1,10 @@
-"""What is supported, got out by doing it, as the README's table: python tests/tools/support_table.py
+"""Print the table of supported targets in docs/targets.md.
 
-Every tiny bundle of tests/data/kinds is optimized for every target and precision; what comes out is verified with ONNX
-Runtime on the CPU, and what is for TensorRT is parsed, linted and built with TensorRT-RTX on the CPU, with the real
-profiles. Nothing is looked up, nothing needs a GPU, and it takes some minutes. Rows that differ in their
-attention and cell alone are one row.
+    python tests/tools/support_table.py
+
+Every small bundle of tests/data/kinds is optimized for every target and precision. The result is verified with ONNX
+Runtime on the CPU. Graphs for TensorRT are also parsed, linted and built with TensorRT-RTX on the CPU, with the default
+profiles. Nothing needs a GPU, and it takes some minutes. Kinds with equal results share a row.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import EdgeAttnError, InputError, ParityError
@@ -28,14 +30,14 @@ from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec
 
 KINDS = Path(__file__).resolve().parents[1] / "data" / "kinds"
-HEAD = ("Family", "Attention × cell", "Target", "Precision", "Parses", "Builds", "Runs", "Verified")
+HEAD = ("Family", "Kinds: attention × cell", "Target", "Precision", "Parses", "Builds", "Runs", "Verified")
 NONE = "-"
 ELSEWHERE = "needs a GPU"
 
 
 @dataclass(frozen=True)
 class Support:
-    """One target in one precision."""
+    """Support of one target in one precision."""
 
     target: str
     precision: str
@@ -43,124 +45,134 @@ class Support:
     builds: str = NONE
     runs: str = ELSEWHERE
     verified: str = NONE
-    """The levels that hold."""
+    """Levels that hold."""
+
+
+Kind: TypeAlias = tuple[str, str, str]
+"""Family, attention and cell."""
+Results: TypeAlias = dict[Kind, list[Support]]
 
 
 def supports(path: Path, tensorrt: TensorRT) -> Iterator[Support]:
-    """What holds of the bundle at `path`, which is optimized in place."""
+    """Yield the support of each target and precision for the bundle at `path`, which is optimized in place."""
     portable = Bundle.open(path)
     report = check(portable, OrtCpu(portable), golden.load(portable.read))
-    held = " ".join(level.name for level in report.levels if level.status == "holds")
-    yield Support("ort-cpu", "fp32", runs="yes", verified=held)
-    for target in TARGETS:
-        recipe = resolve("target", TARGETS, target)
+    levels = " ".join(level.name for level in report.levels if level.status == "holds")
+    yield Support("ort-cpu", "fp32", runs="yes", verified=levels)
+    for name in TARGETS:
+        recipe = resolve("target", TARGETS, name)
         for precision in recipe.precisions:
             try:
-                optimize(path, target, precision, threads=1, say=lambda line: None)
+                optimize(path, name, precision, threads=1, say=lambda line: None)
             except EdgeAttnError as error:
-                yield Support(target, precision, runs=NONE, verified=_refused(error))
+                yield Support(name, precision, runs=NONE, verified=_refusal(error))
                 continue
-            opened = Bundle.open(path)
-            made = opened.target(target, precision)
-            levels = made.verification["levels"].items()
-            verified = " ".join(name for name, status in levels if status == "holds")
+            bundle = Bundle.open(path)
+            target = bundle.target(name, precision)
+            verified = " ".join(level for level, status in target.verification["levels"].items() if status == "holds")
             parsed = built = NONE
             if recipe.engines:
-                graphs = {opened.read(spec.file): spec for spec in made.graphs.values()}
-                parsed = _first("yes", *(parses(tensorrt, model) for model in graphs))
-                built = _first("yes", *(builds(tensorrt, opened, model, spec) for model, spec in graphs.items()))
-            yield Support(target, precision, parsed, built, verified=verified)
+                graphs = {bundle.read(spec.file): spec for spec in target.graphs.values()}
+                parsed = _first_failure(parses(tensorrt, model) for model in graphs)
+                built = _first_failure(builds(tensorrt, bundle, model, spec) for model, spec in graphs.items())
+            yield Support(name, precision, parsed, built, verified=verified)
 
 
 def parses(tensorrt: TensorRT, model: bytes) -> str:
-    """`yes`, or what TensorRT's parser says against it."""
+    """Return `yes`, or the first error of TensorRT's parser."""
     trt = tensorrt.trt
     builder = trt.Builder(tensorrt.log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, tensorrt.log)
     if parser.parse(model):
         return "yes"
-    return _no(parser.get_error(0).desc())
+    return _failure(parser.get_error(0).desc())
 
 
 def builds(tensorrt: TensorRT, bundle: Bundle, model: bytes, spec: GraphSpec) -> str:
-    """`yes`, or what the lints or the builder say against it."""
+    """Return `yes`, or the error of the lints or of the builder."""
     config = BuildConfig()
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
     try:
         build_engine(tensorrt, model, spec, profiles, config, lambda *said: None)
     except InputError as error:
-        return _no(str(error))
+        return _failure(str(error))
     return "yes"
 
 
-def _no(said: str) -> str:
-    return f"no: {' '.join(said.split())}"
+def _failure(message: str) -> str:
+    return f"no: {' '.join(message.split())}"
 
 
-def _refused(error: EdgeAttnError) -> str:
+def _first_failure(answers: Iterable[str]) -> str:
+    return next((answer for answer in answers if answer != "yes"), "yes")
+
+
+def _refusal(error: EdgeAttnError) -> str:
     failed = [line for line in str(error).splitlines() if ": fails" in line] if isinstance(error, ParityError) else []
     return f"no: {', '.join(line.split()[0] for line in failed) or error}"
 
 
-def _first(otherwise: str, *said: str) -> str:
-    return next((words for words in said if words != otherwise), otherwise)
-
-
-def table(found: dict[tuple[str, str, str], list[Support]]) -> str:
-    """Markdown; `found` by family, attention and cell."""
-    rows: dict[tuple[str, Support], dict[str, list[str]]] = {}
-    for (family, attention, cell), supported in found.items():
+def table(results: Results) -> str:
+    """Return the Markdown table of `results`."""
+    rows: dict[tuple[str, Support], list[Kind]] = {}
+    for kind, supported in results.items():
         for support in supported:
-            rows.setdefault((family, support), {}).setdefault(cell, []).append(attention)
-    order = {
-        (support.target, support.precision): i for i, support in enumerate(s for many in found.values() for s in many)
-    }
+            rows.setdefault((kind[0], support), []).append(kind)
+    order = list(dict.fromkeys((support.target, support.precision) for many in results.values() for support in many))
     lines = [HEAD, ("---",) * len(HEAD)]
-    for (family, s), cells in sorted(rows.items(), key=lambda row: order[row[0][1].target, row[0][1].precision]):
-        lines.append((family, _kinds(cells), s.target, s.precision, s.parses, s.builds, s.runs, s.verified))
+    for (family, s), kinds in sorted(
+        rows.items(), key=lambda row: order.index((row[0][1].target, row[0][1].precision))
+    ):
+        complete = kinds == [kind for kind in results if kind[0] == family]
+        names = "all" if complete else kind_names(kinds)
+        lines.append((family, names, s.target, s.precision, s.parses, s.builds, s.runs, s.verified))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _kinds(cells: dict[str, list[str]]) -> str:
-    """`additive, dot × gru, lstm`; cells with other attentions after a semicolon."""
-    by_attentions: dict[str, list[str]] = {}
-    for cell, attentions in sorted(cells.items()):
-        by_attentions.setdefault(", ".join(sorted(attentions)), []).append(cell)
-    return "; ".join(f"{attentions} × {', '.join(some)}" for attentions, some in by_attentions.items())
+def kind_names(kinds: Iterable[Kind]) -> str:
+    """Return `additive, dot × gru, lstm`; cells with other attentions follow a semicolon."""
+    attentions: dict[str, list[str]] = {}
+    for _, attention, cell in kinds:
+        attentions.setdefault(cell, []).append(attention)
+    cells: dict[str, list[str]] = {}
+    for cell, names in sorted(attentions.items()):
+        cells.setdefault(", ".join(sorted(names)), []).append(cell)
+    return "; ".join(f"{names} × {', '.join(with_these)}" for names, with_these in cells.items())
 
 
-def legend(tensorrt: TensorRT) -> str:
-    """What each column rests on."""
+def legend(results: Results, tensorrt: TensorRT) -> str:
+    """Return the explanation of each column."""
     return "\n".join(
         (
+            f"- All: {kind_names(results)}.",
             f"- Parses, Builds: {tensorrt.name} on a CPU, with the profiles of the default buckets.",
-            "- Runs: `needs a GPU` was never executed by this project; `tests/gpu` does it on a machine that has one.",
-            "- Verified: the levels of `verify` that hold of the very graphs that the target gets, with ONNX Runtime "
-            "on a CPU.",
+            "- Runs: this project has never executed what `needs a GPU`; `tests/gpu/run.py` does so on a GPU.",
+            "- Verified: the levels of `verify` that hold for the graphs of the target, with ONNX Runtime on a CPU.",
         )
     )
 
 
-def find() -> dict[tuple[str, str, str], list[Support]]:
-    """Of every kind, two at a time, each in a process of its own."""
-    kinds = sorted(KINDS.glob("*.zip"))
+def try_all() -> Results:
+    """Return the support of every kind; two kinds at a time, each in its own process."""
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        return dict(pool.map(find_one, kinds))
+        return dict(pool.map(try_one, sorted(KINDS.glob("*.zip"))))
 
 
-def find_one(kind: Path) -> tuple[tuple[str, str, str], list[Support]]:
-    attention, _, cell = kind.stem.rpartition("-")
+def try_one(path: Path) -> tuple[Kind, list[Support]]:
+    """Return the kind of the bundle at `path`, and its support."""
+    attention, _, cell = path.stem.rpartition("-")
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, kind.name)
-        shutil.copy(kind, copy)
+        copy = Path(folder, path.name)
+        shutil.copy(path, copy)
         family = Bundle.open(copy).manifest.family
         return (family, attention, cell), list(supports(copy, load_tensorrt(rtx=True)))
 
 
 def text() -> str:
-    """The table and its legend, as the README has them."""
-    return f"{table(find())}\n\n{legend(load_tensorrt(rtx=True))}\n"
+    """Return the table and its legend, as docs/targets.md has them."""
+    results = try_all()
+    return f"{table(results)}\n\n{legend(results, load_tensorrt(rtx=True))}\n"
 
 
 if __name__ == "__main__":
