@@ -21,7 +21,7 @@ VERBS = {
     "verify": "edge_attn.runtimes.verification.verify:verify",
     "inspect": "edge_attn.runtimes.commands.inspect:inspect",
     "optimize": "edge_attn.runtimes.optimize.optimize:optimize",
-    "doctor": "edge_attn.runtimes.doctor.doctor:doctor",
+    "doctor": "edge_attn.runtimes.doctor.check:doctor",
     "cache list": "edge_attn.runtimes.commands.cache:list_cache",
     "cache clear": "edge_attn.runtimes.commands.cache:clear_cache",
     "demo": "edge_attn.runtimes.commands.demo:demo",

@@ -1,15 +1,18 @@
-"""What a machine's files and commands say, read into plain facts: the board, TensorRT's packages, the memory."""
+"""Facts about a machine, from its files, commands and probes."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from edge_attn.runtimes.doctor.machine import Machine
+from edge_attn.runtimes.doctor.machine import CacheUsage, Machine
+from edge_attn.runtimes.system_memory import Memory, memory
+from edge_attn.runtimes.trt.api import OLDEST
+from edge_attn.runtimes.versions import parse_version
 
-JETPACKS: dict[tuple[int, int, int], str] = {
+JETPACKS: dict[tuple[int, ...], str] = {
     (32, 1, 0): "4",
     (34, 1, 0): "5.0",
     (35, 1, 0): "5",
@@ -24,165 +27,251 @@ JETPACKS: dict[tuple[int, int, int], str] = {
     (39, 2, 0): "7.2",
     (39, 2, 1): "7.2.1",
 }
-"""From which release of L4T on a board has which JetPack."""
+"""First L4T release of each JetPack."""
 OLDEST_L4T = (36, 4, 0)
 """JetPack 6.1, the first with TensorRT 10.3."""
-OLDEST_CAPABILITY = (8, 7)
-"""Orin's; NVIDIA made no JetPack 6 for the boards before it."""
-CUDA_PACKAGES = {36: "cuda-cudart-12-6", 38: "cuda-cudart-13-0", 39: "cuda-cudart-13-2"}
-"""The package of libcudart, by L4T's major number."""
-DRIVER_PACKAGES: dict[tuple[int, int] | None, str] = {
-    (8, 7): "nvidia-l4t-cuda-nvgpu",
-    (11, 0): "nvidia-l4t-cuda-openrm",
-}
-"""The package of libcuda from L4T 39 on, by compute capability; before, nvidia-l4t-cuda."""
-CHIPS = {
-    "nvidia,tegra210": (5, 3),
-    "nvidia,tegra186": (6, 2),
-    "nvidia,tegra194": (7, 2),
-    "nvidia,tegra234": (8, 7),
-    "nvidia,tegra264": (11, 0),
-}
-"""The compute capability of each Jetson's chip, as /proc/device-tree/compatible has it."""
-
+ORIN = 234
+"""Orin's chip number. NVIDIA has no JetPack 6 for earlier chips."""
+NO_DEVICE = 100
+"""CUDA_ERROR_NO_DEVICE, a code of cuInit."""
 BINDINGS = "python3*/dist-packages/tensorrt/__init__.py"
-LIBNVINFER = ("libnvinfer11", "libnvinfer10")
-"""The packages of TensorRT's library, the newest first."""
-PACKAGES = (*LIBNVINFER, "python3-libnvinfer", "nvidia-jetpack", "nvidia-l4t-core", "nvidia-l4t-dla-compiler")
+PACKAGES = ("libnvinfer11", "libnvinfer10", "python3-libnvinfer", "nvidia-jetpack")
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-@dataclass(frozen=True)
-class Board:
-    """A Jetson."""
+class Facts:
+    """Facts about one machine. Each is read when it is first used."""
 
-    model: str
-    l4t: tuple[int, int, int] | None
-    """None in a container that does not say."""
-    jetpack: str
-    """Empty where it is not known."""
-    capability: tuple[int, int] | None
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.read_text, self.probe = machine.read_text, machine.probe
 
-    @property
-    def is_too_old(self) -> bool:
-        return self.l4t is not None and self.l4t < OLDEST_L4T
+    # ---- board and system
 
-    @property
-    def only_cpu(self) -> bool:
-        """No JetPack that the board can have brings a TensorRT that is new enough."""
-        return self.capability is not None and self.capability < OLDEST_CAPABILITY
+    @cached_property
+    def chip(self) -> int:
+        """Number of a Jetson's chip, 234 for Orin and 264 for Thor; 0 elsewhere."""
+        number = re.search(r"^nvidia,tegra(\d{3})$", self.read_text("/proc/device-tree/compatible"), re.MULTILINE)
+        return int(number[1]) if number else 0
 
-    @property
-    def driver_package(self) -> str:
-        """Where libcuda comes from."""
-        split = self.l4t is not None and self.l4t >= (39, 0, 0)
-        return DRIVER_PACKAGES.get(self.capability if split else None, "nvidia-l4t-cuda")
+    @cached_property
+    def l4t(self) -> tuple[int, ...]:
+        """Release of L4T, NVIDIA's Linux for Jetson; empty elsewhere, and in a container that does not name it."""
+        release = re.search(r"# R(\d+) \(release\), REVISION: (\d+)\.(\d+)", self.read_text("/etc/nv_tegra_release"))
+        return tuple(map(int, release.groups())) if release else ()
 
     @property
-    def release(self) -> str:
-        return "unknown" if self.l4t is None else ".".join(map(str, self.l4t))
+    def is_cpu_board(self) -> bool:
+        """A Jetson older than Orin: its TensorRT is too old, so only its CPU is used."""
+        return 0 < self.chip < ORIN
 
+    @property
+    def is_jetson(self) -> bool:
+        return bool(self.chip or self.l4t)
 
-def board(machine: Machine) -> Board | None:
-    """The Jetson that this is, or None."""
-    chip = [name for name in machine.read_text("/proc/device-tree/compatible").splitlines() if name in CHIPS]
-    said = re.search(r"# R(\d+) \(release\), REVISION: (\d+)\.(\d+)", machine.read_text("/etc/nv_tegra_release"))
-    if not chip and said is None:
-        return None
-    l4t = (int(said[1]), int(said[2]), int(said[3])) if said else None
-    installed = system_packages(machine).get("nvidia-jetpack", "")
-    jetpack = re.split(r"[+-]b", installed)[0] or _jetpack(l4t)
-    model = machine.read_text("/proc/device-tree/model") or "a Jetson without a model name"
-    return Board(model, l4t, jetpack, CHIPS[chip[0]] if chip else None)
+    @property
+    def is_old_l4t(self) -> bool:
+        return bool(self.l4t) and self.l4t < OLDEST_L4T
 
+    @cached_property
+    def jetpack(self) -> str:
+        """JetPack's version; empty if it is unknown."""
+        installed = re.split(r"[+-]b", self.packages.get("nvidia-jetpack", ""))[0]
+        releases = [release for release in JETPACKS if release <= self.l4t and release[0] == self.l4t[0]]
+        return installed or (JETPACKS[max(releases)] if releases else "")
 
-def _jetpack(l4t: tuple[int, int, int] | None) -> str:
-    if l4t is None:
-        return ""
-    older = [since for since in JETPACKS if since <= l4t and since[0] == l4t[0]]
-    return JETPACKS[max(older)] if older else ""
+    @cached_property
+    def packages(self) -> dict[str, str]:
+        """Version of each of PACKAGES that apt installed."""
+        command = ("dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package} ${Version}\n", *PACKAGES)
+        return dict(re.findall(r"^ii\s+(\S+) (\S+)$", self.machine.run(*command)[1], re.MULTILINE))
 
+    @property
+    def in_container(self) -> bool:
+        return bool(self.machine.glob("/.dockerenv") or self.machine.glob("/run/.containerenv"))
 
-def system_packages(machine: Machine) -> dict[str, str]:
-    """The versions of those packages of Debian or Ubuntu that concern us."""
-    _, said = machine.run("dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package} ${Version}\n", *PACKAGES)
-    return dict(re.findall(r"^ii\s+(\S+) (\S+)$", said, re.MULTILINE))
+    @cached_property
+    def memory(self) -> Memory:
+        """Memory of the machine or the container; zeros if it is unknown."""
+        return memory(self.read_text) or Memory(0, 0, 0, False)
 
+    @cached_property
+    def cache(self) -> CacheUsage:
+        return self.machine.usage()
 
-def system_bindings(machine: Machine) -> dict[str, str]:
-    """TensorRT's bindings that came with the system: the version of Python -> the folder that holds them."""
-    found = {}
-    for start in ("/usr/lib", "/usr/local/lib"):
-        for path in machine.glob(f"{start}/{BINDINGS}"):
-            version = re.search(r"/python(3\.\d+)/", path)
-            if version:
-                found[version[1]] = path.removesuffix("/tensorrt/__init__.py")
-    return found
+    # ---- driver and CUDA
 
+    @property
+    def gpus(self) -> list[dict[str, Any]]:
+        """GPUs that CUDA's driver lists and edge-attn can use."""
+        return [] if self.is_cpu_board else self.probe("cuda").get("devices", [])
 
-def in_container(machine: Machine) -> bool:
-    return bool(machine.glob("/.dockerenv") or machine.glob("/run/.containerenv"))
+    @property
+    def builds_engines(self) -> bool:
+        """TensorRT can use a GPU here, or should be able to on this board."""
+        return bool(self.gpus) or (self.is_jetson and not self.is_cpu_board)
 
+    @property
+    def has_card(self) -> bool:
+        """An NVIDIA display controller is plugged in, with or without a driver. A container shows its host's."""
+        devices = [path.removesuffix("vendor") for path in self.machine.glob("/sys/bus/pci/devices/*/vendor")]
+        displays = [device for device in devices if self.read_text(device + "class").startswith("0x03")]
+        return not self.in_container and any(self.read_text(device + "vendor") == "0x10de" for device in displays)
 
-def has_nvidia_card(machine: Machine) -> bool:
-    """A display controller of NVIDIA is plugged in, whether or not a driver knows it."""
-    for path in machine.glob("/sys/bus/pci/devices/*/vendor"):
-        is_display = machine.read_text(path.removesuffix("vendor") + "class").startswith("0x03")
-        if is_display and machine.read_text(path) == "0x10de":
-            return True
-    return False
+    @cached_property
+    def nvidia_smi(self) -> tuple[int, str]:
+        """Exit code and output of nvidia-smi."""
+        return self.machine.run("nvidia-smi")
 
+    @property
+    def driver(self) -> str:
+        """Driver version that nvidia-smi prints; empty if there is none."""
+        version = re.search(r"(?:Driver|KMD) Version: ([\d.]+)", self.nvidia_smi[1])
+        return version[1] if version else ""
 
-def onnxruntimes(machine: Machine) -> list[tuple[str, str, str]]:
-    """Name, version and folder of each installed package that brings the module onnxruntime."""
-    others = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-tools")
-    return [
-        (name, version, folder)
-        for name, version, folder in machine.probe("python").get("packages", [])
-        if name.startswith(("onnxruntime", "ort-nightly")) and not name.startswith(others)
-    ]
+    @property
+    def has_driver(self) -> bool:
+        """The kernel has NVIDIA's driver, even if CUDA cannot use it."""
+        return self.is_jetson or self.nvidia_smi[0] == 0 or bool(self.driver)
 
+    @property
+    def cuda_code(self) -> int:
+        """Error code of cuInit; 0 if it worked or there is no libcuda."""
+        return int(self.probe("cuda").get("code", 0))
 
-def devices(machine: Machine) -> list[dict[str, Any]]:
-    """The GPUs that CUDA's driver shows."""
-    found: list[dict[str, Any]] = machine.probe("cuda").get("devices", [])
-    return found
+    @property
+    def cuda(self) -> tuple[int, int]:
+        """Newest version of CUDA that the driver supports, as (major, minor); zeros without a driver."""
+        version = self.probe("cuda").get("driver", 0)
+        return version // 1000, version % 1000 // 10
 
+    @property
+    def has_cudart(self) -> bool:
+        """There is a libcudart that the driver supports."""
+        return any(library["version"] // 1000 <= self.cuda[0] for library in self.probe("cuda").get("runtimes", []))
 
-def builds_engines(machine: Machine) -> bool:
-    """There is a GPU that TensorRT could serve, or a Jetson that should have one."""
-    jetson = board(machine)
-    return bool(devices(machine)) if jetson is None else not jetson.only_cpu
+    @property
+    def cudart_wheel(self) -> str:
+        suffix = "" if self.cuda[0] >= 13 else f"-cu{self.cuda[0]}"
+        return f"nvidia-cuda-runtime{suffix}<{self.cuda[0] + 1}"
 
+    @property
+    def install_driver(self) -> str:
+        """Command that installs NVIDIA's driver, or opens its page on an unknown system."""
+        systems = re.findall(r"^ID(?:_LIKE)?=(.*)$", self.read_text("/etc/os-release"), re.MULTILINE)
+        if "ubuntu" in " ".join(systems):
+            return "sudo ubuntu-drivers install && sudo reboot"
+        if "debian" in " ".join(systems):
+            return "sudo apt update && sudo apt install nvidia-driver && sudo reboot"
+        return "xdg-open https://www.nvidia.com/drivers"
 
-def tensorrt_wheels(machine: Machine) -> list[str]:
-    """The packages of TensorRT that pip installed; those of apt lie in /usr/lib."""
-    return [
-        name
-        for name, _, folder in machine.probe("python").get("packages", [])
-        if name.startswith("tensorrt") and not name.startswith("tensorrt-rtx") and not folder.startswith("/usr/lib/")
-    ]
+    # ---- Python, TensorRT and ONNX Runtime
 
+    @property
+    def python(self) -> dict[str, Any]:
+        return self.probe("python")
 
-def pip(machine: Machine) -> str:
-    """pip of the environment that was examined, whichever is the activated one."""
-    return f"{shlex.quote(machine.probe('python').get('executable') or 'python3')} -m pip"
+    @property
+    def pip(self) -> str:
+        """Command that runs pip in the examined environment, whichever environment is active."""
+        return f"{shlex.quote(self.python.get('executable') or 'python3')} -m pip"
 
+    def loads(self, library: str) -> bool:
+        return "version" in self.probe(library)
 
-def install_driver(machine: Machine) -> str:
-    """The command that brings NVIDIA's driver to a machine that is no Jetson; on an unknown system, to its page."""
-    said = re.findall(r"^ID(?:_LIKE)?=(.*)$", machine.read_text("/etc/os-release"), re.MULTILINE)
-    systems = " ".join(said).replace('"', "").split()
-    if "ubuntu" in systems:
-        return "sudo ubuntu-drivers install && sudo reboot"
-    if "debian" in systems:
-        return "sudo apt update && sudo apt install nvidia-driver && sudo reboot"
-    return "xdg-open https://www.nvidia.com/drivers"
+    def error(self, library: str) -> str:
+        """Return why an installed library does not load; empty if it loads or is absent."""
+        return str(self.probe(library).get("error", ""))
 
+    @cached_property
+    def bindings(self) -> dict[str, str]:
+        """Folder of the system's TensorRT bindings, by Python version."""
+        paths = [path for start in ("/usr/lib", "/usr/local/lib") for path in self.machine.glob(f"{start}/{BINDINGS}")]
+        return {re.split(r"/python(3[\d.]*)/", path)[1]: path.removesuffix("/tensorrt/__init__.py") for path in paths}
 
-def dotted(number: int) -> str:
-    """CUDA's 12060 as 12.6."""
-    return f"{number // 1000}.{number % 1000 // 10}"
+    @property
+    def bindings_python(self) -> str:
+        """Python version of the system's bindings: this Python's if there are such, else the newest."""
+        version = ".".join(self.python["version"].split(".")[:2])
+        return version if version in self.bindings else max(self.bindings, key=parse_version)
 
+    @property
+    def is_system_venv(self) -> bool:
+        """This is a virtual environment of the system's Python that has the bindings."""
+        fits = self.python["version"].startswith(f"{self.bindings_python}.")
+        return bool(fits) and self.python["base_prefix"] == "/usr" != self.python["prefix"]
 
-def gibibytes(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    @property
+    def libnvinfer(self) -> str:
+        """Newest installed package of TensorRT's library; empty if there is none."""
+        return next((name for name in PACKAGES[:2] if name in self.packages), "")
+
+    @cached_property
+    def tensorrt_wheels(self) -> str:
+        """Names of TensorRT's packages that pip installed. Those of apt are in /usr/lib."""
+        packages = [
+            (name, folder) for name, _, folder in self.python.get("packages", []) if name.startswith("tensorrt")
+        ]
+        return " ".join(name for name, folder in packages if not folder.startswith("/usr/lib/") and "-rtx" not in name)
+
+    @property
+    def wheel_replaces_tensorrt(self) -> bool:
+        """A wheel loads in place of the board's own TensorRT, which has another version."""
+        own = self.packages.get(self.libnvinfer, "")
+        if not (self.is_jetson and own and self.tensorrt_wheels and self.loads("tensorrt")):
+            return False
+        result = self.probe("tensorrt")
+        is_own = result["file"].startswith("/usr/lib/")
+        return not is_own and parse_version(own)[:3] != parse_version(result["version"])[:3]
+
+    @property
+    def is_old_tensorrt(self) -> bool:
+        return self.loads("tensorrt") and parse_version(self.probe("tensorrt")["version"]) < OLDEST
+
+    @property
+    def wheel_cuda(self) -> int:
+        """CUDA's major version for which TensorRT's wheel was built; 0 if there is none."""
+        return max(map(int, re.findall(r"tensorrt-cu(\d\d)", self.tensorrt_wheels)), default=0)
+
+    @property
+    def is_wheel_too_new(self) -> bool:
+        """TensorRT's wheel was built for a newer CUDA than the driver supports."""
+        return self.loads("tensorrt") and 0 < self.cuda[0] < self.wheel_cuda
+
+    @property
+    def onnxruntimes(self) -> list[list[str]]:
+        """Name, version and folder of each package that contains the module onnxruntime."""
+        extensions = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-tools")
+        packages = [package for package in self.python.get("packages", []) if not package[0].startswith(extensions)]
+        return [package for package in packages if package[0].startswith(("onnxruntime", "ort-nightly"))]
+
+    @property
+    def onnxruntime_names(self) -> str:
+        return " ".join(name for name, *_ in self.onnxruntimes) or "onnxruntime"
+
+    @property
+    def onnxruntimes_collide(self) -> bool:
+        """Two packages in one folder have overwritten each other's files."""
+        return len({folder for *_, folder in self.onnxruntimes}) < len(self.onnxruntimes)
+
+    @property
+    def onnxruntime_extra(self) -> str:
+        """Extra of edge-attn with the ONNX Runtime that fits: its GPU build has no code for a Jetson."""
+        return "gpu" if self.gpus and not self.is_jetson else "cpu"
+
+    def provider_error(self, provider: str) -> str:
+        """Return why a provider does not run a graph; empty if it does or is not in this build."""
+        return str(self.probe("onnxruntime").get("reasons", {}).get(provider, ""))
+
+    @property
+    def runtimes(self) -> list[str]:
+        """Runtimes whose libraries load, the best first. Only `verify` proves that they compute the right values."""
+        runs, has_gpu = self.probe("onnxruntime").get("runs", []), bool(self.gpus)
+        is_tensorrt_wrong = self.wheel_replaces_tensorrt or self.is_old_tensorrt or self.is_wheel_too_new
+        usable = {
+            "trt": has_gpu and self.has_cudart and self.loads("tensorrt") and not is_tensorrt_wrong,
+            "trt-rtx": has_gpu and self.loads("tensorrt_rtx") and not self.is_jetson,
+            "ort-cuda": CUDA in runs,
+            "ort-cpu": CPU in runs,
+        }
+        return [name for name, is_usable in usable.items() if is_usable]

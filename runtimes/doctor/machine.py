@@ -1,11 +1,12 @@
-"""The seam between `doctor` and the machine: every file, command, package and library is asked for through a Machine.
+"""Access to a machine's files, commands, packages and libraries.
 
-`here()` is the machine that this runs on. A recorded one answers the same questions from a file, so that boards that
-are not at hand drive the same code.
+`doctor` reads a machine only through a Machine. `here()` is this machine. The tests build one from a recording, so that
+boards that are not at hand run the same code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -13,135 +14,132 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_attn.runtimes.doctor import probes as doctor_probes
+from edge_attn.runtimes.doctor import probes
 from edge_attn.runtimes.system_memory import read_text
 from edge_attn.runtimes.trt.engine_cache import cache_folder
 
 TIMEOUT = 10.0
 """Seconds for a command."""
 PROBE_TIMEOUT = 60.0
-"""Seconds for a probe: on a board that just booted, loading CUDA's libraries takes many of them."""
-GRACE = 2.0
-"""Seconds for what was killed to end; what left the group, or waits for a driver, may never."""
-SILENT = "no answer"
-NOT_FOUND, TOO_SLOW = 127, 124
-"""Exit codes, as a shell and `timeout` have them."""
-
+"""Seconds for a probe: loading CUDA's libraries is slow on a board that just booted."""
+KILL_TIMEOUT = 2.0
+"""Seconds for a killed process to end. One that waits for a driver may never end."""
+NO_ANSWER = "no answer"
+NO_COMMAND, TIMED_OUT = 127, 124
+"""Exit codes, as a shell and `timeout` use them."""
 CHILD = "import sys; sys.path[:] = sys.argv[2:]; from edge_attn.runtimes.doctor.probes import main; main(sys.argv[1])"
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Of the folder of engines, and of the disk that it lies on or would lie on; sizes in bytes."""
+class CacheUsage:
+    """Use of the engine cache and of its disk, sizes in bytes."""
 
     folder: str
     engines: int
     size: int
-    """Of all files in it."""
+    """Size of all files in the folder."""
     free: int
     writable: bool
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What can be asked of a machine."""
+    """Functions that read a machine."""
 
     read_text: Callable[[str], str]
-    """A file, without NUL bytes; empty where there is none or it cannot be read."""
+    """Return a file's text without NUL bytes; empty if it cannot be read."""
     glob: Callable[[str], list[str]]
-    """Paths, sorted."""
+    """Return the matching paths, sorted."""
     run: Callable[..., tuple[int, str]]
-    """A command's exit code and what it said on both streams; 127 where there is none, 124 where it took too long."""
+    """Run a command; return its exit code and the text of both streams."""
     probe: Callable[[str], dict[str, Any]]
-    """A row of doctor_probes.PROBES; {"error": ...} where it died or took too long."""
-    usage: Callable[[], Usage]
-    """Raises InputError where nobody knows what that folder is."""
+    """Return the result of a row of PROBES; {"error": ...} if it crashed or timed out."""
+    usage: Callable[[], CacheUsage]
+    """Return the use of the engine cache. Raises InputError if the user has no home folder."""
 
 
 def here() -> Machine:
-    """This machine. Each command and probe runs once, however often it is asked for."""
+    """Return this machine. Each probe runs once."""
     return Machine(
         read_text,
         lambda pattern: sorted(map(str, Path("/").glob(pattern.lstrip("/")))),
-        functools.lru_cache(maxsize=None)(run),
+        run,
         functools.lru_cache(maxsize=None)(probe),
         usage,
     )
 
 
 def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:
-    """The command's exit code and output, in the C locale. It is killed with its group when time is up."""
+    """Run a command in the C locale, and kill its process group at the timeout.
+
+    The output goes to a file: a pipe stays open as long as any child of the command lives.
+    """
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    except OSError:
-        return NOT_FOUND, ""
-    try:
-        out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        _killed(process)
-        return TOO_SLOW, ""
-    return process.returncode, out.decode(errors="replace").strip()
-
-
-def _killed(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    try:
-        process.communicate(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        if process.stdout is not None:
-            process.stdout.close()
-        process.poll()
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError:
+            return NO_COMMAND, ""
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_TIMEOUT)
+            return TIMED_OUT, ""
+        output.seek(0)
+        return code, output.read().decode(errors="replace").strip()
 
 
 def probe(name: str, timeout: float = PROBE_TIMEOUT) -> dict[str, Any]:
-    """What the probe found, in a process of its own: a library that crashes or hangs is a finding, not our end.
+    """Run a probe in a child process, so that a library that crashes or hangs is reported and does not end doctor.
 
-    The child looks for packages exactly where this process does. Nothing is started for a module that is absent, and
-    where no process can be started (a sandbox, an emulator) the probe runs in this one.
+    The child has the import path of this process. The probe runs in this process if its module is absent or no child
+    can be started, as in a sandbox or an emulator.
     """
-    module = doctor_probes.MODULES.get(name)
-    if module is None or not doctor_probes.is_there(module):
-        return doctor_probes.PROBES[name]()
-    code, out = run(sys.executable, "-c", CHILD, name, *sys.path, timeout=timeout)
-    if code == NOT_FOUND:
-        return doctor_probes.PROBES[name]()
-    if code == TOO_SLOW:
-        return {"error": f"{SILENT} within {timeout:.0f} s"}
-    lines = out.splitlines()
-    said = next((line for line in reversed(lines) if line.startswith("{")), "")
-    if code != 0 or not said:
+    module = probes.MODULES.get(name)
+    if module is None or not probes.is_installed(module):
+        return probes.PROBES[name]()
+    code, output = run(sys.executable, "-c", CHILD, name, *sys.path, timeout=timeout)
+    if code == NO_COMMAND:
+        return probes.PROBES[name]()
+    if code == TIMED_OUT:
+        return {"error": f"{NO_ANSWER} within {timeout:.0f} s"}
+    lines = output.splitlines()
+    answer = next((line for line in reversed(lines) if line.startswith("{")), "")
+    if code != 0 or not answer:
         return {"error": f"Python died with exit code {code}{f': {lines[-1]}' if lines else ''}"}
-    found: dict[str, Any] = json.loads(said)
-    return found
+    result: dict[str, Any] = json.loads(answer)
+    return result
 
 
-def usage() -> Usage:
-    """Files that vanish meanwhile are not counted."""
+def usage() -> CacheUsage:
+    """Return the use of the engine cache, or of the disk where it would be created.
+
+    Raises:
+        InputError: the user has no home folder.
+    """
     folder = cache_folder(None)
-    names, sizes = [], []
-    for place, _, files in os.walk(folder):
-        for name in files:
-            try:
-                sizes.append((Path(place) / name).lstat().st_size)
-            except OSError:
-                continue
-            names.append(name)
+    sizes = {}
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # a file may be deleted meanwhile
+            sizes[file] = 0 if file.is_dir() else file.lstat().st_size
     existing = folder / "engines"
     while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  # never raises
         existing = existing.parent
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    engines = sum(name.endswith(".engine") for name in names)
-    return Usage(str(folder), engines, sum(sizes), shutil.disk_usage(existing).free, writable)
+    engines = sum(file.suffix == ".engine" for file in sizes)
+    return CacheUsage(str(folder), engines, sum(sizes.values()), shutil.disk_usage(existing).free, writable)

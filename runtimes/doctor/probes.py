@@ -1,7 +1,7 @@
-"""What `doctor` can only learn by loading something: this Python, CUDA's driver, TensorRT, ONNX Runtime.
+"""Probes: facts that only loading a library shows, about this Python, CUDA's driver, TensorRT and ONNX Runtime.
 
-Each probe gives plain values. Those that load a foreign library run in a process of their own (machine.py);
-they find their modules by name, so nothing here is loaded before it is asked for.
+Each probe returns plain values. A probe that loads a foreign library runs in a child process (machine.py) and imports
+the library by name, so nothing is loaded before it is asked for.
 """
 
 from __future__ import annotations
@@ -30,29 +30,26 @@ MODULES = {
     "tensorrt_rtx": "tensorrt_rtx_bindings",
     "onnxruntime": "onnxruntime",
 }
-"""The module that each probe loads; the others load nothing."""
-
+"""Module that each probe loads; the other probes load nothing."""
 GRAPH = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
 )
-"""An ONNX model, y = x + x over one float (IR version 8, opset 18)."""
-TRIED = ("CPUExecutionProvider", "CUDAExecutionProvider")
-"""The providers that edge-attn uses."""
-
+"""ONNX model y = x + x of one float (IR version 8, opset 18)."""
+PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
+"""Providers that edge-attn uses."""
 GPU_FILES = ("dev/nvmap", "dev/nvidiactl", "dev/dri/renderD*")
-"""Below /."""
 COMPUTE_CAPABILITY = (75, 76)
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
 
 def main(name: str) -> None:
-    """Prints what the probe found in JSON, on a line of its own, and ends before any library is unloaded."""
+    """Print a probe's result as one line of JSON, and exit before any library is unloaded."""
     print("\n" + json.dumps(PROBES[name]()), flush=True)
     os._exit(0)
 
 
-def is_there(module: str) -> bool:
+def is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -60,12 +57,12 @@ def is_there(module: str) -> bool:
 
 
 def python() -> dict[str, Any]:
-    """This interpreter, where it looks for packages, and the packages that `doctor` knows something about."""
+    """Return this interpreter, its import path, and its packages that concern doctor."""
     packages = set()
-    for found in importlib.metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", str(found.metadata["Name"] or "")).lower()
+    for package in importlib.metadata.distributions():
+        name = re.sub(r"[-_.]+", "-", str(package.metadata["Name"] or "")).lower()
         if name.startswith(("onnxruntime", "ort-nightly", "tensorrt", "numpy", "edge-attn")):
-            packages.add((name, found.version, str(found.locate_file(""))))
+            packages.add((name, package.version, str(package.locate_file(""))))
     return {
         "version": platform.python_version(),
         "architecture": platform.machine(),
@@ -74,145 +71,125 @@ def python() -> dict[str, Any]:
         "base_prefix": sys.base_prefix,
         "path": list(sys.path),
         "packages": sorted(map(list, packages)),
-        "denied": list(_denied()),
+        "denied": denied(),
     }
 
 
-def _denied(root: Path = Path("/")) -> Iterator[str]:
-    """The GPU's files that this user may not even read."""
-    for pattern in GPU_FILES:
-        yield from (str(path) for path in sorted(root.glob(pattern)) if not os.access(path, os.R_OK))
+def denied(root: Path = Path("/")) -> list[str]:
+    """Return the GPU's device files that this user may not read."""
+    paths = [path for pattern in GPU_FILES for path in sorted(root.glob(pattern))]
+    return [str(path) for path in paths if not os.access(path, os.R_OK)]
 
 
 def cuda() -> dict[str, Any]:
-    """The driver's CUDA version and devices, and each libcudart with its version; a version is 12060 for 12.6."""
-    found: dict[str, Any] = {"devices": [], "runtimes": []}
+    """Return the driver's CUDA version and devices, and the version of each libcudart; 12060 stands for 12.6."""
+    result: dict[str, Any] = {"devices": [], "runtimes": []}
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         code = driver.cuInit(0)
         if code == 0:
-            found["driver"] = _version(driver.cuDriverGetVersion)
-            found["devices"] = list(_devices(driver))
+            result["driver"] = _int(driver.cuDriverGetVersion)
+            result["devices"] = [_device(driver, index) for index in range(_int(driver.cuDeviceGetCount))]
         else:
-            found["code"] = code
-            found["error"] = f"cuInit gave CUDA error {code}"
+            result["code"] = code
+            result["error"] = f"cuInit returned CUDA error {code}"
     except (OSError, AttributeError) as error:
-        found["error"] = str(error)
+        result["error"] = str(error)
     for name in libcudart_paths():
         with contextlib.suppress(OSError, AttributeError):
-            version = _version(ctypes.CDLL(name).cudaRuntimeGetVersion)
-            if version not in [known["version"] for known in found["runtimes"]]:
-                found["runtimes"].append({"name": name, "version": version})
-    return found
+            version = _int(ctypes.CDLL(name).cudaRuntimeGetVersion)
+            if version not in [library["version"] for library in result["runtimes"]]:
+                result["runtimes"].append({"name": name, "version": version})
+    return result
 
 
-def _version(ask: Any) -> int:
-    version = ctypes.c_int()
-    ask(ctypes.byref(version))
-    return version.value
+def _int(function: Any, *arguments: Any) -> int:
+    """Return the integer that a function of CUDA writes to its first argument."""
+    value = ctypes.c_int()
+    function(ctypes.byref(value), *arguments)
+    return value.value
 
 
-def _devices(driver: Any) -> Iterator[dict[str, Any]]:
-    count = ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    for index in range(count.value):
-        device, size, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
-        driver.cuDeviceGet(ctypes.byref(device), index)
-        driver.cuDeviceGetName(name, len(name), device)
-        driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
-        capability = []
-        for attribute in COMPUTE_CAPABILITY:
-            number = ctypes.c_int()
-            driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
-            capability.append(number.value)
-        yield {"name": name.value.decode(errors="replace"), "capability": capability, "memory": size.value}
+def _device(driver: Any, index: int) -> dict[str, Any]:
+    device = _int(driver.cuDeviceGet, index)
+    size, name = ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    capability = [_int(driver.cuDeviceGetAttribute, attribute, device) for attribute in COMPUTE_CAPABILITY]
+    return {"name": name.value.decode(errors="replace"), "capability": capability, "memory": size.value}
 
 
-def tensorrt() -> dict[str, Any]:
-    return _imported(MODULES["tensorrt"])
-
-
-def tensorrt_rtx() -> dict[str, Any]:
-    return _imported(MODULES["tensorrt_rtx"])
-
-
-def _imported(name: str) -> dict[str, Any]:
-    """The module's version and file, or why it does not load; nothing where it is absent."""
-    if not is_there(name):
+def _import(name: str) -> dict[str, Any]:
+    """Return the module's version and file, or why it does not load; nothing if it is absent."""
+    if not is_installed(name):
         return {}
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # whatever a broken install raises is what we came for
+    except Exception as error:  # a damaged library may raise anything
         return {"error": f"{type(error).__name__}: {error}"}
     return {"version": str(getattr(module, "__version__", "")), "file": str(getattr(module, "__file__", ""))}
 
 
 def onnxruntime() -> dict[str, Any]:
-    """The module; which providers it lists, which of them run a graph, and what the others said."""
-    found = _imported(MODULES["onnxruntime"])
-    if "version" not in found:
-        return found
+    """Return the module, the providers that it lists, those that run a graph, and why the others do not."""
+    result = _import(MODULES["onnxruntime"])
+    if "version" not in result:
+        return result
     module = importlib.import_module(MODULES["onnxruntime"])
     if not hasattr(module, "InferenceSession"):
-        return {**found, "error": "the module onnxruntime is there, but empty: it has no InferenceSession"}
-    if hasattr(module, "preload_dlls"):  # the CUDA libraries of wheels
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
+        return {**result, "error": "the module onnxruntime is empty: it has no InferenceSession"}
+    if hasattr(module, "preload_dlls"):  # loads the CUDA libraries of wheels
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
             module.preload_dlls()
-    found["listed"] = list(module.get_available_providers())
-    found["runs"], found["reasons"] = [], {}
-    for provider in TRIED:
-        if provider in found["listed"]:
-            reason = _tried(module, provider)
-            if reason is None:
-                found["runs"].append(provider)
-            else:
-                found["reasons"][provider] = reason
-    return found
+    listed = list(module.get_available_providers())
+    errors = {provider: _provider_error(module, provider) for provider in PROVIDERS if provider in listed}
+    runs = [provider for provider, error in errors.items() if error is None]
+    reasons = {provider: error for provider, error in errors.items() if error is not None}
+    return {**result, "listed": listed, "runs": runs, "reasons": reasons}
 
 
-def _tried(module: Any, provider: str) -> str | None:
-    """Why the provider does not run a graph of one node; None where it does."""
+def _provider_error(module: Any, provider: str) -> str | None:
+    """Return why the provider does not run a graph of one node; None if it does."""
     import numpy as np
 
-    said: list[str] = []
     try:
-        with _standard_error(said):
-            session = module.InferenceSession(GRAPH, providers=list(dict.fromkeys([provider, TRIED[0]])))
+        with _standard_error() as file:
+            session = module.InferenceSession(GRAPH, providers=list(dict.fromkeys([provider, PROVIDERS[0]])))
             loaded = session.get_providers()
             result = session.run(None, {"x": np.ones(1, np.float32)})[0][0]
+            file.seek(0)
+            messages = file.read().decode(errors="replace")
     except Exception as error:  # ONNX Runtime's errors share no class but Exception
-        return _reason(str(error))
+        return _reason(str(error)) or type(error).__name__
     if provider not in loaded:
-        return _reason("".join(said)) or f"the session has only {', '.join(loaded)}"
+        return _reason(messages) or f"the session has only {', '.join(loaded)}"
     return None if result == 2 else f"1 + 1 gave {result}"
 
 
 @contextlib.contextmanager
-def _standard_error(said: list[str]) -> Iterator[None]:
-    """What C++ code prints there goes into `said`."""
-    kept = os.dup(2)
+def _standard_error() -> Iterator[Any]:
+    """Redirect standard error, to which C++ code prints, into a file."""
+    stderr = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield
+            yield file
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            said.append(file.read().decode(errors="replace"))
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _reason(text: str) -> str:
-    """The part of ONNX Runtime's message that says what is missing."""
-    found = re.search(r"with error: ([^\n]+)", text) or re.search(r"((?:CUDA|CUBLAS|CUDNN) failure [^;\n]+)", text)
-    line = found[1] if found else next((line for line in text.splitlines() if line.strip()), "")
+    """Return the part of ONNX Runtime's message that names the cause."""
+    cause = re.search(r"with error: ([^\n]+)", text) or re.search(r"((?:CUDA|CUBLAS|CUDNN) failure [^;\n]+)", text)
+    line = cause[1] if cause else next((line for line in text.splitlines() if line.strip()), "")
     return line.strip()[:300]
 
 
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "python": python,
     "cuda": cuda,
-    "tensorrt": tensorrt,
-    "tensorrt_rtx": tensorrt_rtx,
+    "tensorrt": lambda: _import(MODULES["tensorrt"]),
+    "tensorrt_rtx": lambda: _import(MODULES["tensorrt_rtx"]),
     "onnxruntime": onnxruntime,
 }

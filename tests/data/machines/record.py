@@ -1,10 +1,10 @@
-"""Records the machine that it runs on as `edge-attn doctor` sees it: every question that doctor asks, with its answer.
+"""Record this machine for the tests of `edge-attn doctor`: every question that doctor asks, with its answer.
 
     python tests/data/machines/record.py > tests/data/machines/NAME.json
 
-Home, environment and checkout become /home/user and folders in it; read the rest before it is published. A file that
-was recorded so says "recorded": true; the others were put together from what owners of such machines have published
-(their "source"), and the probes' answers in them from what those owners report.
+Home, environment and checkout become /home/user and folders in it. Read the rest before publishing it. A file from this
+program has "recorded": true. The others were put together from what owners of such machines have published (their
+"source"), and the answers of their probes from what those owners report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edge_attn.runtimes.doctor.doctor import doctor
+from edge_attn.runtimes.doctor.check import doctor
 from edge_attn.runtimes.doctor.machine import Machine, here
 
 
@@ -32,9 +32,9 @@ def record() -> dict[str, Any]:
         return machine.glob(pattern)
 
     def run(*command: str) -> tuple[int, str]:
-        code, said = machine.run(*command)
-        answers["commands"][command[0]] = [code, *said.splitlines()]
-        return code, said
+        code, output = machine.run(*command)
+        answers["commands"][command[0]] = [code, *output.splitlines()]
+        return code, output
 
     def probe(name: str) -> dict[str, Any]:
         answers["probes"][name] = machine.probe(name)
@@ -46,7 +46,7 @@ def record() -> dict[str, Any]:
     return {"recorded": True, "source": [f"this program, exit code {report.exit_code}"], **answers}
 
 
-PLACES = {
+REPLACEMENTS = {
     sys.prefix: "/home/user/.venv" if sys.prefix != sys.base_prefix else "/usr",
     sys.base_prefix: "/usr",
     str(Path(__file__).resolve().parents[3]): "/home/user/edge-attn",
@@ -55,6 +55,6 @@ PLACES = {
 
 if __name__ == "__main__":
     text = json.dumps(record(), indent=1, ensure_ascii=False)
-    for place, name in PLACES.items():
-        text = text.replace(place, name)
+    for folder, name in REPLACEMENTS.items():
+        text = text.replace(folder, name)
     print(text)

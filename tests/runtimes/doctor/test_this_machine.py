@@ -1,4 +1,4 @@
-"""`edge-attn doctor` on this machine: its commands, its probes, and libraries that fail as they load."""
+"""`edge-attn doctor` on this machine: its commands, its probes, and libraries that fail to load."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import checks
 
-from edge_attn.runtimes.doctor import machine
-from edge_attn.runtimes.doctor import probes as doctor_probes
-from edge_attn.runtimes.doctor.check import Check
-from edge_attn.runtimes.doctor.doctor import Report, doctor
+from edge_attn.runtimes.doctor import machine, probes
+from edge_attn.runtimes.doctor.check import doctor
 from edge_attn.runtimes.doctor.machine import here
-
-
-def checks(report: Report) -> dict[str, Check]:
-    return {check.name: check for check in report.checks}
 
 
 def refuse(*_: object) -> Any:
@@ -29,25 +24,25 @@ def refuse(*_: object) -> Any:
 
 def test_this_machine_is_examined_within_three_seconds():
     times = []
-    for _ in range(2):  # the first may have to read libraries from the disk
+    for _ in range(2):  # the first run may read libraries from the disk
         start = time.perf_counter()
         report = doctor()
         times.append(time.perf_counter() - start)
     assert min(times) < 3
-    assert "could not be made" not in str(report)
+    assert "check failed" not in str(report)
     assert checks(report)["runtimes"].status == "ok"
-    assert "ort-cpu" in checks(report)["runtimes"].found
+    assert "ort-cpu" in checks(report)["runtimes"].finding
 
 
-def test_the_command_prints_the_report_and_has_its_exit_code(edge_attn_cli):
+def test_command_prints_the_report_with_its_exit_code(edge_attn_cli):
     code = doctor().exit_code
     assert json.loads(edge_attn_cli("doctor", "--json", code=code).stdout)["verdict"] == ("fault" if code else "ok")
     assert "runtimes" in edge_attn_cli("doctor", code=code).stdout
 
 
-def test_commands_that_are_absent_or_take_too_long(tmp_path):
-    assert machine.run("no-such-command-here") == (machine.NOT_FOUND, "")
-    assert machine.run(sys.executable, "-c", "print('said'); raise SystemExit(3)") == (3, "said")
+def test_absent_or_slow_commands_have_exit_codes(tmp_path):
+    assert machine.run("no-such-command-here") == (machine.NO_COMMAND, "")
+    assert machine.run(sys.executable, "-c", "print('text'); raise SystemExit(3)") == (3, "text")
     code = (
         "import pathlib, subprocess\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
@@ -55,10 +50,10 @@ def test_commands_that_are_absent_or_take_too_long(tmp_path):
         "child.wait()"
     )
     start = time.perf_counter()
-    assert machine.run(sys.executable, "-c", code, timeout=1) == (machine.TOO_SLOW, "")
+    assert machine.run(sys.executable, "-c", code, timeout=1) == (machine.TIMED_OUT, "")
     assert time.perf_counter() - start < 5
     child = int((tmp_path / "pid").read_text())
-    for _ in range(50):  # the kernel ends it when it gets to it
+    for _ in range(50):  # the kernel may take a moment to end it
         try:
             os.kill(child, signal.SIG_DFL)
         except ProcessLookupError:
@@ -67,27 +62,27 @@ def test_commands_that_are_absent_or_take_too_long(tmp_path):
             break
         time.sleep(0.1)
     else:
-        pytest.fail("what the command had started still runs")
+        pytest.fail("the child of the command still runs")
 
 
-def test_what_left_the_group_that_was_killed_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "GRACE", 0.2)
+def test_child_outside_the_killed_group_is_not_awaited(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "KILL_TIMEOUT", 0.2)
     pid = tmp_path / "pid"
     start = time.perf_counter()
-    assert machine.run("sh", "-c", f"setsid sleep 60 & echo $! > {pid}; sleep 60", timeout=1) == (machine.TOO_SLOW, "")
+    assert machine.run("sh", "-c", f"setsid sleep 60 & echo $! > {pid}; sleep 60", timeout=1) == (machine.TIMED_OUT, "")
     assert time.perf_counter() - start < 5
     os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
-def test_a_file_of_the_gpu_is_denied_where_it_may_not_be_read(tmp_path, monkeypatch):
-    """/dev/nvmap of mode 0440 is read and never written; whoever runs this may be root, who may do all."""
+def test_unreadable_gpu_file_is_denied(tmp_path, monkeypatch):
+    """/dev/nvmap of mode 0440 needs no write access. os.access is replaced, as root may read everything."""
     for name, mode in {"nvmap": 0o440, "dri/renderD128": 0o200, "dri/renderD129": 0o600, "dri/card0": 0o000}.items():
         path = tmp_path / "dev" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode)
         path.chmod(mode)
-    monkeypatch.setattr(os, "access", lambda path, wanted: path.stat().st_mode >> 6 & wanted == wanted)
-    assert list(doctor_probes._denied(tmp_path)) == [str(tmp_path / "dev/dri/renderD128")]
+    monkeypatch.setattr(os, "access", lambda path, mode: path.stat().st_mode >> 6 & mode == mode)
+    assert probes.denied(tmp_path) == [str(tmp_path / "dev/dri/renderD128")]
 
 
 @pytest.mark.parametrize(
@@ -99,25 +94,25 @@ def test_a_file_of_the_gpu_is_denied_where_it_may_not_be_read(tmp_path, monkeypa
         ("import time\ntime.sleep(60)", {"error": "no answer within 2 s"}),
     ],
 )
-def test_a_library_that_fails_as_it_loads_is_a_finding(source, expected, tmp_path, monkeypatch):
+def test_library_that_fails_to_load_is_reported(source, expected, tmp_path, monkeypatch):
     (tmp_path / "tensorrt.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    found = machine.probe("tensorrt", timeout=2)
-    assert {name: found[name] for name in expected} == expected
+    result = machine.probe("tensorrt", timeout=2)
+    assert {name: result[name] for name in expected} == expected
 
 
-def test_a_probe_runs_here_where_no_process_can_be_started(tmp_path, monkeypatch):
+def test_probe_without_child_process_runs_in_this_one(tmp_path, monkeypatch):
     (tmp_path / "tensorrt.py").write_text("__version__ = '10.3.0'")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(machine, "run", lambda *_, timeout: (machine.NOT_FOUND, ""))
+    monkeypatch.setattr(machine, "run", lambda *_, timeout: (machine.NO_COMMAND, ""))
     try:
         assert machine.probe("tensorrt")["version"] == "10.3.0"
     finally:
         sys.modules.pop("tensorrt", None)
 
 
-def test_a_module_that_is_absent_starts_nothing(monkeypatch):
-    monkeypatch.setattr(doctor_probes, "is_there", lambda module: False)
+def test_absent_module_starts_no_process(monkeypatch):
+    monkeypatch.setattr(probes, "is_installed", lambda module: False)
     monkeypatch.setattr(machine, "run", refuse)
     assert machine.probe("tensorrt") == {}
 
@@ -156,55 +151,57 @@ NO_KERNEL = (
         ("pass", None),
     ],
 )
-def test_a_provider_counts_only_if_it_runs_a_graph(body, reason, tmp_path, monkeypatch):
+def test_provider_counts_only_if_it_runs_a_graph(body, reason, tmp_path, monkeypatch):
     (tmp_path / "onnxruntime.py").write_text(FAKE.replace("BODY", body))
     monkeypatch.syspath_prepend(tmp_path)
-    found = machine.probe("onnxruntime")
-    assert found["listed"][1] == "CUDAExecutionProvider"
+    result = machine.probe("onnxruntime")
+    assert result["listed"][1] == "CUDAExecutionProvider"
     if reason is None:
-        assert found["runs"] == ["CPUExecutionProvider", "CUDAExecutionProvider"]
+        assert result["runs"] == ["CPUExecutionProvider", "CUDAExecutionProvider"]
     else:
-        assert found["runs"] == ["CPUExecutionProvider"]
-        assert found["reasons"] == {"CUDAExecutionProvider": reason}
+        assert result["runs"] == ["CPUExecutionProvider"]
+        assert result["reasons"] == {"CUDAExecutionProvider": reason}
 
 
-def test_what_is_left_of_an_uninstalled_onnxruntime_is_a_finding(tmp_path, monkeypatch):
+def test_empty_onnxruntime_module_is_reported(tmp_path, monkeypatch):
     (tmp_path / "onnxruntime").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     (tmp_path / "onnxruntime" / "__init__.py").write_text("")
     assert "has no InferenceSession" in machine.probe("onnxruntime")["error"]
 
 
-def test_onnx_runtime_runs_the_graph_that_it_is_tried_with():
-    found = here().probe("onnxruntime")
-    assert "CPUExecutionProvider" in found["runs"]
-    assert found["version"]
+def test_onnxruntime_runs_the_probe_graph():
+    result = here().probe("onnxruntime")
+    assert "CPUExecutionProvider" in result["runs"]
+    assert result["version"]
 
 
-def test_the_graph_is_onnx(needs_torch):
+def test_probe_graph_is_valid_onnx(needs_torch):
     onnx = pytest.importorskip("onnx", reason="torch is not installed: a device needs none, nor onnx")
-    model = onnx.load_model_from_string(doctor_probes.GRAPH)
+    model = onnx.load_model_from_string(probes.GRAPH)
     onnx.checker.check_model(model)
     assert [node.op_type for node in model.graph.node] == ["Add"]
 
 
-def test_the_folder_of_engines_is_measured(tmp_path, monkeypatch):
+def test_cache_usage_counts_engines_and_bytes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert machine.usage().engines == 0
     assert machine.usage().writable
     (tmp_path / "edge-attn" / "engines").mkdir(parents=True)
     (tmp_path / "edge-attn" / "engines" / "a.engine").write_bytes(bytes(1000))
     (tmp_path / "edge-attn" / "engines" / "a.json").write_bytes(bytes(24))
-    found = machine.usage()
-    assert (found.folder, found.engines, found.size) == (str(tmp_path / "edge-attn"), 1, 1024)
-    assert found.free > 0
+    result = machine.usage()
+    assert (result.folder, result.engines, result.size) == (str(tmp_path / "edge-attn"), 1, 1024)
+    assert result.free > 0
 
 
-def test_without_a_home_folder_the_next_command_names_one(monkeypatch):
+def test_missing_home_folder_names_the_options(monkeypatch):
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", home)
     check = checks(doctor())["cache"]
-    assert check.command == 'export XDG_CACHE_HOME="$PWD/.cache"'
+    assert check.status == "note"
+    assert "--cache-dir" in check.finding
+    assert "XDG_CACHE_HOME" in check.finding

@@ -1,4 +1,4 @@
-"""`edge-attn doctor` on recorded machines (tests/data/machines), and on those where nothing can be read."""
+"""`edge-attn doctor` on recorded machines (tests/data/machines), and on machines where nothing can be read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 from typing import Any
 
 import pytest
-from machines import LEND, MACHINES, NAMES, PIP, REBOOT, checks, recorded
+from machines import DOCKER, MACHINES, NAMES, PIP, REBOOT, checks, recorded
 
 from edge_attn import __version__
-from edge_attn.runtimes.doctor.check import STATUSES, Check
-from edge_attn.runtimes.doctor.doctor import CHECKS, doctor
-from edge_attn.runtimes.doctor.facts import board
+from edge_attn.runtimes.doctor.check import doctor
+from edge_attn.runtimes.doctor.facts import Facts
+from edge_attn.runtimes.doctor.findings import FINDINGS
 from edge_attn.runtimes.doctor.machine import Machine
+from edge_attn.runtimes.doctor.repairs import FAULT, NOTE, OK, REPAIRS
 
 # ---- recorded machines
 
@@ -26,9 +27,9 @@ HEALTHY = {
         "tensorrt": "10.3.0 (/usr/lib/python3.10/dist-packages/tensorrt/__init__.py)",
         "onnxruntime": "onnxruntime 1.23.2",
         "providers": "a graph runs on CPUExecutionProvider",
-        "memory": "5.9 GiB available of 7.4 GiB, swap 3.7 GiB: enough for building an engine",
+        "memory": "5.9 GiB available of 7.4 GiB, swap 3.7 GiB",
         "cache": "2 engines, 31.5 MB",
-        "runtimes": "ort-cpu, trt",
+        "runtimes": "trt, ort-cpu",
     },
     "orin-jetpack-7.2": {
         "board": "JetPack 7.2 (L4T 39.2.0)",
@@ -37,65 +38,59 @@ HEALTHY = {
         "cuda": "CUDA 13.2; libcudart 13.2",
         "tensorrt": "10.16.2.10",
         "memory": "swap none",
-        "runtimes": "ort-cpu, trt",
+        "runtimes": "trt, ort-cpu",
     },
     "thor-jetpack-7.2": {
         "board": "NVIDIA Jetson AGX Thor Developer Kit, JetPack 7.2",
         "gpu": "NVIDIA Thor, compute capability 11.0",
         "tensorrt": "10.16.2.10",
         "memory": "118.5 GiB available of 122.9 GiB",
-        "runtimes": "ort-cpu, trt",
+        "runtimes": "trt, ort-cpu",
     },
     "x86-gpu": {
         "board": "no Jetson",
         "gpu": "Tesla T4, compute capability 7.5, 16.0 GiB, driver 580.126.20",
         "tensorrt": "10.16.1.11",
         "providers": "CPUExecutionProvider, CUDAExecutionProvider",
-        "runtimes": "ort-cpu, ort-cuda, trt",
+        "runtimes": "trt, ort-cuda, ort-cpu",
     },
     "x86-gpu-driver-610": {"gpu": "Tesla T4, compute capability 7.5, 16.0 GiB, driver 610.43.02"},
     "x86-no-gpu": {
         "board": "no Jetson",
-        "gpu": "only the CPU runs bundles here",
+        "gpu": "no GPU that CUDA can use",
         "tensorrt-rtx": "1.7.1.116",
-        "runtimes": "parts of ort-cpu",
+        "runtimes": "ready: ort-cpu",
     },
     "x86-no-gpu-onnxruntime-gpu": {"providers": "not on CUDAExecutionProvider: libcublasLt.so.13"},
 }
-"""No fault; what some of their checks find."""
+"""Machines without a fault, and a part of their findings."""
 
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
 FAULTY = {
     "orin-container-without-gpu": {
-        "gpu": (
-            "no GPU in this container",
-            LEND,
-        ),
-        "tensorrt": (
-            "libnvdla_compiler.so",
-            LEND,
-        ),
+        "gpu": ("no GPU that CUDA can use", DOCKER),
+        "tensorrt": ("libnvdla_compiler.so", DOCKER),
     },
     "orin-jetpack-5.1": {"board": ("JetPack 5.1.2 (L4T 35.4.1)", "sdkmanager")},
     "orin-no-swap": {"memory": ("2.9 GiB available of 7.4 GiB, swap none", SWAP)},
     "orin-onnxruntime-gpu": {
-        "providers": ("no kernel image", f"{PIP} uninstall -y onnxruntime-gpu && {PIP} install onnxruntime")
+        "providers": ("no kernel image", f"{PIP} uninstall -y onnxruntime-gpu && {PIP} install 'edge-attn[cpu]'")
     },
     "orin-other-python": {
         "tensorrt": (
-            "is for the system's Python 3.10, and this is /home/user/.venv/bin/python",
+            "/usr/lib/python3.10/dist-packages is not on the path of /home/user/.venv/bin/python",
             "/usr/bin/python3.10 -m venv --system-site-packages .venv && "
             f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'",
         )
     },
     "orin-too-little-memory": {"memory": ("0.9 GiB available", "sudo systemctl isolate multi-user.target")},
     "orin-user-not-in-render": {
-        "gpu": ("this user may not open the GPU", f"sudo usermod -aG video,render $USER && {REBOOT}")
+        "gpu": ("no GPU that CUDA can use", f"sudo usermod -aG video,render $USER && {REBOOT}")
     },
     "orin-venv-without-system-packages": {
         "tensorrt": (
-            "10.3.0.30-1+cuda12.5 in /usr/lib/python3.10/dist-packages is hidden",
-            "/usr/bin/python3.10 -m venv --system-site-packages /home/user/.venv",
+            "10.3.0.30-1+cuda12.5 in /usr/lib/python3.10/dist-packages is not on the path",
+            '/usr/bin/python3.10 -m venv --system-site-packages "/home/user/.venv"',
         )
     },
     "orin-wheel-hides-tensorrt": {
@@ -116,18 +111,18 @@ FAULTY = {
     },
     "x86-gpu-driver-mismatch": {"gpu": ("Driver/library version mismatch", REBOOT)},
     "x86-gpu-hangs": {
-        "gpu": ("the GPU hangs", REBOOT),
+        "gpu": ("nvidia-smi does not answer", REBOOT),
         "onnxruntime": ("no answer within 60 s", "CUDA_VISIBLE_DEVICES= edge-attn doctor"),
-        "runtimes": ("none is here", "CUDA_VISIBLE_DEVICES= edge-attn doctor"),
+        "runtimes": ("none is ready", "CUDA_VISIBLE_DEVICES= edge-attn doctor"),
     },
     "x86-gpu-mixed-onnxruntime": {
         "onnxruntime": (
             "onnxruntime 1.31.1, onnxruntime-gpu 1.31.1",
-            f"{PIP} uninstall -y onnxruntime onnxruntime-gpu && {PIP} install onnxruntime-gpu",
+            f"{PIP} uninstall -y onnxruntime onnxruntime-gpu && {PIP} install 'edge-attn[gpu]'",
         )
     },
     "x86-gpu-old-driver": {
-        "cuda": ("good for CUDA 12.4; libcudart 13.0", f"{PIP} install 'nvidia-cuda-runtime-cu12<13'"),
+        "cuda": ("supports CUDA 12.4; libcudart 13.0", f"{PIP} install 'nvidia-cuda-runtime-cu12<13'"),
         "tensorrt": (
             "10.16.1.11",
             f"{PIP} uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs && "
@@ -136,36 +131,36 @@ FAULTY = {
         "providers": ("driver version is insufficient", f"sudo ubuntu-drivers install && {REBOOT}"),
     },
     "x86-gpu-without-cublas": {
-        "providers": ("libcublasLt.so.13: cannot open", f"{PIP} install 'onnxruntime-gpu[cuda,cudnn]'")
+        "providers": ("libcublasLt.so.13: cannot open", f"{PIP} install --upgrade 'onnxruntime-gpu[cuda,cudnn]'")
     },
-    "x86-gpu-without-driver": {"gpu": ("an NVIDIA card without a driver", f"sudo ubuntu-drivers install && {REBOOT}")},
+    "x86-gpu-without-driver": {"gpu": ("no GPU that CUDA can use", f"sudo ubuntu-drivers install && {REBOOT}")},
     "x86-no-gpu-bare": {
         "onnxruntime": ("not installed", f"{PIP} install 'edge-attn[cpu]'"),
-        "runtimes": ("none is here", f"{PIP} install 'edge-attn[cpu]'"),
+        "runtimes": ("none is ready", f"{PIP} install 'edge-attn[cpu]'"),
     },
 }
-"""Each of their faults: what is found, and the command."""
+"""Machines with faults: a part of each finding, and the command."""
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_a_healthy_machine_has_no_fault(name):
+def test_healthy_machine_has_no_fault(name):
     report = doctor(recorded(name))
     assert (report.faults, report.exit_code) == ([], 0)
-    found = checks(report)
+    results = checks(report)
     for check, words in HEALTHY[name].items():
-        assert words in found[check].found
+        assert words in results[check].finding
     assert str(report).endswith("\nno fault")
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_a_faulty_machine_has_these_faults_and_their_commands(name):
+def test_faulty_machine_has_its_commands(name):
     report = doctor(recorded(name))
     assert {check.name: check.command for check in report.faults} == {
         check: command for check, (_, command) in FAULTY[name].items()
     }
-    found = checks(report)
+    results = checks(report)
     for check, (words, command) in FAULTY[name].items():
-        assert words in found[check].found
+        assert words in results[check].finding
         assert f"run: {command}\n" in str(report)
     assert report.exit_code == 3
 
@@ -175,7 +170,7 @@ def test_every_recorded_machine_is_in_a_table():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_machine_says_where_it_comes_from(name):
+def test_recorded_machine_names_its_source(name):
     content = json.loads((MACHINES / f"{name}.json").read_text(encoding="utf-8"))
     assert content["source"]
     assert all(content["source"])
@@ -184,26 +179,26 @@ def test_a_recorded_machine_says_where_it_comes_from(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_machine_gets_every_check_and_every_fault_a_command(name):
+def test_every_check_has_a_finding_and_every_fault_a_command(name):
     report = doctor(recorded(name))
-    assert [check.name for check in report.checks] == list(CHECKS)
+    assert [check.name for check in report.checks] == list(FINDINGS)
     for check in report.checks:
-        assert check.status in STATUSES
-        assert check.found
+        assert check.status in (OK, NOTE, FAULT)
+        assert check.finding
         assert check.command or check.status != "fault"
     content = json.loads(report.json())
     assert report.json().endswith("}\n")
     assert content["verdict"] == ("fault" if report.exit_code else "ok")
-    assert [set(check) for check in content["checks"]] == [{"name", "status", "found", "advice", "command"}] * len(
-        CHECKS
-    )
+    keys = {"name", "status", "found", "advice", "command"}  # codespell:ignore found
+    assert all(set(check) == keys for check in content["checks"])
 
 
-def test_a_fault_without_a_command_cannot_be_made():
-    with pytest.raises(ValueError, match="has no command"):
-        Check("gpu", "fault", "it is gone")
-    with pytest.raises(ValueError, match="status must be one of"):
-        Check("gpu", "bad", "it is gone")
+def test_every_row_has_a_status_and_every_fault_a_command():
+    assert list(REPAIRS) == list(FINDINGS)
+    for rows in REPAIRS.values():
+        for status, _, _, command in rows:
+            assert status in (OK, NOTE, FAULT)
+            assert command or status != FAULT
 
 
 @pytest.mark.parametrize(
@@ -222,18 +217,18 @@ def test_a_fault_without_a_command_cannot_be_made():
         ("# R40 (release), REVISION: 1.0, GCID: 1", ""),
     ],
 )
-def test_the_jetpack_of_a_release(line, jetpack):
-    """Where the package nvidia-jetpack is not installed, L4T says which it is."""
+def test_l4t_release_gives_jetpack_version(line, jetpack):
+    """If the package nvidia-jetpack is not installed, the release of L4T tells."""
     files = {"/etc/nv_tegra_release": line}
     bare = dataclasses.replace(recorded("x86-no-gpu"), read_text=lambda path: files.get(path, ""))
-    found = board(bare)
-    assert found is not None
-    assert found.jetpack == jetpack
+    facts = Facts(bare)
+    assert facts.is_jetson
+    assert facts.jetpack == jetpack
 
 
-# ---- whatever is missing
+# ---- missing parts
 
-SEAM = [field.name for field in dataclasses.fields(Machine)]
+PARTS = [field.name for field in dataclasses.fields(Machine)]
 
 
 def refuse(*_: object) -> Any:
@@ -241,10 +236,10 @@ def refuse(*_: object) -> Any:
 
 
 @pytest.mark.parametrize("name", ["orin-jetpack-6.2", "x86-gpu", "x86-no-gpu"])
-@pytest.mark.parametrize("broken", [*([part] for part in SEAM), SEAM], ids=lambda parts: "+".join(parts))
-def test_nothing_is_raised_whatever_fails(name, broken):
+@pytest.mark.parametrize("broken", [*([part] for part in PARTS), PARTS], ids=lambda parts: "+".join(parts))
+def test_failing_part_raises_nothing(name, broken):
     report = doctor(dataclasses.replace(recorded(name), **dict.fromkeys(broken, refuse)))
-    assert [check.name for check in report.checks] == list(CHECKS)
+    assert [check.name for check in report.checks] == list(FINDINGS)
     assert "PermissionError: refused by this test" in str(report)
     assert report.exit_code == 3
 
@@ -254,16 +249,19 @@ def test_nothing_is_raised_whatever_fails(name, broken):
 )
 @pytest.mark.parametrize("probe", ["cuda", "tensorrt", "tensorrt_rtx", "onnxruntime"])
 @pytest.mark.parametrize("name", ["orin-jetpack-6.2", "orin-jetpack-7.2", "x86-gpu", "x86-no-gpu"])
-def test_no_check_breaks_where_a_probe_finds_nothing(name, probe, answer):
-    whole = recorded(name)
-    report = doctor(dataclasses.replace(whole, probe=lambda asked: answer if asked == probe else whole.probe(asked)))
-    assert "could not be made" not in str(report)
+def test_empty_probe_fails_no_check(name, probe, answer):
+    machine = recorded(name)
+    answers = {probe: answer}
+    report = doctor(
+        dataclasses.replace(machine, probe=lambda row: answers[row] if row in answers else machine.probe(row))
+    )
+    assert "check failed" not in str(report)
     if "error" in answer and probe != "cuda" and (name, probe) != ("x86-no-gpu", "tensorrt"):
         assert report.exit_code == 3
 
 
 @pytest.mark.parametrize("text", ["", "\x00\xff\n", "MemAvailable:  kB\nDriver Version: \n# R (release)"])
 @pytest.mark.parametrize("name", ["orin-jetpack-6.2", "x86-gpu"])
-def test_no_check_breaks_where_every_file_and_command_is_empty_or_noise(name, text):
+def test_empty_or_noisy_files_fail_no_check(name, text):
     silent = dataclasses.replace(recorded(name), read_text=lambda _: text, run=lambda *_: (1, text))
-    assert "could not be made" not in str(doctor(silent))
+    assert "check failed" not in str(doctor(silent))

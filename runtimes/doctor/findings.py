@@ -1,0 +1,120 @@
+"""The state of each part of a machine, as one line of text. The table in repairs.py judges it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from edge_attn.runtimes.doctor.facts import Facts
+from edge_attn.runtimes.doctor.machine import TIMED_OUT
+
+
+def board(m: Facts) -> str:
+    if not m.is_jetson:
+        return "no Jetson"
+    model = m.read_text("/proc/device-tree/model") or "a Jetson without a model name"
+    jetpack = f"JetPack {m.jetpack}" if m.jetpack else "an unknown JetPack"
+    return f"{model}, {jetpack} (L4T {'.'.join(map(str, m.l4t)) or 'unknown'})"
+
+
+def system(m: Facts) -> str:
+    name = re.search(r'^PRETTY_NAME="?([^"\n]+)', m.read_text("/etc/os-release"), re.MULTILINE)
+    container = ", in a container" if m.in_container else ""
+    kind = "Python's own environment" if m.python["prefix"] == m.python["base_prefix"] else "virtual environment"
+    return (
+        f"{name[1] if name else 'an unknown system'} on {m.python['architecture']}{container}; "
+        f"Python {m.python['version']} ({kind} {m.python['prefix']}), "
+        f"kernel {m.read_text('/proc/sys/kernel/osrelease') or 'unknown'}"
+    )
+
+
+def gpu(m: Facts) -> str:
+    driver = f", driver {m.driver}" if m.driver else ""
+    if m.gpus:
+        gpus = [f"{gpu['name']}, compute capability {'.'.join(map(str, gpu['capability']))}" for gpu in m.gpus]
+        shared = " shared with the CPU" if m.is_jetson else ""
+        return f"{'; '.join(gpus)}, {m.gpus[0]['memory'] / 2**30:.1f} GiB{shared}{driver}"
+    code, output = m.nvidia_smi
+    smi = "; nvidia-smi does not answer" if code == TIMED_OUT else ""
+    if output and not m.has_driver:
+        smi = f"; nvidia-smi: {output.splitlines()[0]}"
+    return f"no GPU that CUDA can use ({m.error('cuda') or 'there is no device'}){driver}{smi}"
+
+
+def cuda(m: Facts) -> str:
+    libraries = [
+        f"{library['version'] // 1000}.{library['version'] % 1000 // 10} ({library['name']})"
+        for library in m.probe("cuda").get("runtimes", [])
+    ]
+    driver = f"the driver supports CUDA {m.cuda[0]}.{m.cuda[1]}; " if m.cuda[0] else ""
+    return f"{driver}libcudart {', '.join(libraries)}" if libraries else f"{driver}no libcudart"
+
+
+def tensorrt(m: Facts) -> str:
+    if m.loads("tensorrt") or m.error("tensorrt") or not (m.bindings or m.libnvinfer):
+        return _library(m, "tensorrt")
+    if not m.bindings:
+        return f"the library {m.packages[m.libnvinfer]} without its Python bindings"
+    system = " ".join(["the system's TensorRT", m.packages.get("python3-libnvinfer", "")]).strip()
+    return f"{system} in {m.bindings[m.bindings_python]} is not on the path of {m.python['executable']}"
+
+
+def tensorrt_rtx(m: Facts) -> str:
+    return _library(m, "tensorrt_rtx")
+
+
+def onnxruntime(m: Facts) -> str:
+    names = ", ".join(f"{name} {version}" for name, version, _ in m.onnxruntimes)
+    if m.error("onnxruntime") or not m.loads("onnxruntime"):
+        return f"{names or 'onnxruntime'} {_library(m, 'onnxruntime')}"
+    return f"{names or m.probe('onnxruntime')['version']} ({m.probe('onnxruntime')['file']})"
+
+
+def _library(m: Facts, name: str) -> str:
+    """Return a library's version and file, or why it does not load."""
+    if m.error(name):
+        return f"does not load: {m.error(name)}"
+    result = m.probe(name)
+    return f"{result['version']} ({result['file']})" if m.loads(name) else "not installed"
+
+
+def providers(m: Facts) -> str:
+    result = m.probe("onnxruntime")
+    if "runs" not in result:
+        return "none"
+    reasons = [f"not on {provider}: {reason}" for provider, reason in result["reasons"].items()]
+    return "; ".join([f"a graph runs on {', '.join(result['runs']) or 'none'}", *reasons])
+
+
+def memory(m: Facts) -> str:
+    if not m.memory.total:
+        return "/proc/meminfo cannot be read"
+    limit = " (the container's limit)" if m.memory.limited else ""
+    swap = f"{m.memory.swap / 2**30:.1f} GiB" if m.memory.swap else "none"
+    total = f"{m.memory.total / 2**30:.1f} GiB"
+    return f"{m.memory.available / 2**30:.1f} GiB available{limit} of {total}, swap {swap}"
+
+
+def cache(m: Facts) -> str:
+    engines = f"{m.cache.engines} engine{'s' * (m.cache.engines != 1)}, {m.cache.size / 1e6:.1f} MB"
+    return f"{m.cache.folder}: {engines}; {m.cache.free / 2**30:.1f} GiB free on its disk"
+
+
+def runtimes(m: Facts) -> str:
+    return f"ready: {', '.join(m.runtimes)}" if m.runtimes else "none is ready"
+
+
+FINDINGS: Mapping[str, Callable[[Facts], str]] = {
+    "board": board,
+    "system": system,
+    "gpu": gpu,
+    "cuda": cuda,
+    "tensorrt": tensorrt,
+    "tensorrt-rtx": tensorrt_rtx,
+    "onnxruntime": onnxruntime,
+    "providers": providers,
+    "memory": memory,
+    "cache": cache,
+    "runtimes": runtimes,
+}
+"""The checks, in the order in which their faults must be repaired."""

@@ -1,0 +1,167 @@
+"""The repair table: for each check, the conditions that need attention, and the sentence and command that help.
+
+The first row whose condition is true decides. Without such a row the check is ok. In a sentence or command `{m.pip}`
+stands for that fact of the machine. Rare causes are not here: docs/jetson.md lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edge_attn import __version__
+from edge_attn.runtimes.doctor.facts import CPU, CUDA, NO_DEVICE, Facts
+from edge_attn.runtimes.doctor.machine import NO_ANSWER, NO_COMMAND
+
+OK, NOTE, FAULT = "ok", "note", "fault"
+"""A note needs no repair. Every fault has a command."""
+Row = tuple[str, Callable[[Facts], Any], str, str]
+"""Status, condition, sentence, command."""
+
+GIB = 2**30
+BUILD_MEMORY = 2 * GIB
+"""Memory for building an engine of our size: TensorRT's libraries, CUDA's context, the workspace and the weights twice.
+An estimate, not measured on a board."""
+AMPLE_MEMORY = 4 * GIB
+SMALL_BOARD = 9 * GIB
+"""A Jetson of 8 GB, whose memory CPU and GPU share, shows less than this."""
+BUILD_DISK = GIB
+
+# ---- commands
+
+APT = "sudo apt update && sudo apt install"
+REBOOT = "sudo reboot"
+JOIN_GROUPS = "sudo usermod -aG video,render $USER && sudo reboot"
+SHOW_GPU = "unset CUDA_VISIBLE_DEVICES"
+HIDE_GPU = "CUDA_VISIBLE_DEVICES= edge-attn doctor"
+IMAGE = "--entrypoint edge-attn IMAGE doctor"
+DOCKER = f"docker run --rm -it --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility {IMAGE}"
+DOCKER_JETSON = f"sudo docker run --rm -it --runtime nvidia -e NVIDIA_VISIBLE_DEVICES=all {IMAGE}"
+L4T_CUDA = "sudo apt install --reinstall $(dpkg-query -W -f '${{Package}} ' 'nvidia-l4t-cuda*') && sudo reboot"
+CUDART_PACKAGE = f"{APT} cuda-cudart-{{m.cuda[0]}}-{{m.cuda[1]}}"
+CUDART_WHEEL = "{m.pip} install '{m.cudart_wheel}'"
+TENSORRT = "{m.pip} install 'edge-attn[trt]'"
+NEWER_TENSORRT = "{m.pip} install --upgrade 'edge-attn[trt]'"
+REPLACE_TENSORRT = "{m.pip} install --force-reinstall tensorrt"
+REMOVE_WHEELS = "{m.pip} uninstall -y {m.tensorrt_wheels}"
+OLDER_WHEEL = f"{REMOVE_WHEELS} && {{m.pip}} install tensorrt-cu{{m.cuda[0]}}"
+BINDINGS = f"{APT} python3-libnvinfer"
+LIBNVINFER = f"{APT} --reinstall {{m.libnvinfer}} python3-libnvinfer"
+DLA_COMPILER = f"{APT} nvidia-l4t-dla-compiler"
+SYSTEM_VENV = "/usr/bin/python{m.bindings_python} -m venv --system-site-packages"
+SAME_VENV = f'{SYSTEM_VENV} "{{m.python[prefix]}}"'
+NEW_VENV = f"{SYSTEM_VENV} .venv && .venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'"
+RTX = "tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
+REPLACE_RTX = f"{{m.pip}} install --force-reinstall --only-binary=:all: {RTX}"
+ORT = "{m.pip} install 'edge-attn[{m.onnxruntime_extra}]'"
+REPLACE_ORT = f"{{m.pip}} uninstall -y {{m.onnxruntime_names}} && {ORT}"
+ORT_LIBRARIES = "{m.pip} install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
+NO_DESKTOP = "sudo systemctl isolate multi-user.target"
+SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+LARGEST = "ps aux --sort=-rss | head"
+OWN_CACHE = 'sudo mkdir -p "{m.cache.folder}" && sudo chown -R $USER "{m.cache.folder}"'
+
+# ---- sentences that are longer than a line or used twice
+
+OLD_L4T = "edge-attn needs JetPack 6.1 or newer (TensorRT 10.3, Python 3.10): flash the board from another PC"
+UNKNOWN_L4T = "newer than this version of edge-attn knows, or a container that does not name its L4T release"
+NO_RUNTIME = "start the container with NVIDIA's runtime, which mounts the board's driver"
+NO_CUDART = "the runtimes trt and ort-cuda need a libcudart of CUDA {m.cuda[0]}"
+NO_WHEEL = "a TensorRT wheel does not fit a Jetson, and hides the board's own TensorRT"
+NEW_WHEEL = "it was built for CUDA {m.wheel_cuda}, and the driver supports CUDA {m.cuda[0]}"
+ON_HOST = "the board's driver needs this library; a container gets it from its host"
+HIDDEN = "this virtual environment does not see the system's packages; the command keeps what is installed in it"
+OTHER_PYTHON = "it works only with the system's Python {m.bindings_python}: create an environment of that Python"
+NO_CODE = "onnxruntime-gpu of the package index has no code for a Jetson, and the runtime trt does not need it"
+OLD_DRIVER = "the driver is older than the CUDA that this onnxruntime was built with"
+NO_LIBRARY = "ONNX Runtime needs the libraries of the CUDA and cuDNN that it was built with"
+LITTLE_MEMORY = f"too little for building an engine, which needs {BUILD_MEMORY // GIB} GiB"
+STOP_DESKTOP = f"{LITTLE_MEMORY}: stop the desktop, which also uses the GPU"
+CLOSE_PROGRAMS = f"{LITTLE_MEMORY}: close the largest programs"
+NO_SWAP = "without swap, building an engine may be killed on a board of 8 GB"
+VERIFY = "to compare one with the model: edge-attn verify BUNDLE --runtime {m.runtimes[0]}"
+
+ONNXRUNTIME: tuple[Row, ...] = (
+    (FAULT, lambda m: m.onnxruntimes_collide, "these packages have overwritten each other's files", REPLACE_ORT),
+    (FAULT, lambda m: NO_ANSWER in m.error("onnxruntime"), "perhaps it waits for the GPU: try without", HIDE_GPU),
+    (FAULT, lambda m: m.error("onnxruntime"), "its files are damaged", REPLACE_ORT),
+    (NOTE, lambda m: not m.loads("onnxruntime") and "trt" in m.runtimes, "`edge-attn optimize` needs it", ORT),
+    (FAULT, lambda m: not m.loads("onnxruntime"), "the runtime ort-cpu and `edge-attn optimize` need it", ORT),
+)
+REPAIRS: Mapping[str, tuple[Row, ...]] = {
+    "board": (
+        (NOTE, lambda m: m.is_cpu_board, "it has no JetPack 6: only ort-cpu runs, with Python 3.10 or newer", ""),
+        (FAULT, lambda m: m.is_old_l4t, OLD_L4T, "sdkmanager"),
+        (NOTE, lambda m: m.is_jetson and not m.jetpack, UNKNOWN_L4T, ""),
+    ),
+    "system": (),
+    "gpu": (
+        (OK, lambda m: m.gpus, "", ""),
+        (NOTE, lambda m: m.is_cpu_board, "only the CPU of this board is used", ""),
+        (FAULT, lambda m: m.is_jetson and m.python.get("denied"), "this user may not open the GPU", JOIN_GROUPS),
+        (FAULT, lambda m: not m.has_driver and m.nvidia_smi[0] != NO_COMMAND, "NVIDIA's driver does not work", REBOOT),
+        (FAULT, lambda m: m.cuda_code not in (0, NO_DEVICE), "CUDA's driver does not start", REBOOT),
+        (FAULT, lambda m: m.cuda_code and m.has_driver, "CUDA_VISIBLE_DEVICES may hide the GPU", SHOW_GPU),
+        (FAULT, lambda m: m.is_jetson and m.in_container, NO_RUNTIME, DOCKER_JETSON),
+        (FAULT, lambda m: m.is_jetson, "CUDA's driver is missing or damaged", L4T_CUDA),
+        (FAULT, lambda m: m.has_driver and m.in_container, "the container lacks CUDA's driver", DOCKER),
+        (FAULT, lambda m: m.has_driver or m.has_card, "CUDA's driver is missing", "{m.install_driver}"),
+        (NOTE, lambda m: True, "no NVIDIA GPU: only the CPU runs bundles here", ""),
+    ),
+    "cuda": (
+        (NOTE, lambda m: not m.gpus, "not used without a GPU", ""),
+        (OK, lambda m: m.has_cudart, "", ""),
+        (FAULT, lambda m: m.is_jetson, NO_CUDART, CUDART_PACKAGE),
+        (FAULT, lambda m: m.loads("tensorrt") or "gpu" in m.onnxruntime_names, NO_CUDART, CUDART_WHEEL),
+        (NOTE, lambda m: True, NO_CUDART, CUDART_WHEEL),
+    ),
+    "tensorrt": (
+        (NOTE, lambda m: not m.builds_engines, "not used without a GPU", ""),
+        (NOTE, lambda m: m.is_old_l4t, "JetPack {m.jetpack} has none that is new enough", ""),
+        (FAULT, lambda m: m.wheel_replaces_tensorrt, NO_WHEEL, REMOVE_WHEELS),
+        (FAULT, lambda m: m.is_old_tensorrt, "edge-attn needs TensorRT 10.3 or newer", NEWER_TENSORRT),
+        (FAULT, lambda m: m.is_wheel_too_new, NEW_WHEEL, OLDER_WHEEL),
+        (OK, lambda m: m.loads("tensorrt"), "", ""),
+        (FAULT, lambda m: m.error("tensorrt") and not m.is_jetson, "its files are damaged", REPLACE_TENSORRT),
+        (FAULT, lambda m: m.error("tensorrt") and m.tensorrt_wheels, NO_WHEEL, REMOVE_WHEELS),
+        (FAULT, lambda m: m.error("tensorrt") and m.in_container and not m.gpus, NO_RUNTIME, DOCKER_JETSON),
+        (FAULT, lambda m: "libnvdla" in m.error("tensorrt") and m.l4t < (39,), ON_HOST, DLA_COMPILER),
+        (FAULT, lambda m: m.error("tensorrt"), "its files are damaged", LIBNVINFER),
+        (FAULT, lambda m: m.bindings and m.is_system_venv, HIDDEN, SAME_VENV),
+        (FAULT, lambda m: m.bindings, OTHER_PYTHON, NEW_VENV),
+        (FAULT, lambda m: m.is_jetson or m.libnvinfer, "NVIDIA's apt server has the Python bindings", BINDINGS),
+        (NOTE, lambda m: True, "the runtime trt needs it", TENSORRT),
+    ),
+    "tensorrt-rtx": (
+        (FAULT, lambda m: m.error("tensorrt_rtx"), "its files are damaged", REPLACE_RTX),
+        (NOTE, lambda m: m.loads("tensorrt_rtx") and m.is_jetson, "it does not support a Jetson: use trt", ""),
+    ),
+    "onnxruntime": ONNXRUNTIME,
+    "providers": (
+        (NOTE, lambda m: "runs" not in m.probe("onnxruntime"), "they need onnxruntime", ""),
+        (FAULT, lambda m: m.provider_error(CPU), "the files of onnxruntime are damaged", REPLACE_ORT),
+        (OK, lambda m: not m.provider_error(CUDA), "", ""),
+        (FAULT, lambda m: m.is_jetson, NO_CODE, REPLACE_ORT),
+        (NOTE, lambda m: not m.gpus, f"there is no GPU for {CUDA}", ""),
+        (FAULT, lambda m: "driver version" in m.provider_error(CUDA), OLD_DRIVER, "{m.install_driver}"),
+        (FAULT, lambda m: True, NO_LIBRARY, ORT_LIBRARIES),
+    ),
+    "memory": (
+        (OK, lambda m: not m.builds_engines, "", ""),
+        (FAULT, lambda m: m.memory.available < BUILD_MEMORY and m.is_jetson, STOP_DESKTOP, NO_DESKTOP),
+        (FAULT, lambda m: m.memory.available < BUILD_MEMORY, CLOSE_PROGRAMS, LARGEST),
+        (OK, lambda m: not m.is_jetson or m.memory.swap or m.memory.total > SMALL_BOARD, "", ""),
+        (FAULT, lambda m: m.memory.available < AMPLE_MEMORY, NO_SWAP, SWAP),
+        (NOTE, lambda m: True, f"enough now; {NO_SWAP}", SWAP),
+    ),
+    "cache": (
+        (OK, lambda m: not m.builds_engines, "", ""),
+        (FAULT, lambda m: not m.cache.writable, "engines need a writable folder; see --cache-dir", OWN_CACHE),
+        (FAULT, lambda m: m.cache.free < BUILD_DISK, "too little: an engine needs 1 GiB", "df -h"),
+    ),
+    "runtimes": (
+        (OK, lambda m: m.runtimes, VERIFY, ""),
+        *ONNXRUNTIME,
+        (FAULT, lambda m: True, "the files of onnxruntime are damaged", REPLACE_ORT),
+    ),
+}
