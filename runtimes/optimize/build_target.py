@@ -33,7 +33,7 @@ from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec
 from edge_attn.text import corpus
 
-Say = Callable[[str], object]
+Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)

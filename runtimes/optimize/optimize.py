@@ -28,8 +28,10 @@ from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.optimize import trt_operators as requirements
 from edge_attn.runtimes.optimize.build_target import Say, Wanted, calibration, make
 from edge_attn.runtimes.optimize.targets import Recipe
+from edge_attn.runtimes.trt.autotune import plugins_of
 from edge_attn.runtimes.trt.builder import BuildConfig
 from edge_attn.runtimes.trt.plugins import plugins_for
+from edge_attn.runtimes.trt.runtime import open_engines
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.runtimes.versions import parse_version
 from edge_attn.text import corpus
@@ -94,8 +96,9 @@ def optimize(
         _foretell(wanted.build or BuildConfig(), said, say)
     if held and not force:
         say(f"{bundle} holds {wanted.name} already: its graphs are built as they are; give --force to make them again")
-        if wanted.build != _held_config(bundle, held):
-            update_bundle(place, functools.partial(_with_config, opened, wanted))
+        if wanted.build and wanted.build != _held_config(bundle, held):
+            config = dataclasses.asdict(wanted.build)
+            update_bundle(place, functools.partial(_with_setting, opened, wanted.name, "build", config))
         return _build(place, wanted, options, said, say)
     check_output(bundle, True, opened.size())
     made, files = make(opened, wanted, said, options, say)
@@ -228,20 +231,29 @@ def _portable(manifest: Manifest) -> dict[str, FileEntry]:
     return {name: entry for name, entry in manifest.files.items() if not name.startswith("targets/")}
 
 
-def _with_config(opened: Bundle, wanted: Wanted, now: Bundle) -> tuple[Manifest, dict[str, bytes]]:
-    """The bundle as it is `now`, with another way to build the engines of one target."""
-    held = now.manifest.targets.get(wanted.name)
-    if held is None or wanted.build is None:
+def _with_setting(opened: Bundle, name: str, key: str, value: object, now: Bundle) -> tuple[Manifest, dict[str, bytes]]:
+    """The bundle as it is `now`, with another value for one setting of the target `name`."""
+    held = now.manifest.targets.get(name)
+    if held is None or _files_of(now.manifest, name) != _files_of(opened.manifest, name):
         raise BundleError(f"{opened.path} was replaced while it was optimized; run the command again")
-    settings = {**held.settings, "build": dataclasses.asdict(wanted.build)}
-    targets = {**now.manifest.targets, held.name: dataclasses.replace(held, settings=settings)}
+    targets = {**now.manifest.targets, name: dataclasses.replace(held, settings={**held.settings, key: value})}
     return dataclasses.replace(now.manifest, targets=targets), now.files()
+
+
+def _files_of(manifest: Manifest, target: str) -> dict[str, FileEntry]:
+    return {name: entry for name, entry in manifest.files.items() if name.startswith(f"targets/{target}/")}
 
 
 def _build(bundle: Path, wanted: Wanted, options: RuntimeOptions, said: Golden, say: Say) -> int:
     """Opens the runtime, which builds what it lacks, and verifies on it; gives the report's exit code."""
     opened = Bundle.open(bundle)
     try:
+        if wanted.recipe.engines and plugins_of(opened.manifest.targets[wanted.name])[1]:
+            check_output(bundle, True, opened.size())
+            measured = open_engines(opened, options, say).measure()
+            plugins = {**opened.manifest.targets[wanted.name].settings["plugins"], "measured": measured}
+            update_bundle(bundle, functools.partial(_with_setting, opened, wanted.name, "plugins", plugins))
+            opened = Bundle.open(bundle)
         runtime = open_runtime(opened, wanted.target, options)
     except NotTestedError as error:
         raise NotTestedError(

@@ -1,24 +1,20 @@
-"""Which engine runs a graph that has a variant with a plugin (runtimes/trt/plugins): the quicker one on this device.
+"""Choice between the inlined engine of a graph and the one with a plugin (runtimes/trt/plugins), measured once.
 
-`optimize --plugin` keeps the inlined graphs and, beside them, `settings["plugins"]`: the ops that were asked for and
-the file of each variant. Both engines are built and timed as they will run, in every profile and in turns. What was
-decided is kept beside the engines, for these two; an engine that is built again is measured again. Where the plugin
-cannot be had, one line says why, and the inlined graph runs, which computes the same. Only a fault of the plugin's own
-is remembered: a network that the builder refuses, a build that takes too long, an engine that does not load or run.
+`optimize --plugin` stores a variant of each graph that calls the op, under `settings["plugins"]` of the target.
+`optimize --build` runs on the device: `Engines.measure` times both engines there, and the bundle stores the result
+under `settings["plugins"]["measured"]`. The runtime only reads it. The inlined graph, which computes the same, runs
+where nothing was measured with this GPU, TensorRT and kernel, or the plugin's engine fails; one line gives the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
-import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -26,65 +22,41 @@ import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
-from edge_attn.errors import BundleError, EdgeAttnError, InputError, NotTestedError
+from edge_attn.errors import BundleError, EdgeAttnError, NotTestedError
 from edge_attn.runtimes.trt.api import TensorRT
 from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory
-from edge_attn.runtimes.trt.builder import OUT_OF_MEMORY, BuildConfig, Plan, Say, TookTooLongError, engine_for
+from edge_attn.runtimes.trt.builder import BuildConfig, Plan, Say, engine_for
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import Cuda, Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine
 from edge_attn.runtimes.trt.execution import Launches, LaunchKey
 from edge_attn.runtimes.trt.plugins import Plugin, plugins_for
-from edge_attn.runtimes.trt.profiles import Bucket
+from edge_attn.runtimes.trt.profiles import Buckets
 from edge_attn.spec import GraphSpec, TensorSpec
-from edge_attn.storage.atomic import write_bytes
 
-WINS = 0.98
-"""The plugin is used if it takes at most this part of the time, the profiles' geometric mean; more is not told from
-noise."""
-WARM, TURNS = 3, 20
-"""Runs of each engine in each profile that do not count, the CUDA graph's capture among them; and those that do."""
-LOW_MEMORY = re.compile(OUT_OF_MEMORY.pattern + "|too little memory|MemoryError")
-"""How a fault says that there was too little memory."""
+MAX_TIME_RATIO = 0.98
+"""Largest ratio of the plugin's time to the inlined engine's at which the plugin runs; above it noise may decide."""
+WARMUP_RUNS, TIMED_RUNS = 3, 20
+"""Runs of each engine in each profile: the first ones, which include the CUDA graph's capture, and those timed."""
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One profile: medians in milliseconds."""
+class Timing:
+    """Median time of one run of both engines in one profile."""
 
-    bucket: Bucket
-    inlined: float
-    plugin: float
+    batch: int
+    src: int
+    inlined_ms: float
+    plugin_ms: float
 
     def __str__(self) -> str:
-        sizes = f"batch {self.bucket.batch}, src {self.bucket.src}"
-        return f"{self.plugin:.3f} ms with it and {self.inlined:.3f} ms without ({sizes})"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was decided."""
-
-    plugin: bool
-    why: str
-    engine: str
-    """sha256 of the plugin's engine; empty if it could not be built."""
-
-
-UNDECIDED = Choice(True, "", "")
-"""No engine is the one that it is for."""
-
-
-@dataclass(eq=False)
-class RefusedError(Exception):
-    """TensorRT refused one of the two engines, which came from the cache."""
-
-    refused: RejectedEngine
+        times = f"{self.plugin_ms:.3f} ms with it and {self.inlined_ms:.3f} ms without"
+        return f"{times} (batch {self.batch}, src {self.src})"
 
 
 @dataclass(eq=False)
 class Engines:
-    """The engines of a target's graphs for this device, each the quicker one where there are two."""
+    """Engines of a target's graphs for this device."""
 
     tensorrt: TensorRT
     cuda: Cuda
@@ -95,211 +67,184 @@ class Engines:
     cache: EngineCache
     say: Say
     chosen: dict[str, str] = field(default_factory=dict)
-    """What runs a graph that has a variant, for people."""
+    """Sentence for people about each graph that has a variant."""
 
-    def plan(self, graph: str, refused: RejectedEngine | None = None) -> Plan:
-        """The engine of a graph; one that TensorRT `refused` is built again, and a plugin's measured again too.
+    def plan(self, graph: str, rejected: RejectedEngine | None = None) -> Plan:
+        """Return the engine of a graph: the one with the plugin if it was measured here to be faster.
+
+        Args:
+            graph: name of the graph.
+            rejected: engine of the cache that TensorRT did not load; an inlined one is built again, one with a plugin
+                is replaced by the inlined one.
 
         Raises:
-            InputError, NotTestedError: as engine_for; for the plugin's sake only where it ended CUDA.
+            InputError, NotTestedError: as engine_for, for the inlined graph.
         """
-        ops, variants = plugins_of(self.target)
-        inlined = self._engine(graph, self.target.graphs[graph], refused=refused)
-        if graph not in variants:
-            return inlined
-        variant = dataclasses.replace(self.target.graphs[graph], file=variants[graph])
-        try:
-            return self._choose(graph, variant, ops, inlined, refused)
-        except RefusedError as error:
-            return self.plan(graph, error.refused)
+        plan, reason = None, ""
+        if graph in plugins_of(self.target)[1]:
+            try:
+                if self._plugin_is_faster(graph):
+                    if rejected is not None:
+                        raise NotTestedError(rejected.reason)
+                    plan = self._engine(graph, with_plugin=True)
+            except Exception as error:  # the inlined graph runs, whatever TensorRT's plugin interface raises
+                reason = _one_line(error)
+            self._choose(graph, plan is not None, reason)
+        return plan or self._engine(graph, rejected=rejected)
 
-    def _engine(
-        self,
-        graph: str,
-        spec: GraphSpec,
-        plugins: Mapping[str, Plugin] | None = None,
-        refused: RejectedEngine | None = None,
-    ) -> Plan:
-        target = dataclasses.replace(self.target, graphs={graph: spec})
+    def measure(self) -> dict[str, Any]:
+        """Return what `settings["plugins"]["measured"]` stores: for each variant the choice, its reason, the timings.
+
+        Raises:
+            InputError, NotTestedError: as engine_for, for an inlined graph.
+            UsageError: this version does not have the plugin.
+        """
+        environment, graphs = self._environment(), {}
+        for graph in plugins_of(self.target)[1]:
+            inlined, timings = self._engine(graph), []
+            try:
+                self._refuse_without_plugins()
+                timings = self._time(graph, {"inlined": inlined, "plugin": self._engine(graph, with_plugin=True)})
+                reason = f"one run takes {'; '.join(dict.fromkeys(map(str, (timings[0], timings[-1]))))}"
+            except Exception as error:  # the inlined graph runs, whatever TensorRT's plugin interface raises
+                reason = _one_line(error)
+            faster = plugin_is_faster(timings)
+            graphs[graph] = {"plugin": faster, "reason": reason, "timings": [*map(dataclasses.asdict, timings)]}
+            self._choose(graph, faster, reason)
+        return {**environment, "graphs": graphs}
+
+    def _choose(self, graph: str, plugin: bool, reason: str) -> None:
+        """Note what runs a graph, and report the reason if there is one that was not reported before."""
+        chosen = f"{graph} with{'' if plugin else 'out'} the plugin {', '.join(plugins_of(self.target)[0])}"
+        if reason and self.chosen.get(graph) != chosen:
+            self.say(f"{self.bundle.path.name}: {self.target.name} runs {chosen}: {reason}")
+        self.chosen[graph] = chosen
+
+    def _plugin_is_faster(self, graph: str) -> bool:
+        """Return the stored choice.
+
+        Raises:
+            NotTestedError: nothing was measured with this GPU, TensorRT and kernel.
+        """
+        self._refuse_without_plugins()
+        measured = self.target.settings["plugins"].get("measured")
+        path, target = shlex.quote(str(self.bundle.path)), f"{self.target.target} --precision {self.target.precision}"
+        todo = f"to measure both engines here, run: edge-attn optimize {path} --target {target} --build"
+        if not isinstance(measured, dict) or graph not in measured.get("graphs", {}):
+            raise NotTestedError(f"its engine was not measured; {todo}")
+        for name, value in self._environment().items():
+            if measured.get(name) != value:
+                raise NotTestedError(f"its engine was measured with {measured.get(name)}, this is {value}; {todo}")
+        return bool(measured["graphs"][graph]["plugin"])
+
+    def _environment(self) -> dict[str, str]:
+        """Return everything that a measurement depends on."""
+        kernels = [f"{op} {plugin.hash()[:16]}" for op, plugin in self._plugins().items()]
+        gpu = f"{self.gpu.name}, {self.gpu.multiprocessors} SM"
+        return {"runtime": self.tensorrt.name, "gpu": gpu, "kernels": ", ".join(kernels)}
+
+    def _refuse_without_plugins(self) -> None:
+        if not self.tensorrt.capability.aot_plugins:
+            raise NotTestedError(f"{self.tensorrt.name} takes no ahead-of-time plugin, TensorRT 10.13 and newer do")
+
+    def _plugins(self) -> dict[str, Plugin]:
+        return plugins_for(self.target.target, plugins_of(self.target)[0])
+
+    def _engine(self, graph: str, with_plugin: bool = False, rejected: RejectedEngine | None = None) -> Plan:
+        spec, plugins = self.target.graphs[graph], self._plugins() if with_plugin else {}
+        if with_plugin:
+            spec = dataclasses.replace(spec, file=plugins_of(self.target)[1][graph])
+        name = f"{graph} with {', '.join(plugins)}" if with_plugin else graph
+        target = dataclasses.replace(self.target, graphs={name: spec})
         return engine_for(
-            self.tensorrt, self.bundle, target, graph, self.cache, self.gpu, self.config, self.say, plugins, refused
+            self.tensorrt, self.bundle, target, name, self.cache, self.gpu, self.config, self.say, plugins, rejected
         )
 
-    def _choose(
-        self, graph: str, variant: GraphSpec, ops: Sequence[str], inlined: Plan, refused: RejectedEngine | None
-    ) -> Plan:
-        """The engine with the plugin, or `inlined`; says which and why where that is decided now.
+    def _time(self, graph: str, plans: Mapping[str, Plan]) -> list[Timing]:
+        """Load both engines and time them in every profile."""
+        spec = self.target.graphs[graph]
+        buckets = self.config.buckets.up_to(self.bundle.manifest.max_source)
 
-        Raises:
-            RefusedError: one of them must be built again.
-            NotTestedError: the plugin ended CUDA in this process.
-        """
-        what = f"{graph} with {', '.join(ops)}"
-        plan, engine, lasts = inlined, "", True
-        record: Path | None = None
-        kept = UNDECIDED
-        try:
-            if not self.tensorrt.capability.aot_plugins:
-                raise NotTestedError(f"{self.tensorrt.name} takes no ahead-of-time plugin, TensorRT 10.13 and newer do")
-            plugins = plugins_for(self.target.target, ops)
-            record = self._record(graph, variant, plugins, inlined)
-            decided = kept = UNDECIDED if inlined.built else _read(record)
-            if kept.plugin:
-                plan = self._engine(what, variant, plugins, refused)
-                engine = hashlib.sha256(plan.engine).hexdigest()
-                if plan.built or kept.engine != engine:
-                    decided = decide(self._time(variant, {graph: inlined, what: plan}), engine)
-        except RefusedError:
-            raise
-        except Exception as error:  # whatever it is, the inlined graph runs
-            said = str(error) if isinstance(error, EdgeAttnError) else f"{type(error).__name__}: {error}"
-            decided = Choice(False, " ".join(said.split()), engine)
-            lasts = LOW_MEMORY.search(said) is None if engine else _of_the_network(error)
-        with_it = f"with{'' if decided.plugin else 'out'} the plugin {', '.join(ops)}"
-        self.chosen[graph] = f"{graph} {with_it}"
-        if decided is not kept:
-            self.say(f"{self.bundle.path.name}: {graph} for {self.target.name} runs {with_it}: {decided.why}")
-            ended = record is not None and self._ended()
-            if record is not None and (lasts or ended):
-                _write(record, decided)
-            if ended:
-                raise NotTestedError(
-                    f"{what}: the plugin's fault ended CUDA in this process; run the command again, it is not tried "
-                    f"again"
-                )
-        return plan if decided.plugin else inlined
+        def build_again(name: str, rejected: RejectedEngine) -> Plan:
+            return self._engine(graph, name == "plugin", rejected)
 
-    def _record(self, graph: str, variant: GraphSpec, plugins: Mapping[str, Plugin], inlined: Plan) -> Path:
-        """Where the choice is kept: `cache clear` removes it with all that builds measured."""
-        engines = (hashlib.sha256(data).hexdigest() for data in (inlined.engine, self.bundle.read(variant.file)))
-        made_of = [*engines, graph, self.gpu.name, str(self.config), *(plugin.hash() for plugin in plugins.values())]
-        digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
-        return self.cache.folder / f"tensorrt-choice-{digest}.timing"
-
-    def _time(self, spec: GraphSpec, plans: Mapping[str, Plan]) -> list[Timed]:
-        """`plans`: the inlined one first.
-
-        Raises:
-            RefusedError: one of them must be built again.
-        """
-        buckets = self.config.buckets.up_to(self.bundle.manifest.max_source).all()
-
-        def refuse(name: str, refused: RejectedEngine) -> Plan:
-            raise RefusedError(refused)
-
-        held = contextlib.ExitStack()
-        try:
-            memory = DeviceMemory(self.cuda, held)
+        with contextlib.ExitStack() as cleanup:
+            memory = DeviceMemory(self.cuda, cleanup)
             contexts = Contexts(self.tensorrt, kernels_file(self.cache.folder, self.tensorrt, self.gpu))
             launches = Launches(self.tensorrt, self.cuda, memory, dict.fromkeys(plans, spec), contexts)
-            held.callback(launches.close)
-            launches.load(plans, len(buckets), refuse)
-            tensors = (*spec.inputs, *spec.outputs)
-            buffers = [memory.buffer(tensor.name, _largest(tensor, buckets)) for tensor in tensors]
-            held.callback(memory.synchronize)
-            return race(self.cuda, memory, launches, spec, buckets, buffers)
-        except BaseException:
-            with contextlib.suppress(EdgeAttnError):  # after a kernel that went astray nothing is given back
-                held.close()
-            raise
-        finally:
-            held.close()
-
-    def _ended(self) -> bool:
-        """Whether a kernel went astray: then CUDA does nothing more in this process."""
-        try:
-            self.cuda.memory()
-        except NotTestedError:
-            return True
-        return False
-
-
-def _of_the_network(fault: Exception) -> bool:
-    """Whether what failed before there was an engine fails again: the builder refused the network, or took too long.
-
-    A disk, a compiler or memory may be there the next time.
-    """
-    refused = isinstance(fault, InputError) and not isinstance(fault.__cause__, OSError)
-    return refused or isinstance(fault.__cause__, TookTooLongError)
+            cleanup.callback(launches.close)
+            launches.load(plans, len(buckets.all()), build_again)
+            buffers = [memory.buffer(t.name, buckets.max_bytes(t)) for t in (*spec.inputs, *spec.outputs)]
+            cleanup.callback(memory.synchronize)
+            return benchmark_engines(self.cuda, memory, launches, spec, buckets, buffers)
 
 
 def plugins_of(target: Target) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The ops that plugins were asked for, and the file of each graph's variant; nothing where there are none.
+    """Return the ops that `optimize --plugin` named and the file of each graph's variant; both empty without it.
 
     Raises:
-        BundleError: the bundle names them in another way.
+        BundleError: the bundle stores them in another form.
     """
-    found = target.settings.get("plugins") or {"ops": [], "graphs": {}}
+    stored = target.settings.get("plugins") or {"ops": [], "graphs": {}}
     try:
-        return tuple(map(str, found["ops"])), {str(graph): str(file) for graph, file in found["graphs"].items()}
+        return tuple(map(str, stored["ops"])), {str(graph): str(file) for graph, file in stored["graphs"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
-            f"targets: {target.name}: plugins: expected ops and the file of each graph, got {found}; make the target "
+            f"targets: {target.name}: plugins: expected ops and the file of each graph, got {stored}; make the target "
             f"again, with edge-attn optimize --force"
         ) from error
 
 
-def decide(timed: Sequence[Timed], engine: str) -> Choice:
-    """`engine` is that of the plugin."""
-    took, limit = math.prod(one.plugin for one in timed), math.prod(WINS * one.inlined for one in timed)
-    return Choice(took <= limit, f"one run takes {'; '.join(dict.fromkeys(map(str, (timed[0], timed[-1]))))}", engine)
+def plugin_is_faster(timings: Sequence[Timing]) -> bool:
+    """Compare the geometric means over the profiles; False without timings."""
+    ratios = [timing.plugin_ms / timing.inlined_ms for timing in timings]
+    return bool(ratios) and math.prod(ratio / MAX_TIME_RATIO for ratio in ratios) <= 1
 
 
-def race(
+def benchmark_engines(
     cuda: Cuda,
     memory: DeviceMemory,
     launches: Launches,
     spec: GraphSpec,
-    buckets: Sequence[Bucket],
+    buckets: Buckets,
     buffers: Sequence[Buffer],
-) -> list[Timed]:
-    """Both engines of `launches` in every bucket, on numbers that every graph takes; `buffers`: for each tensor."""
+) -> list[Timing]:
+    """Time the engines `inlined` and `plugin` of `launches` in turns, in every bucket.
+
+    Args:
+        cuda: the CUDA runtime.
+        memory: device memory, with the stream that the engines run on.
+        launches: both engines, loaded.
+        spec: inputs and outputs of both.
+        buckets: sizes of the engines' profiles.
+        buffers: one for each input and output, in the order of `spec`.
+    """
     addresses = tuple(buffer.address for buffer in buffers)
-    timed = []
-    for bucket in buckets:
-        shapes = tuple(_sized(tensor, bucket) for tensor in (*spec.inputs, *spec.outputs))
+    timings = []
+    for bucket in buckets.all():
+        shapes = tuple(bucket.shape(tensor) for tensor in (*spec.inputs, *spec.outputs))
         for tensor, buffer, shape in zip(spec.inputs, buffers, shapes, strict=False):
-            memory.write(buffer, _filled(tensor, shape))
-        bounds = {name: LaunchKey(name, bucket.index, shapes, addresses, (), ()) for name in launches.graphs}
-        took: dict[str, list[float]] = {name: [] for name in bounds}
-        for _ in range(WARM + TURNS):
-            for name, bound in bounds.items():
-                began = perf_counter()
+            memory.write(buffer, _example_input(tensor, shape))
+        keys = {name: LaunchKey(name, bucket.index, shapes, addresses, (), ()) for name in launches.graphs}
+        milliseconds: dict[str, list[float]] = {name: [] for name in keys}
+        for _ in range(WARMUP_RUNS + TIMED_RUNS):
+            for name, key in keys.items():
+                start = perf_counter()
                 memory.mark_busy()
-                launches.run(bound)
+                launches.run(key)
                 cuda.synchronize(memory.stream)
-                took[name].append(1e3 * (perf_counter() - began))
-        inlined, plugin = (statistics.median(times[WARM:]) for times in took.values())
-        timed.append(Timed(bucket, inlined, plugin))
-    return timed
+                milliseconds[name].append(1e3 * (perf_counter() - start))
+        medians = {name: statistics.median(times[WARMUP_RUNS:]) for name, times in milliseconds.items()}
+        timings.append(Timing(bucket.batch, bucket.src, medians["inlined"], medians["plugin"]))
+    return timings
 
 
-def _sized(tensor: TensorSpec, bucket: Bucket) -> tuple[int, ...]:
-    axes = {"batch": bucket.batch, "src": bucket.src, "beam": bucket.beam, "previous_beam": bucket.beam}
-    return tuple(axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
-
-
-def _largest(tensor: TensorSpec, buckets: Sequence[Bucket]) -> int:
-    """Bytes of the tensor in the bucket where it is largest."""
-    return max(math.prod(_sized(tensor, bucket)) for bucket in buckets) * np.dtype(tensor.dtype).itemsize
-
-
-def _filled(tensor: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers near zero; the first token or row; and no masked place, so that nothing is left out."""
+def _example_input(tensor: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """Return values that every graph takes: floats near zero, index 0, and masks that are true throughout."""
     if tensor.dtype.startswith("float"):
         return np.random.default_rng(0).uniform(-1, 1, shape).astype(tensor.dtype)
     return np.full(shape, tensor.dtype == "bool", tensor.dtype)
 
 
-def _read(path: Path) -> Choice:
-    """UNDECIDED where there is none, or nothing that can be read."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Choice(bool(found["plugin"]), str(found["why"]), str(found["engine"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return UNDECIDED
-
-
-def _write(path: Path, choice: Choice) -> None:
-    with contextlib.suppress(OSError):  # then it is measured again
-        write_bytes(path, (json.dumps(dataclasses.asdict(choice), indent=1, sort_keys=True) + "\n").encode())
+def _one_line(error: Exception) -> str:
+    return " ".join((str(error) if isinstance(error, EdgeAttnError) else f"{type(error).__name__}: {error}").split())

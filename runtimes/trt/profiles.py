@@ -5,13 +5,16 @@ A request runs in the smallest bucket that covers it, so that a short sentence d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from edge_attn.config.validation import at_least
 from edge_attn.errors import BundleError, ConfigError, TooLargeError
-from edge_attn.spec import GraphSpec
+from edge_attn.spec import GraphSpec, TensorSpec
 
 Range: TypeAlias = tuple[int, int, int]
 """The least size of an axis, the one it is tuned for, and the largest."""
@@ -68,6 +71,17 @@ class Bucket:
     src: int
     beam: int
 
+    def shape(self, tensor: TensorSpec) -> Shape:
+        """Return the shape of a tensor in the largest request.
+
+        Raises:
+            BundleError: an axis of the tensor has no bucket.
+        """
+        axes = {"batch": self.batch, "src": self.src, "beam": self.beam, "previous_beam": self.beam}
+        if unknown := [axis for axis in tensor.shape if isinstance(axis, str) and axis not in axes]:
+            raise BundleError(f"the axis {unknown[0]!r} of {tensor} has no bucket; known: {', '.join(axes)}")
+        return tuple(axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -97,6 +111,14 @@ class Buckets:
         """Every bucket, the shortest sources first and the small batches before the large ones."""
         sizes = [(batch, src) for src in self.src for batch in self.batch]
         return [Bucket(index, batch, src, self.beam) for index, (batch, src) in enumerate(sizes)]
+
+    def max_bytes(self, tensor: TensorSpec) -> int:
+        """Return the size of a tensor in the bucket where it is largest.
+
+        Raises:
+            BundleError: an axis of the tensor has no bucket.
+        """
+        return max(math.prod(bucket.shape(tensor)) for bucket in self.all()) * np.dtype(tensor.dtype).itemsize
 
     def profiles(self, spec: GraphSpec, max_source: int) -> list[Profile]:
         """One profile a bucket, with the axes that the graph has.

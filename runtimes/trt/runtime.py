@@ -27,11 +27,11 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.validation import from_mapping
-from edge_attn.errors import BundleError, InputError, NotTestedError, UsageError
+from edge_attn.errors import InputError, NotTestedError, UsageError
 from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.autotune import Engines
 from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory, OnDevice, Pinned
-from edge_attn.runtimes.trt.builder import MIB, BuildConfig
+from edge_attn.runtimes.trt.builder import MIB, BuildConfig, Say
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import format_mib, open_cuda
 from edge_attn.runtimes.trt.engine_cache import EngineCache, cache_folder
@@ -71,13 +71,9 @@ class Trt:
     rtx = False
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULT) -> None:
-        tensorrt, cuda = load_tensorrt(self.rtx), open_cuda()
-        gpu = cuda.gpu()
-        target = bundle.target("trt", options.precision)
-        _refuse_older(tensorrt, bundle, target)
-        config = build_config(target)
-        cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MIB)
-        engines = Engines(tensorrt, cuda, gpu, bundle, target, config, cache, _say)
+        engines = open_engines(bundle, options, rtx=self.rtx)
+        tensorrt, cuda, gpu = engines.tensorrt, engines.cuda, engines.gpu
+        target, config, cache = engines.target, engines.config, engines.cache
         plans = {graph: engines.plan(graph) for graph in target.graphs}
         self.precision = target.precision
         self.graphs: Mapping[str, GraphSpec] = target.graphs
@@ -202,6 +198,29 @@ class TrtRtx(Trt):
     rtx = True
 
 
+def open_engines(
+    bundle: Bundle, options: RuntimeOptions = DEFAULT, say: Say | None = None, rtx: bool = False
+) -> Engines:
+    """Return the engines of a bundle's target on this device, each of which is built, or read from the cache, on use.
+
+    Args:
+        bundle: the bundle.
+        options: precision and cache folder.
+        say: takes one line for each build; standard error by default.
+        rtx: use TensorRT-RTX.
+
+    Raises:
+        NotTestedError: TensorRT, CUDA, a device or the target's graphs are not here, or this TensorRT is too old.
+    """
+    tensorrt, cuda = load_tensorrt(rtx), open_cuda()
+    gpu = cuda.gpu()
+    target = bundle.target("trt", options.precision)
+    _refuse_older(tensorrt, bundle, target)
+    config = build_config(target)
+    cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MIB)
+    return Engines(tensorrt, cuda, gpu, bundle, target, config, cache, say or _say)
+
+
 def build_config(target: Target) -> BuildConfig:
     """How a target's engines are built: as `optimize` was told, and noted with the graphs."""
     return from_mapping(BuildConfig, target.settings.get("build", {}), f"targets: {target.name}: build")
@@ -286,20 +305,9 @@ def _allocate(
     outputs = {tensor.name: tensor for spec in graphs.values() for tensor in spec.outputs}
     inputs = {tensor.name: tensor for spec in graphs.values() for tensor in spec.inputs}
     fed = {name: tensor for name, tensor in inputs.items() if name not in outputs}
-    sizes = {name: _largest(tensor, buckets) for name, tensor in {**outputs, **fed}.items()}
+    sizes = {name: buckets.max_bytes(tensor) for name, tensor in {**outputs, **fed}.items()}
     buffers = {
         name: tuple(memory.buffer(name, size) for _ in range(2 if name.startswith(NEXT) else 1))
         for name, size in sizes.items()
     }
     return buffers, {name: memory.pinned(name, sizes[name]) for name in (*fed, *READ) if name in sizes}
-
-
-def _largest(tensor: TensorSpec, buckets: Buckets) -> int:
-    """Bytes of the tensor in the bucket where it is largest."""
-    sizes = []
-    for bucket in buckets.all():
-        axes = {"batch": bucket.batch, "src": bucket.src, "beam": bucket.beam, "previous_beam": bucket.beam}
-        if unknown := [axis for axis in tensor.shape if isinstance(axis, str) and axis not in axes]:
-            raise BundleError(f"the axis {unknown[0]!r} of {tensor} has no bucket; known: {', '.join(axes)}")
-        sizes.append(math.prod(_sized(tensor, axes)) * np.dtype(tensor.dtype).itemsize)
-    return max(sizes)

@@ -1,4 +1,4 @@
-"""What the tests of the choice between two engines share: a bundle with both graphs, and what runs its step."""
+"""Bundle with a plugin variant of its step graph, for the tests of the measured choice between both engines."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.runtimes.ort.cpu import OrtCpu
-from edge_attn.runtimes.trt import autotune as trt_choice
-from edge_attn.runtimes.trt import builder as trt_build
+from edge_attn.runtimes.trt import autotune, builder
 from edge_attn.runtimes.trt.plugins import Plugin, additive_attention
-from edge_attn.runtimes.trt.runtime import Trt
+from edge_attn.runtimes.trt.runtime import Trt, open_engines
 
 STEP, VARIANT = "graphs/step.onnx", "targets/trt-fp32/step.plugins.onnx"
 PLUGINS = {"ops": ["AdditiveAttention"], "graphs": {"step": VARIANT}}
-QUICK, SLOW = 0.001, 0.003
+FAST, SLOW = 0.001, 0.003
 WITH = "step with the plugin AdditiveAttention"
 WITHOUT = "step without the plugin AdditiveAttention"
 BUCKETS = 4
 
 
 def with_plugins(bundle: Bundle, plugins: object) -> Bundle:
-    """The step graph has a variant, which is the same graph: the fake's ONNX Runtime has no plugins."""
+    """Add a variant of the step graph, which is the same graph: the fake's ONNX Runtime has no plugins."""
     target = bundle.manifest.targets["trt-fp32"]
     target = dataclasses.replace(target, settings={**target.settings, "plugins": plugins})
     files = {**bundle.files(), VARIANT: bundle.read(STEP)}
@@ -35,55 +34,62 @@ def with_plugins(bundle: Bundle, plugins: object) -> Bundle:
 
 @pytest.fixture
 def registered(monkeypatch) -> list[str]:
-    """The architectures that the plugin was registered for."""
-    made: list[str] = []
-    plugin = Plugin("AdditiveAttention", lambda tensorrt, architecture: made.append(architecture), lambda: "abc")
+    """Architectures that the plugin was registered for."""
+    architectures: list[str] = []
+    plugin = Plugin("AdditiveAttention", lambda tensorrt, architecture: architectures.append(architecture), lambda: "a")
     monkeypatch.setattr(additive_attention, "PLUGIN", plugin)
-    return made
+    return architectures
 
 
 @pytest.fixture
-def both(jetson, toy_bundle, monkeypatch, registered) -> Bundle:
-    """A bundle with both graphs, on a TensorRT that takes plugins and a device whose clock the test holds."""
+def unmeasured(jetson, toy_bundle, monkeypatch, registered) -> Bundle:
+    """Bundle with both step graphs, on a TensorRT that takes plugins and a device whose clock the test controls."""
     jetson.version = (10, 13, 2)
-    jetson.seconds = {STEP: SLOW, VARIANT: QUICK}
-    monkeypatch.setattr(trt_choice, "perf_counter", lambda: jetson.cuda.seconds)
+    jetson.seconds = {STEP: SLOW, VARIANT: FAST}
+    monkeypatch.setattr(autotune, "perf_counter", lambda: jetson.cuda.seconds)
     return with_plugins(jetson.ready(toy_bundle, batch=[1, 32], src=[8]), PLUGINS)
 
 
+def measure(jetson, bundle: Bundle) -> Bundle:
+    """Measure both engines on the device and store the result in the bundle, as `optimize --build` does."""
+    plugins = bundle.manifest.targets["trt-fp32"].settings["plugins"]
+    measured = open_engines(bundle, RuntimeOptions(cache_dir=jetson.cache)).measure()
+    return with_plugins(bundle, {**plugins, "measured": measured})
+
+
 @pytest.fixture
-def built_as(jetson, monkeypatch) -> Callable[[Callable[[bytes], bytes]], None]:
-    """built_as(change): from now on `change` is what happens to the plugin's engine on its way from the builder."""
+def change_variant(jetson, monkeypatch) -> Callable[[Callable[[bytes], bytes]], None]:
+    """change_variant(change): from now on `change` is applied to each engine with the plugin that is built."""
 
     def plant(change: Callable[[bytes], bytes]) -> None:
         def build(tensorrt, model, spec, *rest):
-            made = jetson.build(tensorrt, model, spec, *rest)
-            return change(made) if spec.file == VARIANT else made
+            engine = jetson.build(tensorrt, model, spec, *rest)
+            return change(engine) if spec.file == VARIANT else engine
 
-        monkeypatch.setattr(trt_build, "build_engine", build)
+        monkeypatch.setattr(builder, "build_engine", build)
 
     return plant
 
 
 def tokens(runtime: Trt | OrtCpu, sources) -> list[tuple[int, ...]]:
-    return [found[0].tokens for found in search(runtime, sources[:8], SearchConfig(beam=4, max_length=20))]
+    return [hypotheses[0].tokens for hypotheses in search(runtime, sources[:8], SearchConfig(beam=4, max_length=20))]
 
 
-def runs(jetson, bundle: Bundle, sources) -> str:
-    """What runs the step, once it has said what the CPU says."""
+def running_step(jetson, bundle: Bundle, sources) -> str:
+    """Return WITH or WITHOUT, by the engine that runs the step; its tokens must be those of the CPU."""
     runtime = jetson.open(bundle)
-    found = tokens(runtime, sources)
+    actual = tokens(runtime, sources)
     seconds = runtime._launches._engines["step"].seconds
     provider = runtime.provider
     runtime.close()
-    assert found == tokens(OrtCpu(bundle, RuntimeOptions(threads=1)), sources)
-    said = WITH if seconds == jetson.seconds[VARIANT] else WITHOUT
-    assert f"; {said}; buffers of" in provider
-    return said
+    assert actual == tokens(OrtCpu(bundle, RuntimeOptions(threads=1)), sources)
+    chosen = WITH if seconds == jetson.seconds[VARIANT] else WITHOUT
+    assert f"; {chosen}; buffers of" in provider
+    return chosen
 
 
-def raising(error: Exception) -> Callable[[bytes], bytes]:
-    def fail(plan: bytes) -> bytes:
+def raising(error: BaseException) -> Callable[[bytes], bytes]:
+    def fail(engine: bytes) -> bytes:
         raise error
 
     return fail
