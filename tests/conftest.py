@@ -68,18 +68,18 @@ def needs_gpu() -> None:
 
 @pytest.fixture(scope="session")
 def edge_attn_cli() -> Callable[..., Result]:
-    """Runs `edge-attn ARGUMENTS` in this process; an exception that edge-attn does not raise on purpose is the test's.
+    """Run `edge-attn ARGUMENTS` in this process. An unexpected exception fails the test.
 
-    `code` is the exit code that it must have; `said`, if it fails, what its one sentence on standard error must hold.
+    `code` is the expected exit code. If it fails, `error` is a part of the expected single line on standard error.
     """
 
-    def run(*arguments: object, code: int = 0, said: str = "") -> Result:
+    def run(*arguments: object, code: int = 0, error: str = "") -> Result:
         result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
         assert result.exit_code == code, result.output
-        if said:
+        if error:
             assert result.stderr.startswith("edge-attn: ")
             assert result.stderr.count("\n") == 1
-            assert said in result.stderr
+            assert error in result.stderr
         return result
 
     return run

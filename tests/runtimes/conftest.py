@@ -118,7 +118,7 @@ def said(opened) -> golden.Golden:
 
 @pytest.fixture
 def translate(edge_attn_cli, toy_bundle, tmp_path):
-    """Translates bytes; gives what is said on both streams, and its exit code is `code`."""
+    """Translate bytes with the toy model. `code` and `error` are what is expected of `edge_attn_cli`."""
 
     def run(lines: bytes, *options: object, **expected: object):
         path = tmp_path / "input"

@@ -105,7 +105,7 @@ def test_any_window_aligns_the_same(run, monkeypatch, toy_pairs):
 def test_a_model_without_attention_has_no_alignment(run, tmp_path, kind):
     bundle = next(path for path in KINDS if path.stem == kind)
     said = "align needs attention weights, and this model has no attention"
-    assert run(b"a cat\tun chat\n", "--output", tmp_path / "out", bundle=bundle, code=2, said=said).stdout == ""
+    assert run(b"a cat\tun chat\n", "--output", tmp_path / "out", bundle=bundle, code=2, error=said).stdout == ""
     assert not (tmp_path / "out").exists()
     [found] = edge_attn.load(bundle).score([("a cat", "un chat")], alignments=True)
     assert found.alignment is None
@@ -122,8 +122,8 @@ def test_a_source_that_was_cut_is_told(run):
 @pytest.mark.parametrize("line", [b"a dog\n", b"a\tb\tc\n", b"\xff\tun\n", b"a\0\tun\n"])
 def test_a_line_that_is_no_pair_is_named_and_those_before_it_are_answered(run, tmp_path, line):
     lines = b"a cat\tun chat\n" + line
-    assert run(lines, code=4, said="pairs.tsv, line 2: ").stdout == "0-0 1-1\n"
-    run(lines, "--output", tmp_path / "out", code=4, said="line 2: ")
+    assert run(lines, code=4, error="pairs.tsv, line 2: ").stdout == "0-0 1-1\n"
+    run(lines, "--output", tmp_path / "out", code=4, error="line 2: ")
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 

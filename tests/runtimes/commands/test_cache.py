@@ -78,7 +78,7 @@ def test_what_cannot_be_removed_is_no_success(edge_attn_cli, tmp_path, folder, n
     build(EngineCache(tmp_path), dataclasses.replace(KEY, gpu="Thor"))
     (folder / name / "in the way").mkdir(parents=True)
     said = "removed 1 engine, 0.0 MB; 1 cannot be removed: Is a directory"
-    edge_attn_cli("cache", "clear", "--cache-dir", tmp_path, code=4, said=said)
+    edge_attn_cli("cache", "clear", "--cache-dir", tmp_path, code=4, error=said)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def is_nobody(tmp_path) -> Iterator[None]:
 @pytest.mark.parametrize("folder", ["private", "private/inside"])
 def test_a_folder_that_may_not_be_entered_is_a_sentence(edge_attn_cli, tmp_path, verb, folder):
     said = "Permission denied; choose another folder"
-    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / folder, code=4, said=said)
+    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / folder, code=4, error=said)
 
 
 @pytest.mark.usefixtures("is_nobody")
@@ -169,7 +169,7 @@ def test_a_folder_that_may_not_be_entered_is_a_sentence(edge_attn_cli, tmp_path,
 def test_the_users_own_folder_may_not_be_entered(edge_attn_cli, monkeypatch, tmp_path, verb):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "private"))
     said = "Permission denied; choose another folder with --cache-dir"
-    edge_attn_cli("cache", verb, code=4, said=said)
+    edge_attn_cli("cache", verb, code=4, error=said)
 
 
 @pytest.mark.usefixtures("is_nobody")
@@ -184,7 +184,7 @@ def test_an_engine_that_may_not_be_kept_is_a_sentence(tmp_path, folder):
 def test_a_name_that_no_folder_can_have_is_a_sentence(edge_attn_cli, tmp_path, verb, name, reason):
     (tmp_path / "file").touch()
     said = f"cannot be used: {reason}; choose another folder"
-    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / name, code=4, said=said)
+    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / name, code=4, error=said)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -195,4 +195,4 @@ def test_a_user_without_a_home_is_asked_for_a_folder(edge_attn_cli, monkeypatch,
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    edge_attn_cli("cache", verb, code=4, said="use --cache-dir or set XDG_CACHE_HOME")
+    edge_attn_cli("cache", verb, code=4, error="use --cache-dir or set XDG_CACHE_HOME")

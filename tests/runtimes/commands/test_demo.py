@@ -69,7 +69,7 @@ def test_with_torch_the_checkpoint_is_exported(edge_attn_cli, tmp_path):
 def test_folder_that_is_not_a_bundle_is_not_replaced(edge_attn_cli, tmp_path):
     (tmp_path / "en-fr").mkdir()
     (tmp_path / "en-fr" / "thesis.tex").touch()
-    edge_attn_cli("demo", "--out", tmp_path, code=4, said="exists and is not a bundle")
+    edge_attn_cli("demo", "--out", tmp_path, code=4, error="exists and is not a bundle")
     assert (tmp_path / "en-fr" / "thesis.tex").exists()
 
 
@@ -85,10 +85,10 @@ def test_failed_parity_is_the_exit_code(edge_attn_cli, monkeypatch, tmp_path):
 @pytest.mark.usefixtures("without_torch")
 def test_invalid_options_are_one_line(edge_attn_cli, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
-    edge_attn_cli("demo", "--out", tmp_path / "file", code=4, said="file cannot be written: File exists")
-    edge_attn_cli("demo", "--out", tmp_path, "--runtime", "tvm", code=2, said="unknown runtime 'tvm'")
+    edge_attn_cli("demo", "--out", tmp_path / "file", code=4, error="file cannot be written: File exists")
+    edge_attn_cli("demo", "--out", tmp_path, "--runtime", "tvm", code=2, error="unknown runtime 'tvm'")
     for option, value in (("--runtime", "trt"), ("--precision", "fp16")):
-        edge_attn_cli("demo", "--out", tmp_path / "new", option, value, code=2, said="demo runs on ort-cpu")
+        edge_attn_cli("demo", "--out", tmp_path / "new", option, value, code=2, error="demo runs on ort-cpu")
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(demo, "BUNDLE", tmp_path / "absent.zip")
-    edge_attn_cli("demo", "--out", tmp_path, code=4, said="absent.zip is not a bundle")
+    edge_attn_cli("demo", "--out", tmp_path, code=4, error="absent.zip is not a bundle")

@@ -155,7 +155,7 @@ def test_invalid_corpus_is_named(edge_attn_cli, toy_bundle, tmp_path, content, e
     path = tmp_path / "corpus.tsv"
     if content is not None:
         path.write_bytes(content)
-    result = edge_attn_cli("evaluate", toy_bundle, path, code=4, said=error)
+    result = edge_attn_cli("evaluate", toy_bundle, path, code=4, error=error)
     assert str(path) in result.stderr
     assert result.stdout == ""
 
@@ -163,7 +163,7 @@ def test_invalid_corpus_is_named(edge_attn_cli, toy_bundle, tmp_path, content, e
 def test_unwritable_picture_is_named(edge_attn_cli, toy_bundle, toy_pairs, tmp_path):
     path = tmp_path / "absent" / "picture.svg"
     options = ["--limit", 2, "--beam", 1, "--picture", path]
-    edge_attn_cli("evaluate", toy_bundle, toy_pairs, *options, code=4, said=f"{path} cannot be written: No such file")
+    edge_attn_cli("evaluate", toy_bundle, toy_pairs, *options, code=4, error=f"{path} cannot be written: No such file")
 
 
 def test_path_without_a_model_is_an_error(toy_pairs, tmp_path):
@@ -203,4 +203,4 @@ def test_search_options_change_the_scores(edge_attn_cli, toy_bundle, corpus):
     for more in (["--suppress", "le"], ["--sample", "--temperature", 20], ["--min-length", 15]):
         [changed] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options, *more).stdout)
         assert changed["total"]["bleu"] < default["total"]["bleu"]
-    edge_attn_cli("evaluate", toy_bundle, corpus, "--suppress", "Hund", code=2, said="'Hund' cannot be suppressed")
+    edge_attn_cli("evaluate", toy_bundle, corpus, "--suppress", "Hund", code=2, error="'Hund' cannot be suppressed")

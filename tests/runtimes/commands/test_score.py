@@ -292,18 +292,18 @@ def test_another_separator_and_a_file_that_is_written_whole(run, tmp_path):
 )
 def test_a_line_that_is_no_pair_is_named_and_those_before_it_are_answered(run, tmp_path, line, said):
     lines = b"a cat\tun chat\nthe king\tle roi\n" + line + b"a dog\tun chien\n"
-    found = run(lines, code=4, said=said)
+    found = run(lines, code=4, error=said)
     assert found.stdout.count("\n") == 2
     assert str(tmp_path / "pairs.tsv") in found.stderr
-    run(lines, "--output", tmp_path / "out", code=4, said=said)
+    run(lines, "--output", tmp_path / "out", code=4, error=said)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.tsv"]
 
 
 def test_a_file_that_is_none_is_named(edge_attn_cli, run, toy_bundle, tmp_path):
     said = f"{tmp_path / 'none.tsv'} cannot be read: No such file or directory"
-    edge_attn_cli("score", toy_bundle, tmp_path / "none.tsv", code=4, said=said)
-    run(b"\n\n", code=4, said="is empty: expected one pair a line")
-    edge_attn_cli("score", tmp_path, tmp_path / "pairs.tsv", code=4, said="is not a bundle")
+    edge_attn_cli("score", toy_bundle, tmp_path / "none.tsv", code=4, error=said)
+    run(b"\n\n", code=4, error="is empty: expected one pair a line")
+    edge_attn_cli("score", tmp_path, tmp_path / "pairs.tsv", code=4, error="is not a bundle")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_file_that_is_none_is_named(edge_attn_cli, run, toy_bundle, tmp_path):
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(run, options, said):
-    assert run(b"a cat\tun chat\n", *options, code=2, said=said).stdout == ""
+    assert run(b"a cat\tun chat\n", *options, code=2, error=said).stdout == ""
 
 
 @pytest.mark.parametrize("verb", ["score", "align"])
@@ -331,7 +331,7 @@ def test_the_help_says_that_a_text_is_split_anew(edge_attn_cli, verb):
 
 def test_an_output_that_cannot_be_written_is_named(run, run_edge_attn, toy_bundle, toy_pairs, tmp_path):
     said = f"{tmp_path / 'absent' / 'out'} cannot be written: No such file"
-    run(b"a cat\tun chat\n", "--output", tmp_path / "absent" / "out", code=4, said=said)
+    run(b"a cat\tun chat\n", "--output", tmp_path / "absent" / "out", code=4, error=said)
     with Path("/dev/full").open("wb") as full:
         done = run_edge_attn("score", toy_bundle, toy_pairs, stdout=full)
     assert done.returncode == 4

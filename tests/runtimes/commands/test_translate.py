@@ -102,7 +102,7 @@ def test_a_file_is_written_whole(translate, tmp_path):
 def test_a_file_is_replaced_when_the_new_one_is_whole(translate, tmp_path):
     (tmp_path / "out").write_text("before")
     (tmp_path / "link").symlink_to("out")
-    translate(b"a cat\n\xff", "--output", tmp_path / "out", code=4, said="line 2")
+    translate(b"a cat\n\xff", "--output", tmp_path / "out", code=4, error="line 2")
     assert (tmp_path / "out").read_text() == "before"
     translate(b"a cat\n", "--output", tmp_path / "link")
     assert (tmp_path / "out").read_text() == "un chat\n"
@@ -134,8 +134,8 @@ def test_a_device_is_written_as_it_stands(translate, tmp_path):
 @pytest.mark.parametrize("after", [b"", b"\na dog\n"])
 def test_a_line_that_is_none_is_named_and_those_before_it_are_answered(translate, tmp_path, line, said, after):
     lines = b"a cat\nthe king\n" + line + after
-    assert translate(lines, code=4, said=said).stdout == "un chat\nle roi\n"
-    translate(lines, "--output", tmp_path / "out", "--alignments", tmp_path / "aligned", code=4, said=said)
+    assert translate(lines, code=4, error=said).stdout == "un chat\nle roi\n"
+    translate(lines, "--output", tmp_path / "out", "--alignments", tmp_path / "aligned", code=4, error=said)
     assert [path.name for path in tmp_path.iterdir()] == ["input"]
 
 
@@ -160,7 +160,7 @@ def test_a_very_long_line_is_translated_in_part_with_a_warning(translate):
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(translate, tmp_path, options, said):
-    found = translate(b"a cat\n", "--output", tmp_path / "out", *options, code=2, said=said)
+    found = translate(b"a cat\n", "--output", tmp_path / "out", *options, code=2, error=said)
     assert found.stdout == ""
     assert not (tmp_path / "out").exists()
 
@@ -173,20 +173,20 @@ def test_what_click_refuses_has_the_same_code(translate, options):
 def test_files_that_cannot_be_had_are_named(edge_attn_cli, toy_bundle, translate, tmp_path):
     absent, folder = tmp_path / "absent", tmp_path / "folder"
     folder.mkdir()
-    edge_attn_cli("translate", toy_bundle, "--input", absent, code=4, said=f"{absent} cannot be read: No such file")
-    edge_attn_cli("translate", toy_bundle, "--input", folder, code=4, said=f"{folder} cannot be read: Is a directory")
+    edge_attn_cli("translate", toy_bundle, "--input", absent, code=4, error=f"{absent} cannot be read: No such file")
+    edge_attn_cli("translate", toy_bundle, "--input", folder, code=4, error=f"{folder} cannot be read: Is a directory")
     for option in ("--output", "--alignments"):
         for path in (absent / "out", folder):
-            translate(b"a cat\n", option, path, code=4, said=f"{path} cannot be written: ")
-    edge_attn_cli("translate", absent, code=4, said=f"{absent} is not a bundle: there is no such file or folder")
+            translate(b"a cat\n", option, path, code=4, error=f"{path} cannot be written: ")
+    edge_attn_cli("translate", absent, code=4, error=f"{absent} is not a bundle: there is no such file or folder")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")  # noqa: PTH110
 def test_a_full_disk_is_an_error_of_the_right_file(translate, tmp_path):
-    translate(b"a cat\n", "--output", "/dev/full", code=4, said="/dev/full cannot be written: No space left")
-    translate(b"a cat\n", "--alignments", "/dev/full", code=4, said="/dev/full cannot be written: No space left")
+    translate(b"a cat\n", "--output", "/dev/full", code=4, error="/dev/full cannot be written: No space left")
+    translate(b"a cat\n", "--alignments", "/dev/full", code=4, error="/dev/full cannot be written: No space left")
     found = ["--output", tmp_path / "out", "--alignments", "/dev/full"]
-    translate(b"a cat\n", *found, code=4, said="/dev/full cannot be written")
+    translate(b"a cat\n", *found, code=4, error="/dev/full cannot be written")
     assert not (tmp_path / "out").exists()
 
 

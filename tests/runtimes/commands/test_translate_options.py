@@ -46,19 +46,19 @@ def test_a_prefix_that_is_none_is_named_and_the_lines_before_it_are_answered(
     monkeypatch.setattr(translate_file, "WINDOW", window)
     prefixes.write_bytes(content)
     options = ["--prefix", prefixes, "--max-length", 10]
-    found = translate(b"a cat\na dog\nthe king\n", *options, code=4, said=said).stdout
+    found = translate(b"a cat\na dog\nthe king\n", *options, code=4, error=said).stdout
     assert found.startswith("le chat\nun chien\n")
     assert found.count("\n") == (3 if "more lines" in said else 2)
 
 
 def test_a_prefix_file_that_cannot_be_read_is_named(translate, tmp_path):
-    translate(b"a cat\n", "--prefix", tmp_path / "absent", code=4, said="absent cannot be read: No such file")
+    translate(b"a cat\n", "--prefix", tmp_path / "absent", code=4, error="absent cannot be read: No such file")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero here")  # noqa: PTH110
 def test_a_prefix_without_end_is_refused(translate):
     said = f"/dev/zero: line 1: more than {LONGEST_LINE} bytes"
-    translate(b"a cat\n", "--prefix", "/dev/zero", code=4, said=said)
+    translate(b"a cat\n", "--prefix", "/dev/zero", code=4, error=said)
 
 
 def test_alternatives_have_a_line_each(translate, prefixes):
@@ -128,7 +128,7 @@ def test_groups_give_other_sentences(translate):
     ],
 )
 def test_options_that_make_no_sense_are_refused(translate, options, said):
-    assert translate(b"a cat\n", *options, code=2, said=said).stdout == ""
+    assert translate(b"a cat\n", *options, code=2, error=said).stdout == ""
 
 
 @pytest.mark.parametrize("options", [["--beam", 40], ["--suppress", "</s>"]])
@@ -166,7 +166,7 @@ def test_translations_and_alignments_need_a_file_each(translate, tmp_path):
     (tmp_path / "link").symlink_to("there")
     for one, other in (("out", "out"), ("out", "../" + tmp_path.name + "/out"), ("link", "there")):
         files = ["--output", tmp_path / one, "--alignments", tmp_path / other]
-        translate(b"a cat\n", *files, code=2, said="cannot hold both the translations and the alignments")
+        translate(b"a cat\n", *files, code=2, error="cannot hold both the translations and the alignments")
     assert (tmp_path / "there").read_text() == "before"
     translate(b"a cat\n", "--output", os.devnull, "--alignments", os.devnull)
 
@@ -174,5 +174,5 @@ def test_translations_and_alignments_need_a_file_each(translate, tmp_path):
 def test_a_model_without_attention_writes_no_alignments(edge_attn_cli, tmp_path):
     bundle = KINDS_FOLDER / "none-gru.zip"
     said = "an alignment needs attention weights, and this model has no attention"
-    edge_attn_cli("translate", bundle, "--alignments", tmp_path / "al", "--input", os.devnull, code=2, said=said)
+    edge_attn_cli("translate", bundle, "--alignments", tmp_path / "al", "--input", os.devnull, code=2, error=said)
     assert list(tmp_path.iterdir()) == []

@@ -125,7 +125,7 @@ def test_a_pair_is_made_again_only_by_force(edge_attn_cli, copied):
     command = ("optimize", copied, "--target", "ort-cuda", "--precision", "fp16", "--threads", 1)
     edge_attn_cli(*command)
     before = copied.read_bytes()
-    edge_attn_cli(*command, code=4, said=f"{copied} holds ort-cuda-fp16 already; give --force to make it again")
+    edge_attn_cli(*command, code=4, error=f"{copied} holds ort-cuda-fp16 already; give --force to make it again")
     edge_attn_cli("optimize", copied, "--target", "trt", "--threads", 1)
     edge_attn_cli(*command, "--force")
     assert set(Bundle.open(copied).manifest.targets) == {"ort-cuda-fp16", "trt-fp32"}
@@ -244,7 +244,7 @@ def test_a_build_that_cannot_be_keeps_the_graphs_and_says_what_to_do(edge_attn_c
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.open_runtime", absent)
     command = ("optimize", copied, "--target", "trt", "--precision", "fp16", "--threads", 1, "--build")
     said = f"{copied} holds trt-fp16, but it was not built or run here: tensorrt is not installed"
-    edge_attn_cli(*command, code=3, said=said)
+    edge_attn_cli(*command, code=3, error=said)
     assert "trt-fp16" in Bundle.open(copied).manifest.targets
 
 
@@ -287,4 +287,4 @@ def test_graphs_that_were_not_made_are_asked_for_by_command(toy_bundle):
 @pytest.mark.parametrize("verb", ["verify", "translate"])
 def test_a_precision_that_a_runtime_does_not_serve_is_usage(edge_attn_cli, toy_bundle, verb):
     said = "the runtime ort-cpu serves fp32, got precision 'fp16'"
-    edge_attn_cli(verb, toy_bundle, "--precision", "fp16", code=2, said=said)
+    edge_attn_cli(verb, toy_bundle, "--precision", "fp16", code=2, error=said)

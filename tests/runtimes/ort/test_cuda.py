@@ -198,7 +198,7 @@ def test_without_onnxruntime_the_extra_is_gpu(monkeypatch):
 
 @pytest.mark.usefixtures("no_cuda")
 def test_the_command_line_says_it_in_one_sentence(edge_attn_cli, toy_bundle):
-    edge_attn_cli("verify", toy_bundle, "--runtime", "ort-cuda", code=3, said="ort-cuda does not run here")
+    edge_attn_cli("verify", toy_bundle, "--runtime", "ort-cuda", code=3, error="ort-cuda does not run here")
 
 
 # ---- with something in its place

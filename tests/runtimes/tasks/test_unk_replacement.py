@@ -185,12 +185,12 @@ def test_the_command_replaces_where_it_is_asked_to(run, tmp_path):
 
 
 def test_the_command_refuses_what_it_cannot_do(run, tmp_path):
-    run("--phrase-table", tmp_path / "none.tsv", code=4, said="none.tsv cannot be read: No such file or directory")
+    run("--phrase-table", tmp_path / "none.tsv", code=4, error="none.tsv cannot be read: No such file or directory")
     (tmp_path / "table.tsv").write_text("a\tb\nzebra\n")
     options = ["--phrase-table", tmp_path / "table.tsv", "--output", tmp_path / "out"]
-    run("--replace-unknown", *options, code=4, said="table.tsv, line 2: expected source and target")
+    run("--replace-unknown", *options, code=4, error="table.tsv, line 2: expected source and target")
     (tmp_path / "table.tsv").write_text("a\tb\n")
-    run(*options, code=2, said="a phrase table replaces unknown words: it needs replace_unknown (--replace-unknown)")
+    run(*options, code=2, error="a phrase table replaces unknown words: it needs replace_unknown (--replace-unknown)")
     said = "replacing unknown words needs attention weights, and this model has no attention"
-    run("--replace-unknown", *options, bundle=NO_ATTENTION, code=2, said=said)
+    run("--replace-unknown", *options, bundle=NO_ATTENTION, code=2, error=said)
     assert not (tmp_path / "out").exists()

@@ -157,8 +157,8 @@ def test_on_the_command_line(monkeypatch, edge_attn_cli, toy_bundle, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     lines = tmp_path / "lines"
     lines.write_text("the cat sees a dog\n")
-    edge_attn_cli("verify", toy_bundle, "--runtime", "trt", code=3, said="TensorRT does not load here")
-    edge_attn_cli("translate", toy_bundle, "--input", lines, "--runtime", "trt", code=3, said="TensorRT does not load")
+    edge_attn_cli("verify", toy_bundle, "--runtime", "trt", code=3, error="TensorRT does not load here")
+    edge_attn_cli("translate", toy_bundle, "--input", lines, "--runtime", "trt", code=3, error="TensorRT does not load")
 
 
 def test_engines_are_built_once(jetson, bundle, capsys):
