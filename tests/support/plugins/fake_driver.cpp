@@ -1,5 +1,5 @@
-// A CUDA driver over the CPU's memory, whose only module holds the kernels of additive_attention.cu: what runtimes/trt/plugins/driver.py
-// calls, with the arguments that it gives. Blocks run one after the other (block_on_cpu.h). Memory is counted and its
+// A CUDA driver over the CPU's memory, whose only module contains the kernels of additive_attention.cu: the functions that
+// tests/support/cuda_kernels.py calls, with its arguments. Blocks run one after the other (block_on_cpu.h). Memory is counted and its
 // edges are watched: a write beyond an allocation is CUDA_ERROR_ILLEGAL_ADDRESS at the next free.
 
 #include <cstdio>

@@ -1,4 +1,4 @@
-"""Compiles additive_attention.cu for the CPU, behind a fake driver (fake_driver.cpp) for driver.py."""
+"""Compiles additive_attention.cu for the CPU, behind a fake driver (fake_driver.cpp) for cuda_kernels.py."""
 
 from __future__ import annotations
 

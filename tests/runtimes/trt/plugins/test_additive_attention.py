@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from cuda_kernels import Gpu
 
 from edge_attn.errors import NotTestedError
 from edge_attn.ops.additive import OP
 from edge_attn.runtimes.trt.plugins.additive_attention import BLOCKS, KERNELS, SOURCE, ptx
-from edge_attn.runtimes.trt.plugins.driver import Gpu
 
 TYPES = {"fp32": np.float32, "fp16": np.float16}
 BOUNDS = {"fp32": (2e-6, 2e-5), "fp16": (1e-7, 5.5e-4)}

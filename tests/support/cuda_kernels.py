@@ -1,12 +1,10 @@
-"""Runs one kernel from PTX through the CUDA driver (libcuda, by ctypes), for a plugin's tests and benchmarks.
+"""Run one kernel from PTX through the CUDA driver (libcuda, by ctypes), for the tests and benchmarks of plugins.
 
-An engine does not need it.
-
-    with Gpu() as gpu:
-        function = gpu.kernel(ptx(gpu.architecture), "additive_attention_fp32")
-        address = gpu.upload(array)
-        gpu.launch(function, blocks, threads, (address, ..., 5, ...))
-        gpu.download(address)
+with Gpu() as gpu:
+    function = gpu.kernel(ptx(gpu.architecture), "additive_attention_fp32")
+    address = gpu.upload(array)
+    gpu.launch(function, blocks, threads, (address, ..., 5, ...))
+    gpu.download(address)
 """
 
 from __future__ import annotations
@@ -53,32 +51,32 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class Address(int):
-    """Of an array on the GPU."""
+    """Address of an array on the GPU."""
 
 
 class Gpu:
-    """The first GPU, in its primary context (which libcudart uses too), on the default stream.
+    """First GPU, in its primary context (which libcudart uses too), on the default stream.
 
     Raises:
-        NotTestedError: there is no driver or no GPU, or a call of the driver fails; the sentence names it.
+        NotTestedError: there is no driver or no GPU, or a call of the driver fails; the sentence names the call.
     """
 
     def __init__(self, library: str = LIBRARY) -> None:
         try:
             self._cuda = ctypes.CDLL(library)
         except OSError as error:
-            raise NotTestedError(f"there is no NVIDIA driver here ({error}); run it where there is a GPU") from error
+            raise NotTestedError(f"there is no NVIDIA driver here ({error}); run it on a machine with a GPU") from error
         for name, arguments in SIGNATURES.items():
             getattr(self._cuda, name).argtypes = arguments
         self._call("cuInit", 0)
         device, context = ctypes.c_int(), HANDLE()
         self._call("cuDeviceGet", ctypes.byref(device), 0)
-        room = ctypes.create_string_buffer(256)
-        self._call("cuDeviceGetName", room, len(room), device)
-        self.name = room.value.decode()
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, len(name), device)
+        self.name = name.value.decode()
         major, minor = (self._attribute(device, which) for which in (MAJOR, MINOR))
         self.architecture = f"sm_{major}{minor}"
-        """As "sm_87": what PTX is compiled for."""
+        """Architecture that PTX is compiled for, as "sm_87"."""
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._device = device
         self._modules: dict[bytes, HANDLE] = {}
@@ -92,7 +90,7 @@ class Gpu:
         self.close()
 
     def close(self) -> None:
-        """Frees everything, even if one thing fails; then raises the first failure."""
+        """Free everything, even if one call fails; then raise the first failure."""
         calls: list[tuple[str, Any]] = [("cuMemFree_v2", address) for address in self._arrays]
         calls += [("cuModuleUnload", module) for module in self._modules.values()]
         calls += [("cuCtxSetCurrent", None), ("cuDevicePrimaryCtxRelease_v2", self._device)]
@@ -102,7 +100,7 @@ class Gpu:
             raise NotTestedError(self._failure(*failed[0]))
 
     def kernel(self, ptx: bytes, name: str) -> HANDLE:
-        """The kernel `name` of `ptx`, which the driver compiles for this GPU, once."""
+        """Return the kernel `name` of `ptx`, which the driver compiles for this GPU once."""
         if ptx not in self._modules:
             module = HANDLE()
             self._call("cuModuleLoadData", ctypes.byref(module), ptx)
@@ -112,14 +110,14 @@ class Gpu:
         return function
 
     def upload(self, array: np.ndarray) -> Address:
-        """A copy of `array`, row by row, on the GPU."""
+        """Return the address of a copy of `array`, row by row, on the GPU."""
         array = np.ascontiguousarray(array)
         address = self.empty(array.shape, array.dtype)
         self._call("cuMemcpyHtoD_v2", address, array.ctypes.data, array.nbytes)
         return address
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Address:
-        """Room for an array on the GPU."""
+        """Return the address of an uninitialized array on the GPU."""
         pointer, kind = ADDRESS(), np.dtype(dtype)
         self._call("cuMemAlloc_v2", ctypes.byref(pointer), int(np.prod(shape)) * kind.itemsize)
         address = Address(pointer.value)
@@ -127,10 +125,10 @@ class Gpu:
         return address
 
     def download(self, address: Address) -> np.ndarray:
-        """What stands in the array at `address`, once the GPU has done all it was asked."""
+        """Return a copy of the array at `address`, after all work of the GPU."""
         shape, kind = self._arrays[address]
         array = np.empty(shape, kind)
-        self.wait()
+        self.synchronize()
         self._call("cuMemcpyDtoH_v2", array.ctypes.data, address, array.nbytes)
         return array
 
@@ -139,31 +137,46 @@ class Gpu:
         self._call("cuMemFree_v2", address)
 
     def launch(self, function: HANDLE, blocks: int, threads: int, arguments: Sequence[int]) -> None:
-        """Starts the kernel; of the arguments, an Address is passed as a pointer, another int as an int32."""
-        values = [ADDRESS(x) if isinstance(x, Address) else ctypes.c_int32(x) for x in arguments]
-        places = (HANDLE * len(values))(*(ctypes.addressof(value) for value in values))
-        self._call("cuLaunchKernel", function, blocks, 1, 1, threads, 1, 1, 0, None, places, None)
+        """Start a kernel.
 
-    def wait(self) -> None:
-        """Until the GPU has done all it was asked; a fault of a kernel is raised here."""
+        Args:
+            function: the kernel.
+            blocks: size of the grid.
+            threads: threads a block.
+            arguments: an Address is passed as a pointer, another int as an int32.
+        """
+        values = [ADDRESS(x) if isinstance(x, Address) else ctypes.c_int32(x) for x in arguments]
+        pointers = (HANDLE * len(values))(*(ctypes.addressof(value) for value in values))
+        self._call("cuLaunchKernel", function, blocks, 1, 1, threads, 1, 1, 0, None, pointers, None)
+
+    def synchronize(self) -> None:
+        """Wait for all work of the GPU; a fault of a kernel is raised here."""
         self._call("cuCtxSynchronize")
 
     def milliseconds(self, function: HANDLE, blocks: int, threads: int, arguments: Sequence[int], repeat: int) -> float:
-        """Of one launch: the mean of `repeat` in a row, by the GPU's clock, after as many that do not count."""
+        """Return the mean time of a launch by the GPU's clock, after a warm-up.
+
+        Args:
+            function: the kernel.
+            blocks: size of the grid.
+            threads: threads a block.
+            arguments: as for `launch`.
+            repeat: number of launches of the warm-up, and of those timed.
+        """
         events = [HANDLE(), HANDLE()]
         for event in events:
             self._call("cuEventCreate", ctypes.byref(event), 0)
         try:
-            for counted in (False, True):
-                if counted:
+            for timed in (False, True):
+                if timed:
                     self._call("cuEventRecord", events[0], None)
                 for _ in range(repeat):
                     self.launch(function, blocks, threads, arguments)
             self._call("cuEventRecord", events[1], None)
             self._call("cuEventSynchronize", events[1])
-            passed = ctypes.c_float()
-            self._call("cuEventElapsedTime", ctypes.byref(passed), *events)
-            return passed.value / repeat
+            elapsed = ctypes.c_float()
+            self._call("cuEventElapsedTime", ctypes.byref(elapsed), *events)
+            return elapsed.value / repeat
         finally:
             for event in events:
                 self._call("cuEventDestroy_v2", event)
