@@ -1,4 +1,4 @@
-"""Encoded pairs of sentences, and batches of them by tokens."""
+"""Encoded sentence pairs, and their batches by number of tokens."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from edge_attn.text.tokenizers import BOS, EOS, PAD
 
 
 def choose_samples(text: Text, sources: Sequence[str], count: int = 96) -> list[str]:
-    """At most `count` distinct sentences of `sources`, spread evenly over their lengths in tokens, shortest first.
+    """Return at most `count` distinct sentences, spread evenly over their lengths in tokens, shortest first.
 
-    A function of the set of `sources` alone. Sentences without a token, or of more than one line, are left out.
+    The choice depends only on the set of `sources`. Sentences without a token or with a line break are omitted.
     """
     lengths = {source: len(text.encode_source(source)) for source in sources if source.strip() and "\n" not in source}
     ordered = sorted((source for source in lengths if lengths[source] > 1), key=lambda s: (lengths[s], s))
@@ -28,14 +28,18 @@ def choose_samples(text: Text, sources: Sequence[str], count: int = 96) -> list[
 
 @dataclass(frozen=True)
 class Batch:
-    """source (batch, src), source_length (batch), target (batch, tgt) with bos, expected (batch, tgt) with eos."""
+    """One padded batch.
+
+    Shapes:
+        source (batch, src), source_length (batch), target (batch, tgt) with bos, expected (batch, tgt) with eos
+    """
 
     source: Tensor
     source_length: Tensor
     target: Tensor
     expected: Tensor
     tokens: int
-    """Real entries of `expected`."""
+    """Number of real entries of `expected`."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,22 @@ class Pairs:
 
     @classmethod
     def encode(cls, text: Text, pairs: Sequence[tuple[str, str]], max_tokens: int) -> Pairs:
+        """Encode the pairs and omit those with more than `max_tokens` tokens on a side, eos counted.
+
+        Raises:
+            InputError: no pair remains.
+        """
         encoded = [(text.encode_source(source), text.target.encode(target)) for source, target in pairs]
-        kept = [(s, t) for s, t in encoded if len(s) <= max_tokens and len(t) < max_tokens]
-        if not kept:
+        short = [(s, t) for s, t in encoded if len(s) <= max_tokens and len(t) < max_tokens]
+        if not short:
             raise InputError(f"no pair has at most data.max_tokens = {max_tokens} tokens on each side")
-        return cls([s for s, _ in kept], [t for _, t in kept])
+        return cls([s for s, _ in short], [t for _, t in short])
 
     def order(self, batch_tokens: int, shuffle: tuple[int, int] | None) -> list[np.ndarray]:
-        """Batches of indices, at most `batch_tokens` target tokens each with padding, pairs of like length together.
+        """Return batches of indices, pairs of similar length together.
 
-        `shuffle` is (seed, epoch); the same pair gives the same batches. None keeps the order of lengths.
+        A batch has at most `batch_tokens` target tokens, padding counted; a longer pair is a batch alone. `shuffle` is
+        (seed, epoch) and defines the order; None orders by length.
         """
         lengths = np.array([len(t) + 1 for t in self.target])
         sources = np.array([len(s) for s in self.source])
@@ -73,6 +83,7 @@ class Pairs:
         return batches if random is None else [batches[i] for i in random.permutation(len(batches))]
 
     def batch(self, indices: np.ndarray) -> Batch:
+        """Return the padded batch of these pairs."""
         source = [self.source[i] for i in indices]
         target = [self.target[i] for i in indices]
         return Batch(

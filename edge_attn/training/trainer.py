@@ -1,8 +1,8 @@
-"""`edge-attn train`: from a configuration and pairs of sentences to a checkpoint.
+"""`edge-attn train`: from a configuration and sentence pairs to a checkpoint.
 
-A run is a function of its configuration, its data, its thread count and its number of processes: the batches of an
-epoch come from (seed, epoch), the dropout of an update from (seed, update, process). So a run that was killed resumes
-from its last state and ends in the very weights of one that was not.
+A run is a function of its configuration, its data, its thread count and its number of processes: (seed, epoch) defines
+the batches of an epoch, (seed, update, process) the dropout of an update. So a killed run resumes from its last state
+and ends with the same weights as one that was not killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from edge_attn import checkpoint
 from edge_attn.config.training import Config, DataConfig, TrainingConfig, read_config
-from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.storage.atomic import leftovers
@@ -31,31 +30,24 @@ from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import PAD
 from edge_attn.training.data import Batch, Pairs, choose_samples
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands; saved with its state."""
-
-    update: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best: float = math.inf
-    worse: int = 0
-    """Validations since the best."""
-    baseline: float = 0.0
-    """Of the reward of hard attention: a moving average of log p of the right tokens."""
+from edge_attn.training.state import STATE, Progress, load_state, save_state
 
 
 def train(config_path: Path, out: Path, data: Path | None = None, threads: int | None = None) -> None:
-    """Trains what `config_path` describes into the checkpoint `out`, or goes on with the run that `out` holds.
+    """Train the model of `config_path` into the checkpoint `out`, or resume the interrupted run there.
 
-    Under torchrun each process takes its share of every update's batches (gloo).
+    Under torchrun each process takes one batch of every update (gloo).
+
+    Args:
+        config_path: Training configuration, a TOML file.
+        out: Checkpoint folder.
+        data: Folder of the data files; the configuration's folder if None.
+        threads: CPU threads; None lets torch choose.
 
     Raises:
         UsageError: `threads` is less than one.
         ConfigError, InputError: the configuration or the data cannot be used.
-        CheckpointError: `out` holds a run of another configuration.
+        CheckpointError: `out` contains a run of another configuration.
     """
     if threads is not None:
         if threads < 1:
@@ -66,13 +58,13 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
     with _processes() as (rank, world):
         train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
         text = _prepare(config, out, train_pairs, valid_pairs, rank)
-        run = Trainer(config, text, out, rank, world)
+        trainer = Trainer(config, text, out, rank, world)
         limit = config.data.max_tokens
-        run.go(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
+        trainer.fit(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
 
 
 def _check_model(config: Config, path: Path) -> None:
-    """What only the modules know of the options that they are made with, before anything is written."""
+    """Check the options that only the layers can check, before anything is written."""
     try:
         with torch.device("meta"):
             Seq2Seq(config.model, 5, 5)
@@ -82,6 +74,7 @@ def _check_model(config: Config, path: Path) -> None:
 
 @contextlib.contextmanager
 def _processes() -> Iterator[tuple[int, int]]:
+    """Yield the rank of this process and the number of processes."""
     if "WORLD_SIZE" not in os.environ:
         yield 0, 1
         return
@@ -97,14 +90,14 @@ def _read(config: DataConfig, folder: Path) -> tuple[list[tuple[str, str]], list
     if config.valid:
         return pairs, read_pairs(folder / config.valid, config.separator)
     if config.holdout >= len(pairs):
-        raise InputError(f"{folder / config.train} has {len(pairs)} pairs, data.holdout asks for {config.holdout}")
+        raise InputError(f"{folder / config.train} has {len(pairs)} pairs, data.holdout is {config.holdout}")
     return pairs[: -config.holdout], pairs[-config.holdout :]
 
 
 def _prepare(config: Config, out: Path, train: list[tuple[str, str]], valid: list[tuple[str, str]], rank: int) -> Text:
-    """The text of the run, trained by the first process and read by all."""
+    """Return the text processing of the run, which the first process trains and all processes load."""
     if rank == 0:
-        _claim(config, out, train)
+        _open_or_create(config, out, train)
         if not (out / checkpoint.SAMPLES).exists():
             text, limit = checkpoint.load_text(out), config.data.max_tokens
             sources = [source for source, _ in valid if len(text.encode_source(source)) <= limit]
@@ -114,21 +107,25 @@ def _prepare(config: Config, out: Path, train: list[tuple[str, str]], valid: lis
     return checkpoint.load_text(out)
 
 
-def _claim(config: Config, out: Path, train: list[tuple[str, str]]) -> None:
-    """Finds in `out` a run of this configuration, or nothing, and then writes its configuration and text there.
+def _open_or_create(config: Config, out: Path, train: list[tuple[str, str]]) -> None:
+    """Check that `out` is a run of this configuration, or create it with its configuration and text.
 
-    A run may be given more updates than it had: it goes on from where it stands, at the rate of the longer run.
+    The configuration may have more updates than the run: it then resumes with the learning rate of the longer run.
+
+    Raises:
+        CheckpointError: `out` contains something else, or a run of another configuration.
+        InputError: `out` cannot be written.
     """
     if (out / checkpoint.CONFIG).exists():
-        held = checkpoint.load_config(out)
-        updates = max(held.training.updates, config.training.updates)
-        longer = dataclasses.replace(held, training=dataclasses.replace(held.training, updates=updates))
+        existing = checkpoint.load_config(out)
+        updates = max(existing.training.updates, config.training.updates)
+        longer = dataclasses.replace(existing, training=dataclasses.replace(existing.training, updates=updates))
         if longer != config:
             raise CheckpointError(
-                f"{out} holds a run of another configuration; choose another --out, or remove it "
-                f"(only training.updates may grow)"
+                f"{out} contains a run of another configuration; choose another --out, or remove it "
+                f"(only training.updates may increase)"
             )
-        if held != config:
+        if existing != config:
             checkpoint.save_config(out, config, checkpoint.load_text(out))
         return
     unfinished = {out / "text", *leftovers(out / checkpoint.CONFIG)}
@@ -143,28 +140,42 @@ def _claim(config: Config, out: Path, train: list[tuple[str, str]]) -> None:
 
 
 def learning_rate(options: TrainingConfig, update: int) -> float:
-    """It rises linearly over the warm-up, and then falls linearly, to zero past the last update."""
+    """Return the learning rate of an update: a linear warm-up, then a linear decay to zero after the last update."""
     rising = min(1.0, (update + 1) / max(1, options.warmup))
     falling = (options.updates - update) / max(1, options.updates - options.warmup)
     return options.learning_rate * min(rising, falling)
 
 
 def reinforce(log_probs: Tensor, choices: Tensor, baseline: float) -> Tensor:
-    """What teaches a hard attention to choose (after Xu et al. 2015, https://arxiv.org/abs/1502.03044, equation 12).
+    """Return the loss of hard attention's choices (Xu et al. 2015, https://arxiv.org/abs/1502.03044, equation 12).
 
-    - sum_t (log p(y_t) - b) log pi(choice_t): the reward of a choice is what its own token gained by it. The paper's
-    entropy term is not there, nor its steps with expected weights in place of a sample.
+        - sum_t (log p(y_t) - b) log pi(choice_t)
+
+    The reward of a choice is the log-probability of its own token. The paper's entropy term is omitted, and so are its
+    steps with expected weights in place of a sample.
 
     Shapes:
-        log_probs (tokens), of the right tokens, choices (tokens), log-probabilities of what was chosen
+        log_probs (tokens), of the reference tokens; choices (tokens), log-probabilities of the chosen positions
     """
     return -((log_probs.detach() - baseline) * choices).sum()
 
 
 class Trainer:
-    """One training run."""
+    """One training run, resumed from the state in `out` if there is one."""
 
     def __init__(self, config: Config, text: Text, out: Path, rank: int, world: int) -> None:
+        """Build the model and the optimizer, or load them.
+
+        Args:
+            config: The training configuration.
+            text: Text processing, which defines the vocabulary sizes.
+            out: The checkpoint folder.
+            rank: Number of this process.
+            world: Number of processes.
+
+        Raises:
+            CheckpointError: the state in `out` is damaged, or belongs to another model.
+        """
         self.options: TrainingConfig = config.training
         self.out, self.rank, self.world = out, rank, world
         torch.manual_seed(self.options.seed)
@@ -172,72 +183,77 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), self.options.learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True
         )
-        self.progress = Progress()
-        if (out / checkpoint.STATE).exists():
-            saved = checkpoint.load_state(out, self.model, self.optimizer)
-            try:
-                self.progress = from_mapping(Progress, saved, str(out / checkpoint.STATE))
-            except ConfigError as error:
-                raise CheckpointError(str(error)) from error
+        self.progress = load_state(out, self.model, self.optimizer) if (out / STATE).exists() else Progress()
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self.options.learning_rate
 
-    def go(self, train: Pairs, valid: Pairs) -> None:
-        """Updates until the last, or until validation no longer improves."""
-        options, at = self.options, self.progress
-        quiet = True if self.rank else None
-        bar = tqdm(total=options.updates, initial=at.update, unit="update", disable=quiet, file=sys.stderr)
+    def fit(self, train: Pairs, valid: Pairs) -> None:
+        """Train until the last update, or until validation stops improving.
+
+        Raises:
+            InputError: an epoch has fewer batches than there are processes, or a loss or gradient is not finite.
+        """
+        options, progress = self.options, self.progress
+        quiet = True if self.rank else None  # None: shown if stderr is a terminal
+        bar = tqdm(total=options.updates, initial=progress.update, unit="update", disable=quiet, file=sys.stderr)
         tokens, started = 0, time.monotonic()
-        order = train.order(options.batch_tokens, (options.seed, at.epoch))
-        while at.update < options.updates and at.worse < options.patience:
-            if at.batch + self.world > len(order):
-                at.epoch, at.batch = at.epoch + 1, 0
-                order = train.order(options.batch_tokens, (options.seed, at.epoch))
+        order = train.order(options.batch_tokens, (options.seed, progress.epoch))
+        while progress.update < options.updates and progress.bad_validations < options.patience:
+            if progress.batch + self.world > len(order):
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+                order = train.order(options.batch_tokens, (options.seed, progress.epoch))
                 if len(order) < self.world:
-                    raise InputError(f"the data gives {len(order)} batches, too few for {self.world} processes")
-            batch = train.batch(order[at.batch + self.rank])
+                    raise InputError(f"the data has {len(order)} batches an epoch, too few for {self.world} processes")
+            batch = train.batch(order[progress.batch + self.rank])
             loss = self.update(batch)
-            at.batch += self.world
-            at.update += 1
+            progress.batch += self.world
+            progress.update += 1
             tokens += batch.tokens * self.world
             bar.update()
             rate = tokens / (time.monotonic() - started)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s", refresh=False)
-            if at.update % options.validate_every == 0 or at.update == options.updates:
-                found = self.validate(valid)
-                better = found < at.best
-                at.best, at.worse = (found, 0) if better else (at.best, at.worse + 1)
+            if progress.update % options.validate_every == 0 or progress.update == options.updates:
+                valid_loss = self.validate(valid)
+                better = valid_loss < progress.best
+                if better:
+                    progress.best, progress.bad_validations = valid_loss, 0
+                else:
+                    progress.bad_validations += 1
                 if self.rank == 0:
                     if better:
                         checkpoint.save_model(self.out, self.model, options.storage)
                     bar.write(
-                        f"update {at.update}, epoch {at.epoch}: validation loss {found:.4f} a token"
+                        f"update {progress.update}, epoch {progress.epoch}: validation loss {valid_loss:.4f} a token"
                         f"{' (best)' if better else ''}, {rate:.0f} tokens/s",
                         file=sys.stderr,
                     )
-            ended = at.update == options.updates or at.worse >= options.patience
-            if self.rank == 0 and (ended or at.update % options.checkpoint_every == 0):
-                checkpoint.save_state(self.out, self.model, self.optimizer, dataclasses.asdict(at))
+            ended = progress.update == options.updates or progress.bad_validations >= options.patience
+            if self.rank == 0 and (ended or progress.update % options.checkpoint_every == 0):
+                save_state(self.out, self.model, self.optimizer, progress)
         bar.close()
 
     def update(self, batch: Batch) -> float:
-        """One step of Adam on this process's batch; gives its loss a token."""
-        options, at = self.options, self.progress
-        torch.manual_seed(hash((options.seed, at.update, self.rank)))
+        """Run one step of Adam with this process's batch, and return its loss per token.
+
+        Raises:
+            InputError: the gradient is not finite.
+        """
+        options, progress = self.options, self.progress
+        torch.manual_seed(hash((options.seed, progress.update, self.rank)))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(options, at.update)
+            group["lr"] = learning_rate(options, progress.update)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=False)
-        logits, expected, choices = self.taught(batch)
+        logits, expected, choices = self.forward_batch(batch)
         loss = nn.functional.cross_entropy(logits, expected, reduction="sum", label_smoothing=options.label_smoothing)
         objective, reward = loss, 0.0
         if choices is not None:
             log_probs = -nn.functional.cross_entropy(logits, expected, reduction="none")
-            objective, reward = loss + reinforce(log_probs, choices, at.baseline), float(log_probs.detach().sum())
+            objective, reward = loss + reinforce(log_probs, choices, progress.baseline), float(log_probs.detach().sum())
         objective.backward()  # type: ignore[no-untyped-call]
-        tokens, reward = self._share(float(batch.tokens), reward)
+        tokens, reward = self._all_reduce(float(batch.tokens), reward)
         if choices is not None:
-            at.baseline = 0.9 * at.baseline + 0.1 * reward / tokens
+            progress.baseline = 0.9 * progress.baseline + 0.1 * reward / tokens
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         for parameter in parameters:
             assert parameter.grad is not None
@@ -245,28 +261,37 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(parameters, options.clip)
         if not math.isfinite(float(norm)):
             raise InputError(
-                f"the gradient is {float(norm)} at update {at.update}; lower training.learning_rate and start again"
+                f"the gradient is {float(norm)} at update {progress.update}; "
+                f"lower training.learning_rate and start again"
             )
         self.optimizer.step()
         return float(loss.detach()) / batch.tokens
 
-    def taught(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of the real target tokens: logits (tokens, vocab), ids (tokens), and where hard attention is trained by
-        reward the log-probability of what it chose (tokens)."""
+    def forward_batch(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run the model with teacher forcing.
+
+        Returns:
+            Logits (tokens, vocab) and ids (tokens) of the real target tokens, and with `hard_training = "reinforce"`
+            the log-probabilities (tokens) of the chosen source positions.
+        """
         real = batch.expected != PAD
         with torch.autocast("cpu", torch.bfloat16, enabled=self.options.compute == "bf16"):
-            taught = self.model.forward_teacher_forced(batch.source, batch.source_length, batch.target)
-            logits = self.model.logits(taught.features[real])
-        choices = None if taught.choices is None else taught.choices[real].float()
+            output = self.model.forward_teacher_forced(batch.source, batch.source_length, batch.target)
+            logits = self.model.logits(output.features[real])
+        choices = None if output.choices is None else output.choices[real].float()
         return logits.float(), batch.expected[real], choices
 
     def loss(self, batch: Batch, label_smoothing: float) -> Tensor:
-        """Cross-entropy summed over the real target tokens."""
-        logits, expected, _ = self.taught(batch)
+        """Return the cross-entropy, summed over the real target tokens."""
+        logits, expected, _ = self.forward_batch(batch)
         return nn.functional.cross_entropy(logits, expected, reduction="sum", label_smoothing=label_smoothing)
 
     def validate(self, valid: Pairs) -> float:
-        """Cross-entropy a token on the validation pairs, each process taking its share of the batches."""
+        """Return the cross-entropy per token of the validation pairs; each process computes its share of the batches.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
         self.model.eval()
         total, tokens = 0.0, 0
         with torch.no_grad():
@@ -285,8 +310,8 @@ class Trainer:
             )
         return total / tokens
 
-    def _share(self, tokens: float, reward: float) -> tuple[float, float]:
-        """Sums gradients, tokens and reward over the processes."""
+    def _all_reduce(self, tokens: float, reward: float) -> tuple[float, float]:
+        """Sum gradients, tokens and reward over the processes."""
         if self.world == 1:
             return tokens, reward
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Runs of a fraction of a second: their data, and what they left."""
+"""Training runs of a fraction of a second: their data and their checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = {"config.json", "model.safetensors", "training.safetensors", "text"}
 
 
 def reversals(count: int, seed: int) -> list[tuple[str, str]]:
-    """Sentences of letters, and the same backwards."""
+    """Return pairs of random letters and the same letters in reverse order."""
     random = np.random.default_rng(seed)
     sources = [" ".join("abcdef"[i] for i in random.integers(0, 6, random.integers(1, 6))) for _ in range(count)]
     return [(source, source[::-1]) for source in sources]
@@ -43,7 +43,7 @@ def a_run(config_path: Path, out: Path, world: int = 1) -> tuple[Trainer, Pairs]
 
 
 def alone_and_shared(config_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, Trainer]:
-    """A run after one update; and one of two processes, the other of which has the very same batch."""
+    """Return a run after one update, and the same run as one of two processes with equal batches."""
     alone, pairs = a_run(config_path, out)
     alone.update(pairs.batch(np.arange(8)))
     shared, _ = a_run(config_path, out, world=2)

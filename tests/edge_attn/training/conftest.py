@@ -1,4 +1,4 @@
-"""A configuration that trains in a fraction of a second, and where its run goes."""
+"""A configuration that trains in a fraction of a second, and its output folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _one_thread():
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Writes pairs and a configuration that trains in a fraction of a second; gives the configuration's path."""
+    """Return a function that writes a configuration with its data, and returns its path."""
     write_pairs(tmp_path / "train.tsv", reversals(200, 1))
     write_pairs(tmp_path / "valid.tsv", reversals(40, 2))
 

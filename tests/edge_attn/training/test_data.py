@@ -1,4 +1,4 @@
-"""Batches within their tokens; samples of mixed length."""
+"""Batches by number of tokens, and samples of all lengths."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def many(seed: int = 0, count: int = 300) -> Pairs:
     return Pairs([[*row, EOS] for row in rows[0]], rows[1])
 
 
-def test_batches_hold_each_pair_once_and_stay_within_their_tokens():
+def test_batches_contain_each_pair_once_within_the_limit():
     pairs = many()
     for shuffle in (None, (1, 0), (1, 1)):
         order = pairs.order(64, shuffle)
         assert sorted(np.concatenate(order)) == list(range(300))
         sizes = [max(len(pairs.target[i]) + 1 for i in batch) * len(batch) for batch in order]
         assert max(sizes) <= 64
-        assert sum(sizes) / len(sizes) > 50  # and they are filled
+        assert sum(sizes) / len(sizes) > 50  # batches are almost full
 
 
-def test_pairs_of_like_length_are_together():
+def test_pairs_of_similar_length_are_together():
     pairs = many()
     padded = sum(max(len(pairs.target[i]) for i in batch) * len(batch) for batch in pairs.order(64, (1, 0)))
     assert padded < 1.05 * sum(map(len, pairs.target))
 
 
-def test_a_pair_longer_than_a_batch_is_a_batch_of_its_own():
+def test_long_pair_is_a_batch_alone():
     order = many().order(1, None)
     assert [len(batch) for batch in order] == [1] * 300
 
 
-def test_an_epoch_is_a_function_of_its_seed_and_number():
+def test_order_depends_on_seed_and_epoch():
     def order(*shuffle):
         return [batch.tolist() for batch in many().order(64, shuffle)]
 
@@ -52,7 +52,7 @@ def test_an_epoch_is_a_function_of_its_seed_and_number():
     assert order(1, 0) != order(2, 0)
 
 
-def test_a_batch_is_padded_and_shifted():
+def test_batch_is_padded_and_shifted():
     batch = Pairs([[7, 5, EOS], [6, EOS]], [[4], [8, 9, 4]]).batch(np.array([0, 1]))
     assert batch.source.tolist() == [[7, 5, EOS], [6, EOS, PAD]]
     assert batch.source_length.tolist() == [3, 2]
@@ -61,7 +61,7 @@ def test_a_batch_is_padded_and_shifted():
     assert batch.tokens == 6
 
 
-def test_pairs_past_the_limit_are_left_out(text):
+def test_long_pairs_are_omitted(text):
     pairs = Pairs.encode(text, [("a b", "x y"), ("a b c", "x"), ("a", "x y z"), ("a", "x")], 3)
     assert [len(s) for s in pairs.source] == [3, 2]
     assert [len(t) for t in pairs.target] == [2, 1]
@@ -79,21 +79,21 @@ def test_samples_are_distinct_and_of_every_length(text):
     assert lengths == sorted(lengths)
     assert set(lengths) == {len(text.encode_source(source)) for source in SOURCES}
     counts = np.bincount(lengths)[2:]
-    assert counts.max() - counts.min() <= 2  # evenly: SOURCES has as many of each length
+    assert counts.max() - counts.min() <= 2  # SOURCES has as many of each length
 
 
-def test_samples_are_a_function_of_the_set_of_sources(text):
+def test_samples_depend_on_the_set_of_sources(text):
     assert choose_samples(text, SOURCES) == choose_samples(text, [*reversed(SOURCES), *SOURCES])
 
 
-def test_fewer_sources_are_all_taken_and_empty_ones_are_not(text):
+def test_few_sources_are_all_samples_except_empty_ones(text):
     assert choose_samples(text, ["b a", "", "a", "  ", "b a", "a\nb"]) == ["a", "b a"]
     assert choose_samples(text, []) == []
     assert choose_samples(text, SOURCES, 1) == [min(set(SOURCES), key=lambda s: (len(s), s))]
 
 
-def test_a_source_without_a_token_is_no_sample():
+def test_source_without_token_is_no_sample():
     pieces = Text.train("sentencepiece", [("some words here", "x y")] * 5, 60, 60)
-    nothing = "\u200b"  # a zero-width space, which SentencePiece normalizes away
-    assert len(pieces.encode_source(nothing)) == 1
-    assert choose_samples(pieces, [nothing, "words"]) == ["words"]
+    blank = "\u200b"  # a zero-width space, which SentencePiece normalizes away
+    assert len(pieces.encode_source(blank)) == 1
+    assert choose_samples(pieces, [blank, "words"]) == ["words"]

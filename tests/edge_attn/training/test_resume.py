@@ -1,4 +1,4 @@
-"""A run is the same however often it is killed, and in however many processes it runs."""
+"""The weights of a run depend neither on kills nor on the number of processes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.p
 # ---- processes
 
 
-def test_gradients_are_summed_over_the_processes(tiny, out, monkeypatch):
-    """A second process with the very same batch changes nothing: twice the gradient, of twice the tokens."""
+def test_gradients_are_summed_over_processes(tiny, out, monkeypatch):
+    """A second process with the same batch changes nothing: the gradient and the tokens double."""
     alone, shared = alone_and_shared(tiny(), out, monkeypatch)
     assert have_the_same_weights(alone, shared)
 
 
-def test_each_process_takes_its_share_of_the_validation(tiny, out, monkeypatch):
-    whole, pairs = a_run(tiny(), out)
-    expected, parts = whole.validate(pairs), []
+def test_processes_share_the_validation(tiny, out, monkeypatch):
+    single, pairs = a_run(tiny(), out)
+    expected, parts = single.validate(pairs), []
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: parts.append(tensor.clone()))
     for rank in range(2):
         run, _ = a_run(tiny(), out, world=2)
@@ -63,12 +63,12 @@ def torchrun(config: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_checkpoint_and_resume_it_after_a_kill(tiny, out, tmp_path):
+def test_two_processes_resume_after_a_kill(tiny, out, tmp_path):
     path = tiny(updates=60, validate_every=25, checkpoint_every=5)
     result = subprocess.run(torchrun(path, out), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert {p.name for p in out.iterdir()} == FILES
-    assert result.stderr.count("update 60,") == 1  # one process speaks
+    assert result.stderr.count("update 60,") == 1  # only one process prints
     killed = tmp_path / "killed"
     process = subprocess.Popen(
         torchrun(path, killed), env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True
@@ -87,8 +87,8 @@ def test_two_processes_make_one_checkpoint_and_resume_it_after_a_kill(tiny, out,
 # ---- kills
 
 
-def test_a_run_killed_again_and_again_ends_in_the_same_weights(tiny, out, tmp_path):
-    """Real processes, real SIGKILLs: while the text is written, after the first state, and somewhere later."""
+def test_run_killed_three_times_has_the_same_weights(tiny, out, tmp_path):
+    """Real processes get SIGKILL: while the text is written, after the first state, and at a random time."""
     path = tiny(updates=300, validate_every=30, checkpoint_every=10)
     train(path, out)
     killed = tmp_path / "killed"
@@ -131,7 +131,7 @@ rename = Path.rename
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 def run(out, left=None, torn=False):
-    # A child that kills itself at its write number `left`: the new file half there, or just put in place.
+    # A child that kills itself at its write number `left`: the new file is half written, or was just renamed.
     def counted(temporary, path):
         nonlocal left
         if left == 0 and torn:
@@ -152,8 +152,8 @@ def run(out, left=None, torn=False):
 def digests(out):
     return {p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in out.rglob("*.*")}
 
-train(config, folder / "whole", threads=1)  # here, so that the children find everything imported
-expected = digests(folder / "whole")
+train(config, folder / "expected", threads=1)  # also imports all modules before the forks
+expected = digests(folder / "expected")
 for torn in (True, False):
     writes = 0
     while True:
@@ -162,16 +162,16 @@ for torn in (True, False):
         if code == 0:
             break
         assert code == -signal.SIGKILL, code
-        left = sorted(p.name for p in out.rglob("*"))
-        assert run(out) == 0, (torn, writes, left)
-        assert digests(out) == expected, (torn, writes, left)
+        files = sorted(p.name for p in out.rglob("*"))
+        assert run(out) == 0, (torn, writes, files)
+        assert digests(out) == expected, (torn, writes, files)
         writes += 1
     print(writes)
 """
 
 
-def test_a_kill_at_any_write_changes_nothing(tiny, tmp_path):
-    """Text, configuration, samples, models and states: each is once half written and once the last thing written."""
+def test_kill_at_any_write_changes_nothing(tiny, tmp_path):
+    """Each file is once half written and once the last one written: text, configuration, samples, model, state."""
     path = tiny(updates=6, validate_every=3, checkpoint_every=3)
     result = subprocess.run(
         [sys.executable, "-c", AT_EVERY_WRITE, str(path), str(tmp_path)],
@@ -182,8 +182,8 @@ def test_a_kill_at_any_write_changes_nothing(tiny, tmp_path):
     assert torn == done >= 3 + 1 + 1 + 1 + 2  # text, configuration, samples, at least one best model, states
 
 
-def test_a_write_that_fails_is_one_sentence_and_the_run_resumes(tiny, out, tmp_path, monkeypatch):
-    train(tiny(), tmp_path / "whole")
+def test_failed_write_is_reported_and_the_run_resumes(tiny, out, tmp_path, monkeypatch):
+    train(tiny(), tmp_path / "expected")
     rename, left = Path.rename, 7
 
     def fails(self, target):
@@ -199,4 +199,4 @@ def test_a_write_that_fails_is_one_sentence_and_the_run_resumes(tiny, out, tmp_p
     assert not list(out.rglob("*.partial"))
     monkeypatch.undo()
     train(tiny(), out)
-    assert digest(out) == digest(tmp_path / "whole")
+    assert digest(out) == digest(tmp_path / "expected")

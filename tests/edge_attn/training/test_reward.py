@@ -1,16 +1,18 @@
-"""Hard attention that is trained by reward: what is rewarded, by how much, and the baseline."""
+"""Hard attention with `hard_training = "reinforce"`: its reward and its baseline."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_runs import a_run, alone_and_shared, digest, have_the_same_weights, progress
 
-from edge_attn import checkpoint
-from edge_attn.training import trainer as loop
+from edge_attn.training import trainer
 from edge_attn.training.trainer import train
 
 BY_REWARD = '[model]\nfocus = "hard"\nhard_training = "reinforce"\n'
@@ -18,7 +20,7 @@ BY_REWARD = '[model]\nfocus = "hard"\nhard_training = "reinforce"\n'
 
 @pytest.fixture
 def rewarded(tiny):
-    """`tiny` with a hard attention that is trained by reward."""
+    """Return `tiny` with hard attention and `hard_training = "reinforce"`."""
 
     def rewarded(**options: int) -> Path:
         path = tiny(**options)
@@ -28,47 +30,47 @@ def rewarded(tiny):
     return rewarded
 
 
-def test_a_choice_is_rewarded_by_what_its_token_gained_over_the_baseline():
+def test_reward_is_the_log_probability_over_the_baseline():
     choices = torch.tensor([-1.0, -2.0], requires_grad=True)
     log_probs = torch.tensor([-0.5, -3.0], requires_grad=True)
-    loss = loop.reinforce(log_probs, choices, baseline=-1.0)
+    loss = trainer.reinforce(log_probs, choices, baseline=-1.0)
     assert loss.item() == pytest.approx(-(0.5 * -1.0 + -2.0 * -2.0))
     loss.backward()
-    assert choices.grad.tolist() == [-0.5, 2.0]  # what did better than the baseline becomes likelier
+    assert choices.grad.tolist() == [-0.5, 2.0]  # a choice better than the baseline becomes more likely
     assert log_probs.grad is None
 
 
-def test_the_baseline_follows_the_log_probability_of_the_right_tokens(rewarded, out, monkeypatch):
+def test_baseline_averages_the_reference_log_probability(rewarded, out, monkeypatch):
     run, pairs = a_run(rewarded(), out)
-    seen = []
-    taught = run.taught
+    means = []
+    forward_batch = run.forward_batch
 
     def spy(batch):
-        logits, expected, choices = taught(batch)
-        seen.append(float(logits.detach().log_softmax(-1)[torch.arange(len(expected)), expected].mean()))
+        logits, expected, choices = forward_batch(batch)
+        means.append(float(logits.detach().log_softmax(-1)[torch.arange(len(expected)), expected].mean()))
         return logits, expected, choices
 
-    monkeypatch.setattr(run, "taught", spy)
+    monkeypatch.setattr(run, "forward_batch", spy)
     baseline = 0.0
     for i in range(3):
         assert run.progress.baseline == pytest.approx(baseline, rel=1e-5)
         run.update(pairs.batch(np.arange(8 * i, 8 * i + 8)))
-        baseline = 0.9 * baseline + 0.1 * seen[-1]
+        baseline = 0.9 * baseline + 0.1 * means[-1]
     assert run.progress.baseline == pytest.approx(baseline, rel=1e-5)
     assert baseline < -0.5
 
 
-def test_what_was_chosen_is_heard_by_the_energies_and_by_nothing_else_of_the_loss(rewarded, out, monkeypatch):
-    """Without the reward no gradient passes through the choice; the loss that is reported is the cross-entropy."""
+def test_reward_is_the_only_gradient_of_the_energies(rewarded, out, monkeypatch):
+    """Without the reward no gradient passes through the choice. The reported loss is the cross-entropy."""
 
     def updated(reinforce):
-        monkeypatch.setattr(loop, "reinforce", reinforce)
+        monkeypatch.setattr(trainer, "reinforce", reinforce)
         run, pairs = a_run(rewarded(), out)
         monkeypatch.setattr(run.optimizer, "step", lambda: None)
         loss = run.update(pairs.batch(np.arange(8)))
         return loss, {name: p.grad for name, p in run.model.named_parameters() if "score" in name}
 
-    loss, gradients = updated(loop.reinforce)
+    loss, gradients = updated(trainer.reinforce)
     without_loss, without = updated(lambda log_probs, choices, baseline: 0.0 * choices.sum())
     assert loss == without_loss
     assert gradients.keys() == without.keys()
@@ -77,43 +79,48 @@ def test_what_was_chosen_is_heard_by_the_energies_and_by_nothing_else_of_the_los
     assert all((gradient == 0).all() for gradient in without.values())
 
 
-def test_a_run_by_reward_that_was_killed_ends_in_the_same_weights(rewarded, out, tmp_path, monkeypatch):
+def test_killed_run_has_the_same_weights(rewarded, out, tmp_path, monkeypatch):
     train(rewarded(), out)
-    killed, save, states = tmp_path / "killed", checkpoint.save_state, []
+    killed, save, states = tmp_path / "killed", trainer.save_state, []
 
     def save_and_die(*args):
         save(*args)
-        states.append(args[-1])
+        states.append(dataclasses.replace(args[-1]))
         if len(states) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_state", save_and_die)
+    monkeypatch.setattr(trainer, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         train(rewarded(), killed)
-    assert progress(killed)["baseline"] == states[-1]["baseline"] < -0.1
+    assert progress(killed)["baseline"] == states[-1].baseline < -0.1
     train(rewarded(), killed)
     assert digest(killed) == digest(out)
 
 
-def test_a_state_of_before_there_was_a_baseline_still_loads(tiny, out, monkeypatch):
+def test_state_of_an_earlier_version_resumes(tiny, out, monkeypatch):
+    """It has no baseline, and `bad_validations` has its former name."""
     train(tiny(), out)
-    whole, save = digest(out), checkpoint.save_state
+    expected, save = digest(out), trainer.save_state
     older = out.with_name("older")
 
-    def save_and_die(folder, model, optimizer, progress):
-        save(folder, model, optimizer, {name: value for name, value in progress.items() if name != "baseline"})
+    def save_and_die(*args):
+        save(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_state", save_and_die)
+    monkeypatch.setattr(trainer, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), older)
-    assert "baseline" not in progress(older)
+    values = progress(older)
+    del values["baseline"]
+    values["worse"] = values.pop("bad_validations")
+    path = older / "training.safetensors"
+    save_file(load_file(path), path, {"progress": json.dumps(values)})
     monkeypatch.undo()
     train(tiny(), older)
-    assert digest(older) == whole
+    assert digest(older) == expected
 
 
-def test_processes_share_one_baseline(rewarded, out, monkeypatch):
+def test_processes_share_the_baseline(rewarded, out, monkeypatch):
     alone, shared = alone_and_shared(rewarded(), out, monkeypatch)
     assert shared.progress.baseline == pytest.approx(alone.progress.baseline, rel=1e-6)
     assert have_the_same_weights(alone, shared)

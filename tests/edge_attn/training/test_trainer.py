@@ -1,4 +1,4 @@
-"""A run learns, is a function of its configuration and data, and says what is wrong."""
+"""A run learns, depends only on its configuration and data, and reports errors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from edge_attn.text.tokenizers import BOS, EOS
 from edge_attn.training.data import choose_samples
 from edge_attn.training.trainer import Trainer, learning_rate, train
 
-# ---- what a run leaves
+# ---- checkpoint of a run
 
 
-def test_a_run_writes_a_whole_checkpoint(tiny, out):
+def test_run_writes_a_complete_checkpoint(tiny, out):
     train(tiny(), out)
     model, text, config = checkpoint.load(out)
     assert isinstance(model, Seq2Seq)
@@ -45,21 +45,21 @@ def test_a_run_writes_a_whole_checkpoint(tiny, out):
     assert len(samples) == len(set(sources))
 
 
-def test_the_same_run_ends_in_the_same_weights_and_another_seed_does_not(tiny, out, tmp_path):
+def test_weights_depend_on_the_seed_only(tiny, out, tmp_path):
     train(tiny(), out)
     train(tiny(), tmp_path / "again")
     train(tiny("seed = 2\n"), tmp_path / "other")
     assert digest(out) == digest(tmp_path / "again") != digest(tmp_path / "other")
 
 
-def test_a_run_that_ended_stays_as_it_is(tiny, out):
+def test_finished_run_is_unchanged(tiny, out):
     train(tiny(), out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     train(tiny(), out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_samples_are_written_for_an_older_run_too(tiny, out):
+def test_missing_samples_are_written_again(tiny, out):
     train(tiny(), out)
     samples = checkpoint.load_samples(out)
     (out / "text" / "samples.txt").unlink()
@@ -67,7 +67,7 @@ def test_samples_are_written_for_an_older_run_too(tiny, out):
     assert checkpoint.load_samples(out) == samples
 
 
-def test_samples_are_no_longer_than_the_longest_pair(tiny, out):
+def test_samples_respect_max_tokens(tiny, out):
     train(tiny(), out)
     longest = max(len(sample.split()) for sample in checkpoint.load_samples(out))
     assert longest == 5
@@ -77,7 +77,7 @@ def test_samples_are_no_longer_than_the_longest_pair(tiny, out):
     assert max(len(sample.split()) for sample in checkpoint.load_samples(out.with_name("short"))) == 3  # and eos
 
 
-def test_held_out_lines_are_not_trained_on(tiny, out):
+def test_held_out_lines_are_the_samples(tiny, out):
     path = tiny()
     path.write_text(path.read_text().replace('valid = "valid.tsv"', "holdout = 30"))
     train(path, out)
@@ -85,7 +85,7 @@ def test_held_out_lines_are_not_trained_on(tiny, out):
     assert set(checkpoint.load_samples(out)) == held_out
 
 
-def test_data_may_lie_elsewhere_and_be_compressed(tiny, out, tmp_path):
+def test_data_in_another_folder_and_compressed(tiny, out, tmp_path):
     import gzip
 
     path = tiny()
@@ -146,7 +146,7 @@ def greedy(model: Seq2Seq, text: Text, sentence: str) -> str:
     ],
     ids=["soft", "sparsemax", "local-p", "straight-through", "reinforce"],
 )
-def test_it_learns_to_reverse_sentences_that_it_never_saw(tmp_path, out, focus, updates):
+def test_model_learns_to_reverse_unseen_sentences(tmp_path, out, focus, updates):
     train_pairs = reversals(3000, 1)
     held_out = sorted(set(reversals(300, 2)) - set(train_pairs))
     assert len(held_out) > 50
@@ -159,7 +159,7 @@ def test_it_learns_to_reverse_sentences_that_it_never_saw(tmp_path, out, focus, 
     assert right >= 0.95 * len(held_out)
 
 
-def test_label_smoothing_and_the_sum_over_real_tokens(tiny, out):
+def test_loss_is_the_sum_over_real_tokens(tiny, out):
     run, pairs = a_run(tiny(), out)
     run.model.eval()
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_label_smoothing_and_the_sum_over_real_tokens(tiny, out):
 # ---- updates
 
 
-def test_the_gradient_is_cut(tiny, out, monkeypatch):
+def test_gradient_is_clipped(tiny, out, monkeypatch):
     run, pairs = a_run(tiny("clip = 0.001\n"), out)
     norms = []
 
@@ -186,7 +186,7 @@ def test_the_gradient_is_cut(tiny, out, monkeypatch):
 
 
 @given(st.integers(1, 50), st.integers(0, 80))
-def test_the_learning_rate_rises_and_falls(updates, warmup):
+def test_learning_rate_rises_and_falls(updates, warmup):
     options = TrainingConfig(updates=updates, warmup=warmup, learning_rate=0.5)
     rates = [learning_rate(options, update) for update in range(updates)]
     assert all(0.0 < rate <= 0.5 for rate in rates)
@@ -200,25 +200,25 @@ def test_the_learning_rate_rises_and_falls(updates, warmup):
         assert rates == [pytest.approx(0.5 * (update + 1) / warmup) for update in range(updates)]
 
 
-def test_training_stops_when_validation_no_longer_improves(tiny, out, monkeypatch):
-    losses, seen = iter([3.0, 2.0, 2.5, 2.0, 9.0, 1.0]), []
+def test_training_stops_after_patience(tiny, out, monkeypatch):
+    losses, calls = iter([3.0, 2.0, 2.5, 2.0, 9.0, 1.0]), []
 
     def validate(self, _):
-        seen.append((self.progress.update, self.model.output.weight.detach().half().float()))
+        calls.append((self.progress.update, self.model.output.weight.detach().half().float()))
         return next(losses)
 
     monkeypatch.setattr(Trainer, "validate", validate)
     path = tiny("patience = 3\n", updates=100, validate_every=2)
     train(path, out)
-    assert [update for update, _ in seen] == [2, 4, 6, 8, 10]
+    assert [update for update, _ in calls] == [2, 4, 6, 8, 10]
     stored = checkpoint.load(out)[0].output.weight
-    train(path, out)  # and does not go on when started again
-    assert len(seen) == 5
-    assert (progress(out)["best"], progress(out)["worse"]) == (2.0, 3)
-    assert [torch.equal(stored, weight) for _, weight in seen] == [False, True, False, False, False]
+    train(path, out)  # a second call does not continue
+    assert len(calls) == 5
+    assert (progress(out)["best"], progress(out)["bad_validations"]) == (2.0, 3)
+    assert [torch.equal(stored, weight) for _, weight in calls] == [False, True, False, False, False]
 
 
-def test_the_progress_bar_says_tokens_a_second_and_when_it_ends(tiny, out, monkeypatch):
+def test_progress_bar_shows_speed_and_loss(tiny, out, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -226,28 +226,28 @@ def test_the_progress_bar_says_tokens_a_second_and_when_it_ends(tiny, out, monke
     stderr = Terminal()
     monkeypatch.setattr(sys, "stderr", stderr)
     train(tiny(updates=30), out)
-    shown = stderr.getvalue()
-    assert "30/30 [" in shown
-    assert "tokens/s" in shown
-    assert "validation loss" in shown
-    assert "update/s" in shown
+    text = stderr.getvalue()
+    assert "30/30 [" in text
+    assert "tokens/s" in text
+    assert "validation loss" in text
+    assert "update/s" in text
 
 
-# ---- what is wrong
+# ---- errors
 
 
-def test_another_configuration_is_refused(tiny, out):
+def test_other_configuration_is_refused(tiny, out):
     train(tiny(), out)
     before = digest(out)
-    with pytest.raises(CheckpointError, match="out holds a run of another configuration; choose another --out"):
+    with pytest.raises(CheckpointError, match="out contains a run of another configuration; choose another --out"):
         train(tiny("seed = 2\n"), out)
     assert digest(out) == before
 
 
-def test_a_run_may_be_given_more_updates_but_not_fewer(tiny, out):
+def test_updates_may_increase_but_not_decrease(tiny, out):
     train(tiny(updates=6), out)
     before = digest(out)
-    with pytest.raises(CheckpointError, match=r"only training.updates may grow"):
+    with pytest.raises(CheckpointError, match=r"only training.updates may increase"):
         train(tiny(updates=4), out)
     assert digest(out) == before
     train(tiny(updates=20), out)
@@ -255,7 +255,7 @@ def test_a_run_may_be_given_more_updates_but_not_fewer(tiny, out):
     assert checkpoint.load_config(out).training.updates == 20
 
 
-def test_a_folder_of_something_else_is_refused_and_kept(tiny, out):
+def test_foreign_folder_is_refused_and_unchanged(tiny, out):
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="out exists and is not a checkpoint"):
@@ -263,31 +263,31 @@ def test_a_folder_of_something_else_is_refused_and_kept(tiny, out):
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]
 
 
-def test_an_output_that_cannot_be_written_is_refused(tiny, tmp_path):
+def test_unwritable_output_is_refused(tiny, tmp_path):
     with pytest.raises(InputError, match=r"train\.tsv exists and is not a checkpoint"):
         train(tiny(), tmp_path / "train.tsv")
     with pytest.raises(InputError, match=r"train\.tsv/out cannot be written: Not a directory"):
         train(tiny(), tmp_path / "train.tsv" / "out")
 
 
-def test_bad_data_is_refused_before_anything_is_written(tiny, out, tmp_path):
+def test_bad_data_is_refused_before_writing(tiny, out, tmp_path):
     (tmp_path / "valid.tsv").write_text("a\tb\nc\n")
     with pytest.raises(InputError, match=r"valid\.tsv, line 2"):
         train(tiny(), out)
     path = tiny()
     path.write_text(path.read_text().replace('valid = "valid.tsv"', "holdout = 200"))
-    with pytest.raises(InputError, match=r"train\.tsv has 200 pairs, data\.holdout asks for 200"):
+    with pytest.raises(InputError, match=r"train\.tsv has 200 pairs, data\.holdout is 200"):
         train(path, out)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-def test_threads_are_at_least_one(tiny, out, threads):
+def test_threads_below_one_are_refused(tiny, out, threads):
     with pytest.raises(UsageError, match=f"threads must be at least 1, got {threads}"):
         train(tiny(), out, threads=threads)
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(tiny, out):
+def test_nan_gradient_stops_the_run(tiny, out):
     run, pairs = a_run(tiny(), out)
     with torch.no_grad():
         run.model.output.weight[4, 0] = math.nan
@@ -299,14 +299,14 @@ def test_a_gradient_that_is_no_number_stops_the_run(tiny, out):
         run.validate(pairs)
 
 
-def test_too_few_batches_for_the_processes(tiny, out):
+def test_too_few_batches_are_refused(tiny, out):
     run, pairs = a_run(tiny(), out, world=99)
     with pytest.raises(InputError, match="too few for 99 processes"):
-        run.go(dataclasses.replace(pairs, source=pairs.source[:9], target=pairs.target[:9]), pairs)
+        run.fit(dataclasses.replace(pairs, source=pairs.source[:9], target=pairs.target[:9]), pairs)
 
 
-def test_an_option_that_the_kind_cannot_take_writes_nothing(tmp_path):
-    """So that the corrected configuration may be trained into the same checkpoint."""
+def test_impossible_model_writes_nothing(tmp_path):
+    """The corrected configuration can then use the same checkpoint folder."""
     (tmp_path / "data.tsv").write_text("".join(f"a{i} b{i}\tc{i}\n" for i in range(20)))
     config = tmp_path / "run.toml"
     config.write_text("[data]\ntrain = 'data.tsv'\nholdout = 2\n[model]\nattention = 'multi-head'\nheads = 5\n")
