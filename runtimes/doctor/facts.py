@@ -62,7 +62,7 @@ class Facts:
 
     @property
     def is_cpu_board(self) -> bool:
-        """A Jetson older than Orin: its TensorRT is too old, so only its CPU is used."""
+        """True for a Jetson older than Orin: its TensorRT is too old, so only its CPU is used."""
         return 0 < self.chip < ORIN
 
     @property
@@ -108,12 +108,12 @@ class Facts:
 
     @property
     def builds_engines(self) -> bool:
-        """TensorRT can use a GPU here, or should be able to on this board."""
+        """True if TensorRT can use a GPU here, or should be able to on this board."""
         return bool(self.gpus) or (self.is_jetson and not self.is_cpu_board)
 
     @property
     def has_card(self) -> bool:
-        """An NVIDIA display controller is plugged in, with or without a driver. A container shows its host's."""
+        """True if an NVIDIA display controller is plugged in, even without a driver. A container shows its host's."""
         devices = [path.removesuffix("vendor") for path in self.machine.glob("/sys/bus/pci/devices/*/vendor")]
         displays = [device for device in devices if self.read_text(device + "class").startswith("0x03")]
         return not self.in_container and any(self.read_text(device + "vendor") == "0x10de" for device in displays)
@@ -131,7 +131,7 @@ class Facts:
 
     @property
     def has_driver(self) -> bool:
-        """The kernel has NVIDIA's driver, even if CUDA cannot use it."""
+        """True if NVIDIA's driver is loaded, even if CUDA cannot use it."""
         return self.is_jetson or self.nvidia_smi[0] == 0 or bool(self.driver)
 
     @property
@@ -147,7 +147,7 @@ class Facts:
 
     @property
     def has_cudart(self) -> bool:
-        """There is a libcudart that the driver supports."""
+        """True if there is a libcudart that the driver supports."""
         return any(library["version"] // 1000 <= self.cuda[0] for library in self.probe("cuda").get("runtimes", []))
 
     @property
@@ -197,7 +197,7 @@ class Facts:
 
     @property
     def is_system_venv(self) -> bool:
-        """This is a virtual environment of the system's Python that has the bindings."""
+        """True in a virtual environment of the system's Python for which the bindings were built."""
         fits = self.python["version"].startswith(f"{self.bindings_python}.")
         return bool(fits) and self.python["base_prefix"] == "/usr" != self.python["prefix"]
 
@@ -216,7 +216,7 @@ class Facts:
 
     @property
     def wheel_replaces_tensorrt(self) -> bool:
-        """A wheel loads in place of the board's own TensorRT, which has another version."""
+        """True if a wheel loads in place of the board's own TensorRT, which has another version."""
         own = self.packages.get(self.libnvinfer, "")
         if not (self.is_jetson and own and self.tensorrt_wheels and self.loads("tensorrt")):
             return False
@@ -235,7 +235,7 @@ class Facts:
 
     @property
     def is_wheel_too_new(self) -> bool:
-        """TensorRT's wheel was built for a newer CUDA than the driver supports."""
+        """True if TensorRT's wheel was built for a newer CUDA than the driver supports."""
         return self.loads("tensorrt") and 0 < self.cuda[0] < self.wheel_cuda
 
     @property
@@ -251,7 +251,7 @@ class Facts:
 
     @property
     def onnxruntimes_collide(self) -> bool:
-        """Two packages in one folder have overwritten each other's files."""
+        """True if two packages in one folder have overwritten each other's files."""
         return len({folder for *_, folder in self.onnxruntimes}) < len(self.onnxruntimes)
 
     @property

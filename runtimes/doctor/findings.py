@@ -1,4 +1,4 @@
-"""The state of each part of a machine, as one line of text. The table in repairs.py judges it."""
+"""The state of each part of a machine, as one line of text, from its facts `m`. The table in repairs.py judges it."""
 
 from __future__ import annotations
 

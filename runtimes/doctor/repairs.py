@@ -61,10 +61,12 @@ SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswa
 LARGEST = "ps aux --sort=-rss | head"
 OWN_CACHE = 'sudo mkdir -p "{m.cache.folder}" && sudo chown -R $USER "{m.cache.folder}"'
 
-# ---- sentences that are longer than a line or used twice
+# ---- sentences that are long or used twice
 
 OLD_L4T = "edge-attn needs JetPack 6.1 or newer (TensorRT 10.3, Python 3.10): flash the board from another PC"
 UNKNOWN_L4T = "newer than this version of edge-attn knows, or a container that does not name its L4T release"
+RESTART = "NVIDIA's driver does not work: restart the machine"
+DAMAGED = "its files are damaged: install it again"
 NO_RUNTIME = "start the container with NVIDIA's runtime, which mounts the board's driver"
 NO_CUDART = "the runtimes trt and ort-cuda need a libcudart of CUDA {m.cuda[0]}"
 NO_WHEEL = "a TensorRT wheel does not fit a Jetson, and hides the board's own TensorRT"
@@ -82,9 +84,9 @@ NO_SWAP = "without swap, building an engine may be killed on a board of 8 GB"
 VERIFY = "to compare one with the model: edge-attn verify BUNDLE --runtime {m.runtimes[0]}"
 
 ONNXRUNTIME: tuple[Row, ...] = (
-    (FAULT, lambda m: m.onnxruntimes_collide, "these packages have overwritten each other's files", REPLACE_ORT),
-    (FAULT, lambda m: NO_ANSWER in m.error("onnxruntime"), "perhaps it waits for the GPU: try without", HIDE_GPU),
-    (FAULT, lambda m: m.error("onnxruntime"), "its files are damaged", REPLACE_ORT),
+    (FAULT, lambda m: m.onnxruntimes_collide, "these packages overwrite each other's files: use one", REPLACE_ORT),
+    (FAULT, lambda m: NO_ANSWER in m.error("onnxruntime"), "perhaps it waits for the GPU: try without it", HIDE_GPU),
+    (FAULT, lambda m: m.error("onnxruntime"), DAMAGED, REPLACE_ORT),
     (NOTE, lambda m: not m.loads("onnxruntime") and "trt" in m.runtimes, "`edge-attn optimize` needs it", ORT),
     (FAULT, lambda m: not m.loads("onnxruntime"), "the runtime ort-cpu and `edge-attn optimize` need it", ORT),
 )
@@ -99,8 +101,8 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (OK, lambda m: m.gpus, "", ""),
         (NOTE, lambda m: m.is_cpu_board, "only the CPU of this board is used", ""),
         (FAULT, lambda m: m.is_jetson and m.python.get("denied"), "this user may not open the GPU", JOIN_GROUPS),
-        (FAULT, lambda m: not m.has_driver and m.nvidia_smi[0] != NO_COMMAND, "NVIDIA's driver does not work", REBOOT),
-        (FAULT, lambda m: m.cuda_code not in (0, NO_DEVICE), "CUDA's driver does not start", REBOOT),
+        (FAULT, lambda m: not m.has_driver and m.nvidia_smi[0] != NO_COMMAND, RESTART, REBOOT),
+        (FAULT, lambda m: m.cuda_code not in (0, NO_DEVICE), RESTART, REBOOT),
         (FAULT, lambda m: m.cuda_code and m.has_driver, "CUDA_VISIBLE_DEVICES may hide the GPU", SHOW_GPU),
         (FAULT, lambda m: m.is_jetson and m.in_container, NO_RUNTIME, DOCKER_JETSON),
         (FAULT, lambda m: m.is_jetson, "CUDA's driver is missing or damaged", L4T_CUDA),
@@ -117,29 +119,29 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     ),
     "tensorrt": (
         (NOTE, lambda m: not m.builds_engines, "not used without a GPU", ""),
-        (NOTE, lambda m: m.is_old_l4t, "JetPack {m.jetpack} has none that is new enough", ""),
+        (NOTE, lambda m: m.is_old_l4t, "the TensorRT of JetPack {m.jetpack} is too old", ""),
         (FAULT, lambda m: m.wheel_replaces_tensorrt, NO_WHEEL, REMOVE_WHEELS),
         (FAULT, lambda m: m.is_old_tensorrt, "edge-attn needs TensorRT 10.3 or newer", NEWER_TENSORRT),
         (FAULT, lambda m: m.is_wheel_too_new, NEW_WHEEL, OLDER_WHEEL),
         (OK, lambda m: m.loads("tensorrt"), "", ""),
-        (FAULT, lambda m: m.error("tensorrt") and not m.is_jetson, "its files are damaged", REPLACE_TENSORRT),
+        (FAULT, lambda m: m.error("tensorrt") and not m.is_jetson, DAMAGED, REPLACE_TENSORRT),
         (FAULT, lambda m: m.error("tensorrt") and m.tensorrt_wheels, NO_WHEEL, REMOVE_WHEELS),
         (FAULT, lambda m: m.error("tensorrt") and m.in_container and not m.gpus, NO_RUNTIME, DOCKER_JETSON),
         (FAULT, lambda m: "libnvdla" in m.error("tensorrt") and m.l4t < (39,), ON_HOST, DLA_COMPILER),
-        (FAULT, lambda m: m.error("tensorrt"), "its files are damaged", LIBNVINFER),
+        (FAULT, lambda m: m.error("tensorrt"), DAMAGED, LIBNVINFER),
         (FAULT, lambda m: m.bindings and m.is_system_venv, HIDDEN, SAME_VENV),
         (FAULT, lambda m: m.bindings, OTHER_PYTHON, NEW_VENV),
         (FAULT, lambda m: m.is_jetson or m.libnvinfer, "NVIDIA's apt server has the Python bindings", BINDINGS),
         (NOTE, lambda m: True, "the runtime trt needs it", TENSORRT),
     ),
     "tensorrt-rtx": (
-        (FAULT, lambda m: m.error("tensorrt_rtx"), "its files are damaged", REPLACE_RTX),
+        (FAULT, lambda m: m.error("tensorrt_rtx"), DAMAGED, REPLACE_RTX),
         (NOTE, lambda m: m.loads("tensorrt_rtx") and m.is_jetson, "it does not support a Jetson: use trt", ""),
     ),
     "onnxruntime": ONNXRUNTIME,
     "providers": (
         (NOTE, lambda m: "runs" not in m.probe("onnxruntime"), "they need onnxruntime", ""),
-        (FAULT, lambda m: m.provider_error(CPU), "the files of onnxruntime are damaged", REPLACE_ORT),
+        (FAULT, lambda m: m.provider_error(CPU), "onnxruntime is damaged", REPLACE_ORT),
         (OK, lambda m: not m.provider_error(CUDA), "", ""),
         (FAULT, lambda m: m.is_jetson, NO_CODE, REPLACE_ORT),
         (NOTE, lambda m: not m.gpus, f"there is no GPU for {CUDA}", ""),
@@ -162,6 +164,6 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     "runtimes": (
         (OK, lambda m: m.runtimes, VERIFY, ""),
         *ONNXRUNTIME,
-        (FAULT, lambda m: True, "the files of onnxruntime are damaged", REPLACE_ORT),
+        (FAULT, lambda m: True, "onnxruntime is damaged", REPLACE_ORT),
     ),
 }
