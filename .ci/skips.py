@@ -1,9 +1,9 @@
-"""Reads pytest's JUnit report: which tests were skipped, and is each reason on the list?
+"""Read pytest's JUnit report, and check the reason of every skipped test.
 
     python .ci/skips.py REPORT [REASON ...]
 
-Exit code 0 if at least one test ran and every skip (or expected failure) has one of the reasons; else 1, naming the
-tests.
+The exit code is 0 if at least one test ran and every skip (or expected failure) has one of the reasons. Otherwise it
+is 1, and the tests are printed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ def main(report: Path, reasons: list[str]) -> int:
         for case in cases
         for skip in case.findall("skipped")
     }
-    wrong = {test: why for test, why in skipped.items() if not any(reason in why for reason in reasons)}
-    print(f"{len(cases) - len(skipped)} tests ran, {len(skipped) - len(wrong)} were skipped for a reason on the list")
-    for test, why in wrong.items():
+    unexpected = {test: why for test, why in skipped.items() if not any(reason in why for reason in reasons)}
+    print(
+        f"{len(cases) - len(skipped)} tests ran, {len(skipped) - len(unexpected)} were skipped for a reason on the list"
+    )
+    for test, why in unexpected.items():
         print(f"skipped for a reason that is not on the list: {test}: {why}", file=sys.stderr)
     if len(cases) == len(skipped):
         print("no test ran", file=sys.stderr)
-    return int(bool(wrong) or len(cases) == len(skipped))
+    return int(bool(unexpected) or len(cases) == len(skipped))
 
 
 if __name__ == "__main__":

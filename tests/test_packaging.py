@@ -89,7 +89,14 @@ def test_extras_are_those_of_the_registry_and_of_the_documents():
     assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])} == set(extras)
 
 
-def test_a_device_needs_neither_torch_nor_onnx():
+def test_printed_install_commands_name_extras_that_exist(tracked: list[str]):
+    """`pip install 'edge-attn[EXTRA]'` adds an extra to the installed distribution, without an index of it."""
+    sources = "".join((PROJECT / name).read_text(encoding="utf-8") for name in tracked if name.endswith((".py", ".md")))
+    printed = {name for names in re.findall(r"edge-attn\[([a-z,-]+)\]", sources) for name in names.split(",")}
+    assert printed <= set(METADATA["optional-dependencies"])
+
+
+def test_device_needs_neither_torch_nor_onnx():
     needed = METADATA["dependencies"] + METADATA["optional-dependencies"]["cpu"]
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in needed}
     assert names == {"numpy", "click", "sentencepiece", "tqdm", "tomli", "onnxruntime"}
