@@ -1,7 +1,7 @@
-"""Keras' attention layers from a `.keras` file, with their weights. Nothing in the file is executed, nor keras needed.
+"""Keras' attention layers from a `.keras` file, with their weights, without Keras. Nothing in the file is executed.
 
-A `.keras` file (Keras 3, and 2.13 on) is a zip: config.json says the layers, model.weights.h5 holds under
-`layers/<kind>_<i>/vars/<j>` the j-th weight of the i-th layer of a kind.
+A `.keras` file (Keras 3, and 2.13 or newer) is a zip. Its config.json lists the layers. Its model.weights.h5 contains
+the j-th weight of the i-th layer of a kind at `layers/<kind>_<i>/vars/<j>`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 KINDS = ("Attention", "AdditiveAttention")
 CONFIG_LIMIT = 64 << 20
 WEIGHT_LIMIT = 1 << 20
-"""Numbers of one weight: the largest is a scale with one for each feature."""
+"""Maximum number of elements of a weight; the largest is a scale with one element for each feature."""
 
 
 def load_keras(path: str | os.PathLike[str], layer: str | None = None) -> KerasLayer:
-    """The attention layer of the model saved at `path`; the one named `layer`, where it has more than one.
+    """Return the attention layer of the model at `path`; `layer` is its name if the model has more than one.
 
-    It says what Keras says where all keys are masked, too. Dropout is for training, and is left behind.
+    The result equals Keras' result for queries whose keys are all masked too. Dropout is omitted.
 
     Raises:
-        InputError: no `.keras` file, damaged, or without such a layer.
+        InputError: the file cannot be read, is damaged or is not a `.keras` file, or has no such layer.
         MissingExtraError: h5py is not installed.
     """
     try:
@@ -44,16 +44,16 @@ def load_keras(path: str | os.PathLike[str], layer: str | None = None) -> KerasL
         raise MissingExtraError("h5py", "keras") from error
     try:
         with zipfile.ZipFile(path) as archive:
-            place, kind, config = _choose(list(_layers(_config(archive))), layer)
+            group, kind, config = _select(list(_layers(_config(archive))), layer)
             with archive.open(WEIGHTS) as file, h5py.File(file, "r") as weights:
-                return _make(kind, config, _variables(weights, place, config["name"]))
+                return _build(kind, config, _variables(weights, group, config["name"]))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:  # the third: an unknown zip flag
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:  # the last: an unknown zip flag
         raise InputError(f"{path} is not a .keras file, or is damaged: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ConfigError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(f"{path} does not give a Keras attention layer: {reason}") from error
+        raise InputError(f"{path} has no usable Keras attention layer: {reason}") from error
 
 
 def _config(archive: zipfile.ZipFile) -> Any:
@@ -67,55 +67,55 @@ def _config(archive: zipfile.ZipFile) -> Any:
     return model
 
 
-def _layers(model: Any, inside: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Place among the weights, kind and configuration of each attention layer, those of models inside this one too."""
-    seen: Counter[str] = Counter()
+def _layers(model: Any, parent: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield the weight group, kind and configuration of each attention layer, nested models included."""
+    counts: Counter[str] = Counter()
     for declared in model["config"].get("layers", []):
         kind = declared["class_name"]
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
-        place = f"{inside}layers/{name}_{seen[name]}" if seen[name] else f"{inside}layers/{name}"
-        seen[name] += 1
+        group = f"{parent}layers/{name}_{counts[name]}" if counts[name] else f"{parent}layers/{name}"
+        counts[name] += 1
         if kind in KINDS and declared["module"] == "keras.layers":
-            yield place, kind, declared["config"]
+            yield group, kind, declared["config"]
         elif "layers" in declared["config"]:
-            yield from _layers(declared, f"{place}/")
+            yield from _layers(declared, f"{group}/")
 
 
-def _choose(found: list[tuple[str, str, Any]], layer: str | None) -> tuple[str, str, Any]:
-    if not found:
-        raise ValueError("it has none that a Functional or Sequential model declares")
-    names = [config["name"] for _, _, config in found]
-    chosen = [row for row, name in zip(found, names, strict=True) if layer in (None, name)]
-    if len(chosen) != 1:
-        wanted = "layer is not given" if layer is None else f"{len(chosen)} of them are named {layer!r}"
-        raise ValueError(f"it has {', '.join(map(repr, names))}, and {wanted}")
-    return chosen[0]
+def _select(layers: list[tuple[str, str, Any]], layer: str | None) -> tuple[str, str, Any]:
+    if not layers:
+        raise ValueError("no Functional or Sequential model in it declares one")
+    names = [config["name"] for _, _, config in layers]
+    matches = [row for row, name in zip(layers, names, strict=True) if layer in (None, name)]
+    if len(matches) != 1:
+        reason = "choose one with layer=" if layer is None else f"{len(matches)} of them have the name {layer!r}"
+        raise ValueError(f"it has {', '.join(map(repr, names))}; {reason}")
+    return matches[0]
 
 
-def _variables(weights: Any, place: str, name: str) -> list[Tensor]:
-    """The layer's weights, in the order in which it made them."""
+def _variables(weights: Any, path: str, name: str) -> list[Tensor]:
+    """Return the weights of the layer in the order of their creation."""
     import h5py
 
     group = weights
-    for part in f"{place}/vars".split("/"):
+    for part in f"{path}/vars".split("/"):
         group = _child(group, part, h5py.Group)
-        if group is None:  # Keras stores nothing of a layer without weights
+        if group is None:  # Keras stores no group for a layer without weights
             return []
     if group.attrs.get("name", name) != name:
-        raise ValueError(f"the weights at {place} are those of {group.attrs['name']!r}, not of {name!r}")
-    made = []
+        raise ValueError(f"the weights at {path} belong to {group.attrs['name']!r}, not to {name!r}")
+    tensors = []
     for i in range(len(group)):
         stored = _child(group, str(i), h5py.Dataset)
         if stored is None or stored.external or stored.is_virtual or stored.dtype.kind != "f":
-            raise ValueError(f"weight {i} at {place} is not stored as plain numbers")
+            raise ValueError(f"weight {i} at {path} is not stored as plain numbers")
         if stored.size > WEIGHT_LIMIT:
-            raise ValueError(f"weight {i} at {place} has {stored.size} numbers")
-        made.append(torch.from_numpy(np.array(stored[()], np.float32)))
-    return made
+            raise ValueError(f"weight {i} at {path} has {stored.size} elements, the limit is {WEIGHT_LIMIT}")
+        tensors.append(torch.from_numpy(np.array(stored[()], np.float32)))
+    return tensors
 
 
 def _child(group: Any, name: str, kind: type) -> Any:
-    """The member `name`, None if there is none; a link to another place or file is not followed."""
+    """Return the member `name`, or None if there is none. Links are refused, because they can leave the file."""
     import h5py
 
     link = group.get(name, getlink=True)
@@ -129,19 +129,19 @@ def _child(group: Any, name: str, kind: type) -> Any:
     return child
 
 
-def _make(kind: str, config: Any, weights: list[Tensor]) -> KerasLayer:
-    made: KerasLayer
+def _build(kind: str, config: Any, weights: list[Tensor]) -> KerasLayer:
+    layer: KerasLayer
     if not isinstance(config["use_scale"], bool):
         raise ValueError(f"use_scale must be true or false, got {config['use_scale']!r}")
     if kind == "Attention":
-        made = KerasAttention(config["use_scale"], config["score_mode"], keras_empty_rows=True)
+        layer = KerasAttention(config["use_scale"], config["score_mode"], keras_empty_rows=True)
     else:
         size = weights[0].numel() if weights else 0
-        made = KerasAdditiveAttention(size, config["use_scale"] and size > 0, keras_empty_rows=True)
-    parameters = dict(made.named_parameters())
+        layer = KerasAdditiveAttention(size, config["use_scale"] and size > 0, keras_empty_rows=True)
+    parameters = dict(layer.named_parameters())
     shapes = [tuple(parameter.shape) for parameter in parameters.values()]
-    found = [tuple(weight.shape) for weight in weights]
-    if shapes != found or bool(config["use_scale"]) != ("scale" in parameters):
-        raise ValueError(f"its weights have the shapes {found}, which is not what {kind} has with this configuration")
-    made.load_state_dict(dict(zip(parameters, weights, strict=True)))
-    return made
+    actual = [tuple(weight.shape) for weight in weights]
+    if shapes != actual or bool(config["use_scale"]) != ("scale" in parameters):
+        raise ValueError(f"its weights have the shapes {actual}, which do not fit {kind} with this configuration")
+    layer.load_state_dict(dict(zip(parameters, weights, strict=True)))
+    return layer

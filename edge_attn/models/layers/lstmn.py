@@ -21,7 +21,7 @@ from edge_attn.ops import intra_attention as op
 def _intra_attention(
     x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, b: Tensor, u: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tape has only past states, so no mask is needed."""
+    """Run one direction; the tape has only past states, so no mask is needed."""
     time, hidden = x.shape[1], r.shape[1]
     blocks = [4 * hidden, len(u)]
     query, keys = x.new_zeros(len(x), len(u)), x.new_zeros(len(x), 0, len(u))  # (batch, attn), (batch, t, attn)

@@ -1,4 +1,4 @@
-"""Keras' layers from files that Keras itself wrote, and from files that nobody should write."""
+"""Keras' attention layers from files that Keras wrote, and from damaged or unusual files."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def made_layer(keras: Any, name: str, called: str) -> Any:
-    """With weights that are none of the starting ones."""
-    kind, options = LAYERS[name]
-    layer = getattr(keras.layers, kind)(**options, name=called)
+def random_layer(keras: Any, kind: str, name: str) -> Any:
+    """Return a Keras layer with random weights."""
+    class_name, options = LAYERS[kind]
+    layer = getattr(keras.layers, class_name)(**options, name=name)
     layer.build([(None, TGT, SIZE), (None, SRC, SIZE)])
-    torch.manual_seed(len(called))
+    torch.manual_seed(len(name))
     layer.set_weights([torch.randn(weight.shape).numpy() for weight in layer.get_weights()])
     return layer
 
 
-def saved(keras: Any, path: Path, *layers: Any, inside: bool = False) -> Path:
-    """A model of the layers side by side, or of a model of them."""
+def saved(keras: Any, path: Path, *layers: Any, nested: bool = False) -> Path:
+    """Save a model of parallel layers, or a model that contains this model."""
     inputs = [keras.Input((TGT, SIZE)), keras.Input((SRC, SIZE))]
     model = keras.Model(inputs, [layer(inputs) for layer in layers])
-    if inside:
+    if nested:
         outer = [keras.Input((TGT, SIZE)), keras.Input((SRC, SIZE))]
         model = keras.Model(outer, model(outer))
     model.save(path)
@@ -56,67 +56,67 @@ def saved(keras: Any, path: Path, *layers: Any, inside: bool = False) -> Path:
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Of values with one row whose keys are all masked."""
+    """Compare both layers; all keys of one row are masked."""
     torch.manual_seed(0)
     query, value = torch.randn(2, TGT, SIZE), torch.randn(2, SRC, SIZE)
     mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
-    said = theirs([query, value], mask=[None, mask], return_attention_scores=True)
+    expected_outputs = theirs([query, value], mask=[None, mask], return_attention_scores=True)
     with torch.no_grad():
-        for actual, wanted in zip(ours(query, value, value_mask=mask), said, strict=True):
-            torch.testing.assert_close(actual, wanted.detach(), rtol=0, atol=1e-6)
+        for actual, expected in zip(ours(query, value, value_mask=mask), expected_outputs, strict=True):
+            torch.testing.assert_close(actual, expected.detach(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["layer", "layer of a model inside"])
+@pytest.mark.parametrize("nested", [False, True], ids=["layer", "layer of a nested model"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_saved_layer_says_what_keras_says(keras: Any, name: str, inside: bool, tmp_path: Path) -> None:
-    theirs = made_layer(keras, name, "mine")
-    ours = load_keras(saved(keras, tmp_path / "model.keras", theirs, inside=inside))
+def test_saved_layer_equals_keras(keras: Any, name: str, nested: bool, tmp_path: Path) -> None:
+    theirs = random_layer(keras, name, "mine")
+    ours = load_keras(saved(keras, tmp_path / "model.keras", theirs, nested=nested))
     assert type(ours) is {"Attention": KerasAttention, "AdditiveAttention": KerasAdditiveAttention}[LAYERS[name][0]]
     assert len(list(ours.parameters())) == len(theirs.get_weights())
     assert_same(ours, theirs)
 
 
-def test_of_several_layers_the_name_decides(keras: Any, tmp_path: Path) -> None:
+def test_layer_is_selected_by_name(keras: Any, tmp_path: Path) -> None:
     theirs = {
-        f"{name} {i}": made_layer(keras, name, f"{name} {i}")
+        f"{name} {i}": random_layer(keras, name, f"{name} {i}")
         for name in ("scaled", "scaled additive")
         for i in range(3)
     }
     path = saved(keras, tmp_path / "model.keras", *theirs.values())
     for name, layer in theirs.items():
         assert_same(load_keras(path, name), layer)
-    with pytest.raises(InputError, match=r"it has 'scaled 0', .*, and layer is not given"):
+    with pytest.raises(InputError, match=r"it has 'scaled 0', .*; choose one with layer="):
         load_keras(path)
-    with pytest.raises(InputError, match="0 of them are named 'other'"):
+    with pytest.raises(InputError, match="0 of them have the name 'other'"):
         load_keras(path, "other")
 
 
-def test_a_model_without_attention_has_none(keras: Any, tmp_path: Path) -> None:
+def test_model_without_attention_is_refused(keras: Any, tmp_path: Path) -> None:
     inputs = keras.Input((SIZE,))
     keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(tmp_path / "model.keras")
-    with pytest.raises(InputError, match="has none that a Functional or Sequential model declares"):
+    with pytest.raises(InputError, match="no Functional or Sequential model in it declares one"):
         load_keras(tmp_path / "model.keras")
 
 
-def test_keras_itself_is_not_needed(keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(keras, tmp_path / "model.keras", made_layer(keras, "both", "mine"))
+def test_keras_is_not_imported(keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(keras, tmp_path / "model.keras", random_layer(keras, "both", "mine"))
     monkeypatch.setitem(sys.modules, "keras", None)
     assert isinstance(load_keras(path), KerasAttention)
 
 
-def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_h5py_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtraError, match=r"h5py is not installed; run: pip install 'edge-attn\[keras\]'"):
         load_keras(tmp_path / "model.keras")
 
 
-# ---- what is not such a file
+# ---- damaged and unusual files
 
-PLACE = "layers/attention/vars"
+PATH = "layers/attention/vars"
 
 
 def written(path: Path, config: object, fill: Callable[[Any], None]) -> Path:
-    """A `.keras` file with the configuration, and the weights that `fill` writes."""
+    """Write a `.keras` file with the configuration and the weights that `fill` writes."""
     weights = io.BytesIO()
     with h5py.File(weights, "w") as file:
         fill(file)
@@ -135,11 +135,11 @@ def described(kind: str = "Attention", module: str = "keras.layers", **options: 
 
 
 def one_number(file: Any) -> None:
-    file[f"{PLACE}/0"] = 2.0
+    file[f"{PATH}/0"] = 2.0
 
 
-def test_the_smallest_file_is_read(tmp_path: Path) -> None:
-    """What the refusals below differ from."""
+def test_minimal_file_is_loaded(tmp_path: Path) -> None:
+    """The refused files below are changes of this one."""
     layer = load_keras(written(tmp_path / "model.keras", described(), one_number))
     assert isinstance(layer, KerasAttention)
     assert layer.scale is not None
@@ -147,44 +147,44 @@ def test_the_smallest_file_is_read(tmp_path: Path) -> None:
 
 
 def external_link(file: Any) -> None:
-    file[PLACE.rpartition("/")[0]] = h5py.ExternalLink("/etc/passwd", "/")
+    file[PATH.rpartition("/")[0]] = h5py.ExternalLink("/etc/passwd", "/")
 
 
 def soft_link(file: Any) -> None:
     file["other"] = 2.0
-    file.create_group(PLACE)["0"] = h5py.SoftLink("/other")
+    file.create_group(PATH)["0"] = h5py.SoftLink("/other")
 
 
 def external_numbers(file: Any) -> None:
-    file.create_dataset(f"{PLACE}/0", (8,), "float32", external=[("/etc/passwd", 0, 32)])
+    file.create_dataset(f"{PATH}/0", (8,), "float32", external=[("/etc/passwd", 0, 32)])
 
 
 def virtual_numbers(file: Any) -> None:
     layout = h5py.VirtualLayout((1,), "float32")
     layout[:] = h5py.VirtualSource("/etc/passwd", "x", (1,))
-    file.create_virtual_dataset(f"{PLACE}/0", layout)
+    file.create_virtual_dataset(f"{PATH}/0", layout)
 
 
 def words(file: Any) -> None:
-    file[f"{PLACE}/0"] = "a word"
+    file[f"{PATH}/0"] = "a word"
 
 
 def huge(file: Any) -> None:
-    file.create_dataset(f"{PLACE}/0", (1 << 40,), "float32", chunks=(1024,))
+    file.create_dataset(f"{PATH}/0", (1 << 40,), "float32", chunks=(1024,))
 
 
-def another_layers(file: Any) -> None:
+def weights_of_other_layer(file: Any) -> None:
     one_number(file)
-    file[PLACE].attrs["name"] = "yours"
+    file[PATH].attrs["name"] = "yours"
 
 
-def a_number_too_many(file: Any) -> None:
+def additional_number(file: Any) -> None:
     one_number(file)
-    file[f"{PLACE}/1"] = 2.0
+    file[f"{PATH}/1"] = 2.0
 
 
-def a_number_where_a_group_belongs(file: Any) -> None:
-    file[PLACE.rpartition("/")[0]] = 2.0
+def number_instead_of_group(file: Any) -> None:
+    file[PATH.rpartition("/")[0]] = 2.0
 
 
 REFUSED: dict[str, tuple[object, Callable[[Any], None], str]] = {
@@ -192,35 +192,35 @@ REFUSED: dict[str, tuple[object, Callable[[Any], None], str]] = {
     "deep JSON": (b"[" * 100_000, one_number, "recursion"),
     "no model": ([], one_number, "describes no model"),
     "no layers": ({"config": {"layers": 3}}, one_number, "not iterable"),
-    "somebody's own Attention": (described(module="mine"), one_number, "has none that"),
+    "custom Attention": (described(module="mine"), one_number, "declares one"),
     "no module": ({"config": {"layers": [{"class_name": "Attention"}]}}, one_number, "layer: module"),
     "another score mode": (described(score_mode="mine"), one_number, "score_mode must be one of"),
     "a link to another file": (described(), external_link, "attention is a link"),
     "a link": (described(), soft_link, "0 is a link"),
     "numbers from another file": (described(), external_numbers, "not stored as plain numbers"),
-    "numbers by way of another file": (described(), virtual_numbers, "not stored as plain numbers"),
+    "virtual numbers": (described(), virtual_numbers, "not stored as plain numbers"),
     "words": (described(), words, "not stored as plain numbers"),
-    "more than memory holds": (described(), huge, "1099511627776 numbers"),
-    "another layer's": (described(), another_layers, "are those of 'yours', not of 'mine'"),
-    "a number too many": (described(), a_number_too_many, "shapes"),
+    "more than memory": (described(), huge, "1099511627776 elements"),
+    "weights of another layer": (described(), weights_of_other_layer, "belong to 'yours', not to 'mine'"),
+    "an additional number": (described(), additional_number, "shapes"),
     "no numbers": (described(), lambda file: None, "shapes"),
-    "none for an additive scale": (described("AdditiveAttention"), lambda file: None, "shapes"),
-    "a number, no group": (described(), a_number_where_a_group_belongs, "expected a Group"),
+    "no additive scale": (described("AdditiveAttention"), lambda file: None, "shapes"),
+    "a number instead of a group": (described(), number_instead_of_group, "expected a Group"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("why", REFUSED)
-def test_a_file_that_keras_would_not_write_is_refused_in_one_sentence(why: str, tmp_path: Path) -> None:
-    config, fill, said = REFUSED[why]
+@pytest.mark.parametrize("case", REFUSED)
+def test_unusual_file_is_refused(case: str, tmp_path: Path) -> None:
+    config, fill, message = REFUSED[case]
     path = written(tmp_path / "model.keras", config, fill)
-    with pytest.raises(InputError, match=said) as raised:
+    with pytest.raises(InputError, match=message) as raised:
         load_keras(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04 and no more"], ids=str)
-def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_bytes(content)
     with pytest.raises(InputError, match=r"is not a \.keras file, or is damaged"):
         load_keras(tmp_path / "model.keras")
@@ -232,9 +232,9 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "model.keras", described(), one_number)
     for length in (0, 10, 500):
         with zipfile.ZipFile(path) as archive:
-            kept = archive.read(WEIGHTS)[:length]
+            weights = archive.read(WEIGHTS)[:length]
         with zipfile.ZipFile(tmp_path / "cut.keras", "w") as archive:
             archive.writestr(CONFIG, json.dumps(described()))
-            archive.writestr(WEIGHTS, kept)
-        with pytest.raises(InputError, match="does not give a Keras attention layer"):
+            archive.writestr(WEIGHTS, weights)
+        with pytest.raises(InputError, match="has no usable Keras attention layer"):
             load_keras(tmp_path / "cut.keras")
