@@ -76,7 +76,7 @@ HIDDEN = "this virtual environment does not see the system's packages; the comma
 OTHER_PYTHON = "it works only with the system's Python {m.bindings_python}: create an environment of that Python"
 NO_CODE = "onnxruntime-gpu of the package index has no code for a Jetson, and the runtime trt does not need it"
 OLD_DRIVER = "the driver is older than the CUDA that this onnxruntime was built with"
-NO_LIBRARY = "ONNX Runtime needs the libraries of the CUDA and cuDNN that it was built with"
+NO_LIBRARY = "this onnxruntime-gpu lacks the libraries of its CUDA and cuDNN, or code for this GPU"
 LITTLE_MEMORY = f"too little for building an engine, which needs {BUILD_MEMORY // GIB} GiB"
 STOP_DESKTOP = f"{LITTLE_MEMORY}: stop the desktop, which also uses the GPU"
 CLOSE_PROGRAMS = f"{LITTLE_MEMORY}: close the largest programs"
@@ -121,6 +121,7 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (NOTE, lambda m: not m.builds_engines, "not used without a GPU", ""),
         (NOTE, lambda m: m.is_old_l4t, "the TensorRT of JetPack {m.jetpack} is too old", ""),
         (FAULT, lambda m: m.wheel_replaces_tensorrt, NO_WHEEL, REMOVE_WHEELS),
+        (FAULT, lambda m: m.is_old_tensorrt and m.is_jetson, OLD_L4T, "sdkmanager"),
         (FAULT, lambda m: m.is_old_tensorrt, "edge-attn needs TensorRT 10.3 or newer", NEWER_TENSORRT),
         (FAULT, lambda m: m.is_wheel_too_new, NEW_WHEEL, OLDER_WHEEL),
         (OK, lambda m: m.loads("tensorrt"), "", ""),

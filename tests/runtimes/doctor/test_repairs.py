@@ -173,6 +173,7 @@ RTX = ["tensorrt-rtx-cu13-libs", "1.7.1.116", "/home/user/.venv/lib/python3.10/s
         ("orin-jetpack-7.2", {"tensorrt": NVDLA}, "tensorrt", REINSTALL),
         ("orin-jetpack-6.2", {"tensorrt": LIBRARY}, "tensorrt", REINSTALL),
         ("x86-gpu", {"tensorrt": {"error": "it broke"}}, "tensorrt", f"{PIP} install --force-reinstall tensorrt"),
+        ("orin-jetpack-6.2", {"tensorrt": OLD}, "tensorrt", "sdkmanager"),
         ("x86-gpu", {"tensorrt": OLD}, "tensorrt", f"{PIP} install --upgrade 'edge-attn[trt]'"),
         (
             "x86-gpu",
