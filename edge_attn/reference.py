@@ -1,99 +1,111 @@
-"""The reference: the torch model itself, behind the same seam as every runtime."""
+"""The reference: the torch model itself behind the Runtime interface."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
+from edge_attn.bundle.bundle import Bundle
 from edge_attn.checkpoint import load
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.decoding.options import SearchConfig
-from edge_attn.models.graphs import graphs
-from edge_attn.models.seq2seq import Seq2Seq
-from edge_attn.parity.golden import Golden
-from edge_attn.parity.recorder import record, record_encoder
+from edge_attn.decoding.decoder import output_sizes
+from edge_attn.models.graphs import Graph, encoder_decoder_graphs
+from edge_attn.models.interface import EncoderDecoder
 from edge_attn.spec import GraphSpec, Value
 from edge_attn.text.pipeline import Text
 
 CANDIDATES = 16
+"""Candidates of a step, unless another number is exported."""
 DEFAULT = RuntimeOptions()
 
 
-class Reference:
-    """Eager torch, in fp32 or fp64: the model's own equations, unless it is asked for as it is deployed."""
+class TorchRuntime:
+    """Graphs that eager torch runs, in the precision of their weights."""
 
     name = "torch"
     max_batch: int | None = None
 
-    def __init__(
-        self,
-        model: Seq2Seq,
-        candidates: int = CANDIDATES,
-        dtype: torch.dtype = torch.float32,
-        folded: bool = False,
-    ) -> None:
-        own = model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
-        self._graphs = graphs(own, candidates, folded)
-        self.graphs: Mapping[str, GraphSpec] = {name: graph.spec for name, graph in self._graphs.items()}
-        self.provider = f"torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
-        self.precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
+    def __init__(self, graphs: Mapping[str, Graph], precision: str = "fp32") -> None:
+        self._graphs = graphs
+        self.graphs: Mapping[str, GraphSpec] = {name: graph.spec for name, graph in graphs.items()}
+        self.provider = f"torch {torch.__version__}, {precision}"
+        self.precision = precision
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run a graph and return its outputs by name, as torch tensors."""
         module = self._graphs[graph]
         tensors = [torch.as_tensor(inputs[tensor.name]) for tensor in module.spec.inputs]
         with torch.inference_mode():
             return dict(zip((t.name for t in module.spec.outputs), module(*tensors), strict=True))
 
     def numpy(self, value: Value) -> np.ndarray:
+        """Return a value as an array."""
         result: np.ndarray = value.numpy()
         return result
 
     def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
-        """Whole: the reference computes every sentence of its batch to the end."""
+        """Return None: the reference computes every sentence of its batch to the end."""
         return None
 
     def close(self) -> None:
-        """Nothing to do: the model goes with its last reader."""
+        """Do nothing: the model is freed with its last reader."""
 
 
-def open_checkpoint(path: Path, options: RuntimeOptions = DEFAULT) -> tuple[Reference, Text, int]:
-    """The reference of a checkpoint, its text, and its longest source in tokens."""
+@dataclass(frozen=True)
+class ModelReferences:
+    """An encoder-decoder model in the three forms that a recording needs, each built when it is first used."""
+
+    model: EncoderDecoder
+    candidates: int = CANDIDATES
+    folded: bool = True
+    """True if the exported graphs are folded."""
+
+    @functools.cached_property
+    def reference(self) -> TorchRuntime:
+        """Return the model's own equations in fp32."""
+        return TorchRuntime(encoder_decoder_graphs(self.model, self.candidates, folded=False))
+
+    @functools.cached_property
+    def precise(self) -> TorchRuntime:
+        """Return the model's own equations in fp64."""
+        double = cast(Any, copy.deepcopy(cast(nn.Module, self.model)).double())
+        return TorchRuntime(encoder_decoder_graphs(double, self.candidates, folded=False), "fp64")
+
+    @functools.cached_property
+    def deployed(self) -> TorchRuntime:
+        """Return the exported form in fp32."""
+        return TorchRuntime(encoder_decoder_graphs(self.model, self.candidates, self.folded))
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """The model of a checkpoint, with its text processing."""
+
+    references: ModelReferences
+    text: Text
+    max_source: int
+    """Maximum source length in tokens."""
+
+
+def open_checkpoint(path: Path, bundle: Bundle | None = None, options: RuntimeOptions = DEFAULT) -> LiveModel:
+    """Return the live model of a checkpoint, with the graphs' properties of `bundle` if there is one.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights do not fit the configuration.
+    """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model, text, config = load(path)
-    return Reference(model), text, config.data.max_tokens
-
-
-def record_live(path: Path, sentences: Sequence[str], max_source: int, candidates: int, folded: bool = True) -> Golden:
-    """Golden data of the checkpoint's model for `sentences`, made now, for a bundle whose graphs are folded or not."""
-    model, text, _ = load(path)
-    return record_model(model, text, sentences, max_source, candidates, folded)
-
-
-def record_model(
-    model: Seq2Seq,
-    text: Text,
-    sentences: Sequence[str],
-    max_source: int,
-    candidates: int = CANDIDATES,
-    folded: bool = True,
-) -> Golden:
-    """What `model` says about `sentences`, in fp32, with its noise against fp64.
-
-    All of it is said by the model's own equations; the memory is that of the graphs, folded or not, for their encoder
-    to be held to.
-    """
-    beam = max(1, min(5, candidates - 1))
-    precise = Reference(model, candidates, torch.float64)
-    config = SearchConfig(beam=beam, n_best=beam, max_length=2 * max_source)
-    said = record(Reference(model, candidates), precise, text, sentences, config, max_source)
-    if not folded:
-        return said
-    memory = record_encoder(Reference(model, candidates, folded=True), said.sources)
-    kept = {name: rows for name, rows in said.arrays.items() if not name.startswith("encoder.")}
-    return dataclasses.replace(said, arrays={**memory, **kept})
+    candidates, folded = CANDIDATES, True
+    if bundle is not None:
+        candidates, _ = output_sizes(bundle.manifest.graphs)
+        folded = bool(bundle.manifest.provenance.get("folded"))  # absent in bundles of 0.1.0, which are not folded
+    return LiveModel(ModelReferences(model, candidates, folded), text, config.data.max_tokens)

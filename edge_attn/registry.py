@@ -1,6 +1,6 @@
-"""The tables of the house: a name, and the string that says where the thing lives.
+"""Registries: tables from a name to "module:attribute".
 
-A row costs nothing until it is used, so `edge-attn --help` imports neither torch, onnx nor a runtime.
+A row is imported when it is used, so `edge-attn --help` imports neither torch, onnx nor a runtime.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUNTIMES = {
     "ort-cuda": "edge_attn.runtimes.ort.cuda:OrtCuda",
     "trt": "edge_attn.runtimes.trt.runtime:Trt",
     "trt-rtx": "edge_attn.runtimes.trt.runtime:TrtRtx",
-    "torch": "edge_attn.reference:Reference",
+    "torch": "edge_attn.reference:open_checkpoint",
 }
 PRECISIONS = ("fp32", "fp16", "int8")
 RUNTIME_PRECISIONS = {
@@ -41,20 +41,15 @@ RUNTIME_PRECISIONS = {
     "trt-rtx": PRECISIONS,
     "torch": ("fp32",),
 }
-"""The precisions in which each runtime runs a bundle."""
+"""Precisions in which each runtime runs a bundle."""
 TARGETS = {
     "ort-cuda": "edge_attn.runtimes.optimize.targets:ORT_CUDA",
     "trt": "edge_attn.runtimes.optimize.targets:TRT",
 }
-"""What `optimize` makes graphs for; trt-rtx runs those of trt."""
-SERVICES = {
-    "open reference": "edge_attn.reference:open_checkpoint",
-    "record reference": "edge_attn.reference:record_live",
-    "verify": "edge_attn.runtimes.verification.verify:check_on",
-    "export module": "edge_attn.export.pipeline:export_module",
-}
-"""What one room asks of another that it does not import."""
-TASKS = {"seq2seq": "edge_attn.runtimes.tasks.translation:Translator"}
+"""Targets of `optimize`. The runtime trt-rtx runs the graphs of trt."""
+TASKS = {"translation": "edge_attn.runtimes.tasks.translation:TASK"}
+FORMER_TASKS = {"seq2seq": "translation"}
+"""Names of tasks in bundles of 0.1.0."""
 FAMILIES = {"seq2seq": "edge_attn.models.seq2seq:Seq2Seq"}
 ATTENTIONS = {
     "additive": "edge_attn.models.layers.attention:Additive",
@@ -76,19 +71,19 @@ ATTENTION_WRAPPERS = {
     "hard": "edge_attn.models.layers.hard:Hard",
     "coverage": "edge_attn.models.layers.coverage:Coverage",
 }
-"""What goes around an attention that has energies."""
+"""Wrappers around an attention that has energies."""
 CELLS = {
     "gru": "edge_attn.models.layers.recurrent:GruCell",
     "lstm": "edge_attn.models.layers.recurrent:LstmCell",
     "lstmn": "edge_attn.models.layers.lstmn:LstmnCell",
 }
-"""The decoder's."""
+"""Recurrent cells of the decoder."""
 LAYERS = {
     "gru": "edge_attn.models.layers.recurrent:RecurrentLayer",
     "lstm": "edge_attn.models.layers.recurrent:RecurrentLayer",
     "lstmn": "edge_attn.models.layers.lstmn:LstmnLayer",
 }
-"""The encoder's, by the same names; a row is made with its own name and its sizes."""
+"""Recurrent layers of the encoder, by the same names. A constructor takes its own name and the sizes."""
 OPS = {
     "AdditiveAttention": "edge_attn.ops.additive:OP",
     "AttentionPooling": "edge_attn.ops.pooling:OP",
@@ -120,21 +115,30 @@ EXTRAS = {
     "sacrebleu": "evaluate",
     "h5py": "keras",
 }
-"""The extra that brings each optional package."""
+"""Extra that installs each optional package."""
 RUNTIME_EXTRAS = {**EXTRAS, "onnx": "optimize"}
-"""The same for what the device side needs."""
+"""Extra that installs each optional package on a device."""
 
 
 def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
-    """What `table[name]` names.
+    """Return the object of the row `name` of a table.
 
     Raises:
-        UsageError: there is no such row; the sentence lists the known ones.
+        UsageError: there is no such row; the sentence lists the existing ones.
         MissingExtraError: the row needs a package that is not installed.
     """
     if name not in table:
         raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
-    module_name, _, attribute = table[name].partition(":")
+    return import_object(table[name])
+
+
+def import_object(path: str) -> Any:
+    """Return the object at "module:attribute".
+
+    Raises:
+        MissingExtraError: it needs a package that is not installed.
+    """
+    module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

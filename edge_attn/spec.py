@@ -1,4 +1,4 @@
-"""What a graph takes and gives, and the seam between the search and whatever runs the graphs."""
+"""Inputs and outputs of graphs, and the interface of the runtimes that run them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 Value: TypeAlias = Any
-"""A tensor where its runtime keeps it: an OrtValue, a torch tensor, a device buffer. numpy arrays are taken too."""
+"""A tensor in the form of its runtime: OrtValue, torch tensor or device buffer. numpy arrays are inputs too."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor's name, dtype (numpy's name) and shape; a string is a symbolic axis."""
+    """Name, dtype (as numpy names it) and shape of a tensor. A string in the shape is a symbolic axis."""
 
     name: str
     dtype: str
     shape: tuple[Any, ...]
     values: tuple[Any, ...] = ()
-    """Of integers that must lie in a range: the least and the largest; an axis' size, or that less one, as `src-1`."""
+    """Inclusive (min, max) of an integer input. An end may be an axis name, or '<axis>-1'."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
@@ -28,35 +28,37 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph of a bundle: its file and, in order, its inputs and outputs."""
+    """One graph of a bundle: its file, and its inputs and outputs in order."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def names(self, prefix: str) -> list[str]:
-        """The inputs whose name starts with `prefix` (`memory.`, `state.`)."""
+        """Return the names of the inputs that begin with `prefix` (`memory.`, `state.`)."""
         return [tensor.name for tensor in self.inputs if tensor.name.startswith(prefix)]
 
 
 class Runtime(Protocol):
-    """Runs a bundle's graphs. Values stay where the runtime keeps them until `numpy` asks for one."""
+    """Runs the graphs of a bundle. Values stay in the form of the runtime until `numpy` reads one."""
 
     name: str
     provider: str
-    """What really runs the graphs, read from the runtime itself."""
+    """Name of the provider that runs the graphs, as the runtime itself reports it."""
     precision: str
-    """In which the graphs compute: fp32, fp16 or int8; fp64 for the reference that measures noise."""
+    """Compute precision of the graphs: fp32, fp16 or int8; fp64 for the reference that measures noise."""
     graphs: Mapping[str, GraphSpec]
     max_batch: int | None
-    """Sentences that it takes at a time; None: any number."""
+    """Maximum batch size; None means no limit."""
 
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]: ...
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run a graph and return its outputs by name."""
 
-    def numpy(self, value: Value) -> np.ndarray: ...
+    def numpy(self, value: Value) -> np.ndarray:
+        """Return a value as a numpy array."""
 
     def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
-        """Of a value (batch, ...) the rows `index`, in memory of their own; None: it stays whole."""
+        """Return a copy of rows `index` of a (batch, ...) value, or None if the runtime cannot copy rows."""
 
     def close(self) -> None:
-        """Frees what it holds; nothing runs afterwards."""
+        """Free all resources. Nothing runs afterwards."""

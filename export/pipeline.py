@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import platform
@@ -21,13 +22,13 @@ from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
 from edge_attn.bundle.writer import check_output, write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_file
 from edge_attn.errors import ExportError, InputError, ParityError
-from edge_attn.export import checks
-from edge_attn.export import samples as golden
+from edge_attn.export import checks, samples
 from edge_attn.export.fold_embeddings import look_up_products
 from edge_attn.export.trace import example_inputs, store_as_fp16, trace
-from edge_attn.models.graphs import graphs
-from edge_attn.reference import CANDIDATES, record_model
-from edge_attn.registry import SERVICES, resolve
+from edge_attn.models.graphs import Graph, encoder_decoder_graphs
+from edge_attn.parity.task import References, Task
+from edge_attn.reference import CANDIDATES, ModelReferences
+from edge_attn.registry import TASKS, VERBS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
 from edge_attn.text.corpus import read_sentences
 
@@ -35,59 +36,122 @@ from edge_attn.text.corpus import read_sentences
 def export(
     checkpoint: Path, out: Path, candidates: int = CANDIDATES, sentences: Path | None = None, force: bool = False
 ) -> Manifest:
-    """Exports `checkpoint` into the bundle `out`: traced, checked, recorded and verified before it is written.
+    """Export a checkpoint to a bundle that is verified before it is written.
+
+    Args:
+        checkpoint: folder of the trained model.
+        out: bundle to write: a folder, or a zip if it ends in .zip.
+        candidates: best tokens that a step returns; a beam is at most one less.
+        sentences: file of source sentences for the golden data; by default those of the checkpoint.
+        force: replace a bundle at `out`.
 
     Raises:
         CheckpointError, ExportError: the model does not export, or a check fails.
-        ParityError: the bundle does not say what the reference says.
+        ParityError: the results of the bundle differ from the reference.
     """
     check_output(out, force)
     if candidates < 2:
         raise InputError(f"candidates must be at least 2 (a beam of one needs them), got {candidates}")
     model, text, config = load(checkpoint)
-    files: dict[str, bytes] = dict(text.files())
-    specs: dict[str, GraphSpec] = {}
-    made: dict[str, Any] = {}
-    for name, graph in graphs(model, candidates).items():
-        proto, worst = graph_model(name, graph, graph.spec, half=config.training.storage == "fp16")
-        files[graph.spec.file] = proto.SerializeToString(deterministic=True)
-        specs[name] = graph.spec
-        ops = Counter(f"{node.domain}::{node.op_type}".removeprefix("::") for node in proto.graph.node)
-        made[name] = {"nodes": len(proto.graph.node), "ops": dict(sorted(ops.items())), "max_abs_from_torch": worst}
-    samples = read_sentences(sentences) if sentences else load_samples(checkpoint)
     max_source = config.data.max_tokens
-    said = record_model(model, text, golden.choose(text, samples, max_source), max_source, candidates)
-    files.update(said.files())
+    files: dict[str, bytes] = dict(text.files())
     if (checkpoint / CARD).is_file():
         files["MODEL_CARD.md"] = (checkpoint / CARD).read_bytes()
     manifest = Manifest(
         format=FORMAT,
         family=config.model.family,
-        task="seq2seq",
+        task="translation",
         precision="fp32",
-        graphs=specs,
+        graphs={},
         max_source=max_source,
         provenance={
-            "edge_attn": __version__,
             "checkpoint_sha256": hashlib.sha256((checkpoint / MODEL).read_bytes()).hexdigest(),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "python": platform.python_version(),
-            "graphs": made,
             "folded": True,
         },
-        files={name: FileEntry("", 0) for name in files},
     )
-    report = resolve("service", SERVICES, "verify")(Bundle(out, manifest, files), "ort-cpu", said)
+    lines = read_sentences(sentences) if sentences else load_samples(checkpoint)
+    return export_graphs(
+        out,
+        manifest,
+        files,
+        encoder_decoder_graphs(model, candidates),
+        ModelReferences(model, candidates),
+        samples.choose(text, lines, max_source),
+        force,
+        half=config.training.storage == "fp16",
+    )
+
+
+def export_graphs(
+    out: Path,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    graphs: Mapping[str, Graph],
+    references: References,
+    inputs: Sequence[str],
+    force: bool = False,
+    half: bool = False,
+) -> Manifest:
+    """Trace and check graphs, record golden data, verify, and write the bundle. Return its manifest.
+
+    Args:
+        out: bundle to write.
+        manifest: family, task and provenance; graphs, files and verification are added here.
+        files: files of the bundle beside graphs and golden data, by name.
+        graphs: modules to export, by graph name.
+        references: the model that golden data is recorded from.
+        inputs: inputs of the golden data, as users write them.
+        force: replace a bundle at `out`.
+        half: store weights as fp16 where no value changes.
+
+    Raises:
+        ExportError: a graph does not export, or a check fails.
+        ParityError: the results of the bundle differ from the reference.
+        InputError: `out` cannot be written.
+    """
+    task: Task = resolve("task", TASKS, manifest.task)
+    files, details = dict(files), {}
+    for name, graph in graphs.items():
+        proto, max_abs = graph_model(name, graph, graph.spec, half)
+        files[graph.spec.file] = proto.SerializeToString(deterministic=True)
+        ops = Counter(f"{node.domain}::{node.op_type}".removeprefix("::") for node in proto.graph.node)
+        details[name] = {
+            "nodes": len(proto.graph.node),
+            "ops": dict(sorted(ops.items())),
+            "max_abs_from_torch": max_abs,
+        }
+    versions = {
+        "edge_attn": __version__,
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "python": platform.python_version(),
+    }
+    manifest = dataclasses.replace(
+        manifest,
+        graphs={name: graph.spec for name, graph in graphs.items()},
+        provenance={**manifest.provenance, **versions, "graphs": details},
+    )
+    files.update(task.record(Bundle(out, manifest, files), references, inputs).files())
+    manifest = dataclasses.replace(manifest, files={name: FileEntry("", 0) for name in files})
+    report = resolve("verb", VERBS, "verify")(Bundle(out, manifest, files))
     if report.verdict != "holds":
-        raise ParityError(f"the exported bundle does not say what the reference says:\n{report}")
-    verified = Manifest(**{**vars(manifest), "verification": report.summary()})
-    return write_bundle(out, verified, files, force)
+        raise ParityError(f"the results of the exported bundle differ from the reference:\n{report}")
+    return write_bundle(out, dataclasses.replace(manifest, verification=report.summary()), files, force)
 
 
 def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = False) -> tuple[onnx.ModelProto, float]:
-    """One module as a checked ONNX model, and its largest difference from torch over all checked shapes."""
+    """Return a module as a checked ONNX model, and its largest difference from torch over all checked shapes.
+
+    Args:
+        name: name of the graph, for errors.
+        module: module to export.
+        spec: its inputs and outputs.
+        half: store weights as fp16 where no value changes.
+
+    Raises:
+        ExportError: it does not export, or a check fails.
+    """
     checks.finite(module)
     sizes = {axis: 2 + i for i, axis in enumerate(_axes(spec))}
     sizes.update(src=7)
@@ -105,11 +169,11 @@ def export_module(
     inputs: Mapping[str, Sequence[Any]],
     outputs: Mapping[str, Sequence[Any]],
 ) -> GraphSpec:
-    """Exports a user's own module, built from our layers or any other, to the ONNX file `out`, by the same path.
+    """Export a module of the user, with layers of ours or any other, to the ONNX file `out`. Return its description.
 
-    It is exported, and left, in evaluation mode.
-    `inputs` and `outputs` say, in forward's order, each tensor's dtype and shape; a string in a shape is a dynamic
-    axis. For integers a third entry may give their range, where a string is an axis' size:
+    It is exported, and left, in evaluation mode. `inputs` and `outputs` describe, in the order of forward, the dtype
+    and the shape of each tensor. A string in a shape is a dynamic axis. For integers a third entry may contain their
+    range, where a string is the size of an axis:
 
         export_module(
             module,
@@ -118,8 +182,14 @@ def export_module(
             {"context": ("float32", ["batch", 1, 64])},
         )
 
+    Args:
+        module: torch module.
+        out: ONNX file to write.
+        inputs: description of each input, by name.
+        outputs: description of each output, by name.
+
     Raises:
-        ExportError: it does not export, or a check fails; nothing is written then.
+        ExportError: it does not export, or a check fails. Nothing is written then.
         InputError: `out` cannot be written.
     """
     out = Path(out)
@@ -129,17 +199,17 @@ def export_module(
     return spec
 
 
-def _tensors(described: Mapping[str, Sequence[Any]]) -> tuple[TensorSpec, ...]:
-    made = []
-    for name, description in described.items():
+def _tensors(descriptions: Mapping[str, Sequence[Any]]) -> tuple[TensorSpec, ...]:
+    tensors = []
+    for name, description in descriptions.items():
         try:
             dtype, shape, *values = description
-            made.append(TensorSpec(name, np.dtype(dtype).name, tuple(shape), tuple(*values)))
+            tensors.append(TensorSpec(name, np.dtype(dtype).name, tuple(shape), tuple(*values)))
         except (TypeError, ValueError) as error:
             raise ExportError(
                 f"{name}: expected a dtype, a shape and perhaps a range, got {description!r}: {error}"
             ) from error
-    return tuple(made)
+    return tuple(tensors)
 
 
 def _axes(spec: GraphSpec) -> list[str]:

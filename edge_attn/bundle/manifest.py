@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_attn.config.validation import at_least, from_mapping, one_of
 from edge_attn.errors import BundleError, ConfigError
-from edge_attn.registry import PRECISIONS, TASKS
+from edge_attn.registry import FORMER_TASKS, PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec
 
 FORMAT = 2
@@ -126,6 +126,9 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     if version > FORMAT:
         raise BundleError(f"{path} has format {version}, this version reads up to {FORMAT}; install a newer edge-attn")
     try:
+        task = content.get("task")
+        if isinstance(task, str):
+            content["task"] = FORMER_TASKS.get(task, task)
         manifest = from_mapping(Manifest, content, f"{path}: {MANIFEST}")
     except ConfigError as error:
         raise BundleError(str(error)) from error

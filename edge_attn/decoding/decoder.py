@@ -1,6 +1,6 @@
-"""One batch of sentences on one runtime: the encoder runs once, then each step takes the tokens of the live hypotheses.
+"""Step-by-step decoding on a runtime: the encoder runs once per batch, then each step continues the live hypotheses.
 
-States are reordered by the parents inside the graph, and stay the runtime's values.
+The step's graph reorders its states by the parents. Memory and states stay in the form of their runtime.
 """
 
 from __future__ import annotations
@@ -9,12 +9,50 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from edge_attn.errors import BundleError
 from edge_attn.spec import GraphSpec, Runtime, Value
 from edge_attn.text.tokenizers import BOS, EOS, PAD
 
+ENCODER, STEP = "encoder", "step"
+"""Names of the two graphs of an encoder-decoder model."""
+
+
+def check_graphs(graphs: Mapping[str, GraphSpec], where: str) -> None:
+    """Check that the graphs have what decoding needs.
+
+    Raises:
+        BundleError: a graph or one of its outputs is missing; the sentence begins with `where`.
+    """
+    for name in (ENCODER, STEP):
+        if name not in graphs:
+            raise BundleError(f"{where}: an encoder-decoder bundle needs the graph {name!r}")
+    states, memory = graphs[STEP].names("state."), graphs[STEP].names("memory.")
+    required = {
+        ENCODER: [*memory, *states],
+        STEP: ["log_probs", "candidates", "candidate_ids", *(f"next_{state}" for state in states)],
+    }
+    for name, tensors in required.items():
+        outputs = {tensor.name for tensor in graphs[name].outputs}
+        for tensor in tensors:
+            if tensor not in outputs:
+                raise BundleError(
+                    f"{where}: the graph {name!r} has no output {tensor!r}, which an encoder-decoder bundle needs"
+                )
+
+
+def has_alignment(graphs: Mapping[str, GraphSpec]) -> bool:
+    """Return whether a step returns attention weights."""
+    return any(tensor.name == "alignment" for tensor in graphs[STEP].outputs)
+
+
+def output_sizes(graphs: Mapping[str, GraphSpec]) -> tuple[int, int]:
+    """Return the number of candidates of a step and the size of the target vocabulary."""
+    sizes = {tensor.name: tensor.shape[-1] for tensor in graphs[STEP].outputs if tensor.shape}
+    return int(sizes["candidates"]), int(sizes["log_probs"])
+
 
 def pad_sources(sources: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """source (batch, src) int64 padded with PAD, and source_length (batch) int64."""
+    """Return source (batch, src) int64, padded with PAD, and source_length (batch) int64."""
     lengths = np.array([len(source) for source in sources], np.int64)
     padded = np.full((len(sources), int(lengths.max())), PAD, np.int64)
     for row, source in zip(padded, sources, strict=True):
@@ -22,42 +60,62 @@ def pad_sources(sources: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
     return padded, lengths
 
 
+def encode(runtime: Runtime, sources: Sequence[Sequence[int]]) -> dict[str, Value]:
+    """Return the encoder's outputs for a padded batch of sources."""
+    source, lengths = pad_sources(sources)
+    return runtime.run(ENCODER, {"source": source, "source_length": lengths})
+
+
 class StepDecoder:
-    """One batch of sentences on one runtime."""
+    """One batch of sentences that is decoded step by step on one runtime."""
 
     def __init__(self, runtime: Runtime, sources: Sequence[Sequence[int]]) -> None:
-        source, lengths = pad_sources(sources)
         self.runtime = runtime
         self.batch = len(sources)
-        self.encoded = runtime.run("encoder", {"source": source, "source_length": lengths})
-        step = runtime.graphs["step"]
+        self.encoded = encode(runtime, sources)
+        step = runtime.graphs[STEP]
         self._memory = {name: self.encoded[name] for name in step.names("memory.")}
         self._states = step.names("state.")
         self._state = {name: self.encoded[name] for name in self._states}
-        self.aligned = _aligned(step)
-        self.candidates, self.vocabulary = _sizes(step)
+        self.has_alignment = has_alignment(runtime.graphs)
+        self.candidates, self.vocabulary = output_sizes(runtime.graphs)
         self._rows = np.arange(self.batch)
 
     def step(self, tokens: np.ndarray, parents: np.ndarray) -> dict[str, Value]:
-        """tokens and parents (batch, beam) int64 -> the step's outputs; its states are kept for the next step."""
+        """Run one step and keep its states for the next one.
+
+        Args:
+            tokens: last token of each hypothesis, (batch, beam) int64.
+            parents: index of each hypothesis among those of the previous step, (batch, beam) int64.
+
+        Returns:
+            The step's outputs by name, in the form of the runtime. Read them with `read`.
+        """
         if len(self._rows) < self.batch:
             tokens, parents = tokens[self._rows], parents[self._rows]
-        outputs = self.runtime.run("step", {"tokens": tokens, "parents": parents, **self._memory, **self._state})
+        outputs = self.runtime.run(STEP, {"tokens": tokens, "parents": parents, **self._memory, **self._state})
         self._state = {name: outputs["next_" + name] for name in self._states}
         return outputs
 
     def read(self, outputs: Mapping[str, Value], name: str) -> np.ndarray:
-        """An output of the latest step (batch, ...), zero for sentences that were dropped."""
+        """Return an output of the latest step (batch, ...), with zeros for the sentences that were dropped."""
         value = self.runtime.numpy(outputs[name])
         if len(self._rows) == self.batch:
             return value
-        whole = np.zeros((self.batch, *value.shape[1:]), value.dtype)
-        whole[self._rows] = value
-        return whole
+        padded = np.zeros((self.batch, *value.shape[1:]), value.dtype)
+        padded[self._rows] = value
+        return padded
 
-    def drop(self, alive: np.ndarray) -> None:
-        """Only sentences that are `alive` (batch) are computed from here on: where the runtime can take rows out of its
-        values, and where they are at most half, which pays for the copy."""
+    def read_alignment(self, outputs: Mapping[str, Value]) -> np.ndarray:
+        """Return the attention weights of the latest step, (batch, beam, src)."""
+        return self.read(outputs, "alignment")
+
+    def drop_finished(self, alive: np.ndarray) -> None:
+        """Compute only the sentences that are `alive` (batch) from here on.
+
+        Nothing is dropped where the runtime cannot copy rows, or while more than half of the rows are alive: the copy
+        would cost more than it saves.
+        """
         left = np.flatnonzero(alive[self._rows])
         if 2 * len(left) > len(self._rows):
             return
@@ -69,25 +127,15 @@ class StepDecoder:
             self._memory, self._state, self._rows = memory, state, self._rows[left]
 
 
-def _aligned(step: GraphSpec) -> bool:
-    return any(tensor.name == "alignment" for tensor in step.outputs)
-
-
-def _sizes(step: GraphSpec) -> tuple[int, int]:
-    """Candidates that a step gives, and entries of the vocabulary."""
-    sizes = {tensor.name: tensor.shape[-1] for tensor in step.outputs if tensor.shape}
-    return int(sizes["candidates"]), int(sizes["log_probs"])
-
-
 def teacher_force(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> Iterator[tuple[StepDecoder, dict[str, Value]]]:
-    """Teacher-forced along `targets`: the outputs of each step, up to the longest target's end symbol; a beam of one.
+    """Yield the outputs of each step along `targets`, up to the longest target's end symbol, with a beam of one.
 
-    Rows whose target has ended are fed eos; what they say then means nothing.
+    Rows whose target has ended are fed eos, and their outputs are meaningless.
     """
-    decoding = StepDecoder(runtime, sources)
+    decoder = StepDecoder(runtime, sources)
     parents = np.zeros((len(sources), 1), np.int64)
     for step in range(max(map(len, targets)) + 1):
         last = [BOS if step == 0 else target[step - 1] if step <= len(target) else EOS for target in targets]
-        yield decoding, decoding.step(np.array(last, np.int64)[:, None], parents)
+        yield decoder, decoder.step(np.array(last, np.int64)[:, None], parents)

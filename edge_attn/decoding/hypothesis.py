@@ -1,4 +1,4 @@
-"""Hypotheses of a search: how they are read back, scored and ranked."""
+"""Hypotheses of a search: backtrace, score and ranking."""
 
 from __future__ import annotations
 
@@ -17,84 +17,98 @@ class Hypothesis:
     """One translation of one source."""
 
     tokens: tuple[int, ...]
-    """Without bos and eos."""
+    """Token ids without bos and eos."""
     log_prob: float
-    """The model's own, summed over the tokens and, if finished, the end symbol; no option changes it."""
+    """The model's log-probability, summed over the tokens and, if finished, the end symbol. No option changes it."""
     score: float
-    """What it is ranked by: log_prob over the length penalty, the other penalties of the options put in."""
+    """Ranking score: log_prob divided by the length penalty, with the options' other penalties included."""
     finished: bool
-    """False where max_length cut it off."""
+    """False where max_length ended the hypothesis."""
     alignment: np.ndarray | None = field(default=None, compare=False)
-    """Attention weights (tgt, src), the end symbol's row last if finished; None if not asked for or not there."""
+    """Attention weights (tgt, src), the end symbol's row last if finished; None if not requested or not available."""
 
 
-class _End(NamedTuple):
-    """Where a hypothesis ended."""
+class FinishedHypothesis(NamedTuple):
+    """End of a hypothesis in the beam, from which it is read back."""
 
-    total: float
-    """What it was ranked by, before the penalties on the whole."""
+    score: float
+    """Sum of the step scores, before the penalties on the whole hypothesis."""
     log_prob: float
     row: int
-    place: int
-    """In the beam after its last step that was no end symbol."""
+    beam_index: int
+    """Index in the beam after its last step that was no end symbol."""
     steps: int
     finished: bool
 
 
 @dataclass
-class _Trace:
-    """What lived at each step: tokens and parents as nested lists (row, index), to read a hypothesis back from its end,
-    and alignments (rows, width, src)."""
+class BeamHistory:
+    """Live hypotheses at each step: tokens and parents as nested lists (row, index), alignments (rows, width, src)."""
 
     tokens: list[list[list[int]]]
     parents: list[list[list[int]]]
     alignments: list[np.ndarray] | None
 
-    def follow(self, end: _End) -> list[int]:
-        """Its indices in the beam: before the first step, and after each."""
-        indices = [end.place]
+    def backtrace(self, end: FinishedHypothesis) -> list[int]:
+        """Return the indices of the hypothesis in the beam: before the first step, and after each one."""
+        indices = [end.beam_index]
         for step in reversed(range(end.steps)):
             indices.append(self.parents[step][end.row][indices[-1]])
         return indices[::-1]
 
-    def read(self, end: _End) -> tuple[int, ...]:
-        pairs = zip(self.tokens, self.follow(end)[1:], strict=False)
+    def read_tokens(self, end: FinishedHypothesis) -> tuple[int, ...]:
+        """Return the tokens of the hypothesis."""
+        pairs = zip(self.tokens, self.backtrace(end)[1:], strict=False)
         return tuple(step[end.row][index] for step, index in pairs)
 
-    def weights(self, end: _End) -> np.ndarray | None:
-        """(tgt, src), the end symbol's row among them if it is finished."""
+    def read_alignment(self, end: FinishedHypothesis) -> np.ndarray | None:
+        """Return the attention weights (tgt, src) of the hypothesis, with the end symbol's row if it is finished."""
         if self.alignments is None:
             return None
-        indices = self.follow(end)[: end.steps + end.finished]
+        indices = self.backtrace(end)[: end.steps + end.finished]
         pairs = zip(self.alignments, indices, strict=False)
         return np.stack([step[end.row, index] for step, index in pairs])
 
 
-def _hypotheses(
-    searches: Sequence[Sequence[_End]], trace: _Trace, config: SearchConfig, source: int, alignments: bool
+def select_hypotheses(
+    searches: Sequence[Sequence[FinishedHypothesis]],
+    history: BeamHistory,
+    config: SearchConfig,
+    source_length: int,
+    alignments: bool,
 ) -> list[Hypothesis]:
-    """What the searches of one sentence give; groups compete for the places, samples and alternatives have one each."""
-    apart = config.sample or config.alternatives > 0
-    pools = searches if apart else [[end for ends in searches for end in ends]]
-    found: list[Hypothesis] = []
+    """Return the hypotheses of one sentence, best first.
+
+    Groups compete for the `n_best` places. Samples and alternatives have one place each.
+
+    Args:
+        searches: ends of the hypotheses of each search of the sentence.
+        history: live hypotheses at each step.
+        config: search options.
+        source_length: source tokens of the sentence, without padding.
+        alignments: whether the hypotheses contain their attention weights.
+    """
+    independent = config.sample or config.alternatives > 0
+    pools = searches if independent else [[end for ends in searches for end in ends]]
+    hypotheses: list[Hypothesis] = []
     for pool in pools:
-        scored = [(_score(end, trace, config, source), end) for end in pool]
+        scored = [(_score(end, history, config, source_length), end) for end in pool]
         scored.sort(key=lambda item: (not item[1].finished, -item[0]))
-        chosen: dict[tuple[tuple[int, ...], bool], Hypothesis] = {}  # two groups may find the same
+        unique: dict[tuple[tuple[int, ...], bool], Hypothesis] = {}  # two groups may end with the same tokens
         for score, end in scored:
-            if len(chosen) < config.n_best:
-                tokens, weights = trace.read(end), trace.weights(end) if alignments else None
-                said = Hypothesis(tokens, end.log_prob, score, end.finished, weights)
-                chosen.setdefault((tokens, end.finished), said)
-        found += chosen.values()
-    # the model says NaN, or that nothing can follow: an answer that nobody can take for one
-    return found or [Hypothesis((), np.nan, np.nan, False)]
+            if len(unique) < config.n_best:
+                tokens, weights = history.read_tokens(end), history.read_alignment(end) if alignments else None
+                hypothesis = Hypothesis(tokens, end.log_prob, score, end.finished, weights)
+                unique.setdefault((tokens, end.finished), hypothesis)
+        hypotheses += unique.values()
+    # the model returns NaN, or no token can follow: a result that cannot be mistaken for a translation
+    return hypotheses or [Hypothesis((), np.nan, np.nan, False)]
 
 
-def _score(end: _End, trace: _Trace, config: SearchConfig, source: int) -> float:
-    score = end.total / length_penalty(max(end.steps + end.finished, 1), config)
+def _score(end: FinishedHypothesis, history: BeamHistory, config: SearchConfig, source_length: int) -> float:
+    score = end.score / length_penalty(max(end.steps + end.finished, 1), config)
     if config.coverage_penalty:
-        weights = trace.weights(end)
-        assert weights is not None  # _check saw to it
-        score += coverage_penalty(weights[:, :source], config.coverage_penalty)
+        weights = history.read_alignment(end)
+        assert weights is not None  # check() refuses a coverage penalty without alignments
+        score += coverage_penalty(weights[:, :source_length], config.coverage_penalty)
     return score

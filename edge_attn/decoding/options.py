@@ -1,5 +1,4 @@
-"""The options of search and of runtimes: frozen, documented on the field, refusing nonsense. Standard library only; the
-command line loads them and no other configuration, to answer --help at once."""
+"""Search options: frozen, documented on the field, validated. Standard library only: the command line loads it."""
 
 from __future__ import annotations
 
@@ -8,60 +7,65 @@ from dataclasses import dataclass
 from edge_attn.errors import UsageError
 
 LENGTH_PENALTIES = ("none", "avg", "wu")
-WIDEST = 1024
-"""Hypotheses of one sentence that live at a time, at most: each has its row of the vocabulary in memory."""
+MAX_WIDTH = 1024
+"""Maximum number of live hypotheses of one sentence: each has a row of the vocabulary in memory."""
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How a sentence is searched for; the same for every runtime."""
+    """Options of the search for one sentence, the same for every runtime.
+
+    Raises:
+        UsageError: a value out of range, or options that exclude each other.
+    """
 
     beam: int = 4
-    """Hypotheses kept at each step; 1 is greedy search."""
+    """Beam size: hypotheses that survive each step. 1 is greedy search."""
     n_best: int = 1
-    """Hypotheses returned: at most `beam`, or any number of independent samples."""
+    """Number of hypotheses returned: at most `beam`, or any number of independent samples."""
     length_penalty: float = 1.0
-    """alpha: the power of what the log-probability is divided by; the kind none takes none."""
+    """alpha, the exponent of the length penalty. The kind none has no exponent."""
     max_length: int = 200
-    """Tokens, at most, the end symbol counted."""
+    """Maximum number of tokens, the end symbol included."""
     length_penalty_kind: str = "avg"
-    """What a hypothesis of n tokens, the end symbol counted, is divided by: none, 1; avg, n ** alpha; wu, the length
-    penalty of Wu et al. 2016 (https://arxiv.org/abs/1609.08144), equation 14, ((5 + n) / 6) ** alpha."""
+    """Divisor of the log-probability of n tokens, the end symbol included: none, 1; avg, n ** alpha; wu, ((5 + n) / 6)
+    ** alpha (Wu et al. 2016, https://arxiv.org/abs/1609.08144, equation 14)."""
     coverage_penalty: float = 0.0
-    """beta of Wu et al. 2016, equation 14: what was hardly attended to lowers the score; 0 turns it off."""
+    """beta of Wu et al. 2016, equation 14: source tokens with little attention lower the score. 0 turns it off."""
     repetition_penalty: float = 1.0
-    """theta of Keskar et al. 2019 (https://arxiv.org/abs/1909.05858), section 4.1: the log-probability of a token that
-    the hypothesis already holds counts so many times; 1 turns it off."""
+    """theta of Keskar et al. 2019 (https://arxiv.org/abs/1909.05858), section 4.1: factor of the log-probability of a
+    token that the hypothesis already contains. 1 turns it off."""
     no_repeat_ngram: int = 0
-    """No sequence of so many tokens comes twice (Paulus et al. 2018, https://arxiv.org/abs/1705.04304, section 2.5); 0
+    """Size of the n-grams that must not repeat (Paulus et al. 2018, https://arxiv.org/abs/1705.04304, section 2.5). 0
     turns it off."""
     min_length: int = 0
-    """Tokens, at least, the end symbol not counted."""
+    """Minimum number of tokens, without the end symbol."""
     suppress: tuple[int, ...] = ()
-    """Tokens that never come, unless a prefix holds them."""
+    """Token ids that are never generated, unless a prefix contains them."""
     groups: int = 1
-    """Parts of the beam that are searched one after another, each kept away from the tokens of those before it
-    (Vijayakumar et al. 2018, https://arxiv.org/abs/1610.02424, equation 5); must divide the beam."""
+    """Number of groups of diverse beam search (Vijayakumar et al. 2018, https://arxiv.org/abs/1610.02424, equation 5).
+
+    Each group is penalized for the tokens of the groups before it. Must divide the beam."""
     diversity: float = 0.0
     """lambda of Vijayakumar et al. 2018, with the Hamming diversity of section 5.1."""
     alternatives: int = 0
-    """So many different tokens after the prefix, the most likely first, each completed by a search of its own; 0: one
-    search, of all of them."""
+    """Number of different first tokens after the prefix, the most probable first, each completed by a separate search.
+    0 is one ordinary search."""
     sample: bool = False
-    """Tokens are drawn, not searched for; needs a beam of 1."""
+    """Sample tokens instead of searching. Needs a beam of 1."""
     temperature: float = 1.0
-    """Of what is drawn from: p ** (1 / temperature), renormalized."""
+    """Sampling temperature: probabilities become p ** (1 / temperature), renormalized."""
     top_k: int = 0
-    """Only the k most likely tokens are drawn from (Fan et al. 2018, https://arxiv.org/abs/1805.04833); 0: all."""
+    """Sample from the k most probable tokens (Fan et al. 2018, https://arxiv.org/abs/1805.04833). 0: from all."""
     top_p: float = 1.0
-    """Only the fewest tokens whose probabilities sum to p are drawn from: the nucleus of Holtzman et al. 2020
+    """Sample from the fewest tokens whose probabilities sum to p: the nucleus of Holtzman et al. 2020
     (https://arxiv.org/abs/1904.09751), equation 2."""
     seed: int = 0
-    """What is drawn follows from the seed, the sentence and the number of the sample; on another runtime rounding may,
-    rarely, turn a draw."""
+    """Samples depend on the seed, the sentence and the number of the sample. On another runtime rounding may, rarely,
+    change a token."""
 
     def __post_init__(self) -> None:
-        for name, least in (
+        for name, minimum in (
             ("beam", 1),
             ("max_length", 1),
             ("no_repeat_ngram", 0),
@@ -71,8 +75,8 @@ class SearchConfig:
             ("top_k", 0),
             ("seed", 0),
         ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            if getattr(self, name) < minimum:
+                raise UsageError(f"{name} must be at minimum {minimum}, got {getattr(self, name)}")
         for name, low, high in (
             ("length_penalty", 0.0, 10.0),
             ("coverage_penalty", 0.0, 10.0),
@@ -93,11 +97,11 @@ class SearchConfig:
             )
         if self.sample:
             if self.groups > 1 or self.diversity:
-                raise UsageError("sampling has no groups: leave out groups and diversity")
+                raise UsageError("sampling has no groups: remove groups and diversity")
             if self.beam != 1:
-                raise UsageError(f"sampling draws one token at a time: it needs a beam of 1, got beam {self.beam}")
+                raise UsageError(f"sampling needs a beam of 1, got beam {self.beam}")
             if self.n_best < 1:
-                raise UsageError(f"n_best must be at least 1, got {self.n_best}")
+                raise UsageError(f"n_best must be at minimum 1, got {self.n_best}")
         elif not 1 <= self.n_best <= self.beam:
             raise UsageError(f"n_best must lie between 1 and the beam ({self.beam}), got {self.n_best}")
         for name in ("temperature", "top_k", "top_p", "seed"):
@@ -113,24 +117,24 @@ class SearchConfig:
                 f"{self.diversity:g}"
             )
         if self.alternatives and (self.sample or self.groups > 1 or self.n_best > 1):
-            raise UsageError("alternatives are searched for one by one: without sample, groups or n_best")
-        if self.width > WIDEST:
+            raise UsageError("alternatives exclude sample, groups and n_best: each is a separate search")
+        if self.width > MAX_WIDTH:
             raise UsageError(
-                f"at most {WIDEST} hypotheses of a sentence live at a time, got {self.width}; take a smaller beam "
+                f"at most {MAX_WIDTH} hypotheses of a sentence can be live, got {self.width}; use a smaller beam "
                 f"or fewer samples or alternatives"
             )
 
     @property
     def searches(self) -> int:
-        """Independent ones of each sentence: groups of the beam, samples, or alternatives."""
+        """Number of searches of each sentence: groups of the beam, samples, or alternatives."""
         return self.n_best if self.sample else self.alternatives or self.groups
 
     @property
     def width(self) -> int:
-        """Hypotheses of each sentence that live at a time, at most."""
+        """Maximum number of live hypotheses of each sentence."""
         return self.beam // self.groups * self.searches
 
     @property
     def returned(self) -> int:
-        """Hypotheses of each sentence, at most."""
+        """Maximum number of hypotheses returned for each sentence."""
         return self.alternatives or self.n_best

@@ -1,4 +1,4 @@
-"""Drawing tokens by their probabilities, each sample of a sentence from a stream of random numbers of its own."""
+"""Sampling of tokens by their probabilities, each sample of a sentence from its own random stream."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edge_attn.decoding.options import SearchConfig
 
 
 class Sampler:
-    """Draws for `searches` samples of each source.
+    """Random streams of `searches` samples of each source.
 
-    A sample's stream follows from the seed, the source's tokens and the sample's number: not from the batch or the
-    place in it. The same source twice gives the same samples twice. Another runtime rounds probabilities otherwise,
-    which may, rarely, turn a draw.
+    A stream depends on the seed, the source's tokens and the sample's number alone, not on the batch or the position
+    in it: equal sources have equal samples. Another runtime rounds probabilities differently, which may, rarely,
+    change a token.
     """
 
     def __init__(self, config: SearchConfig, sources: Sequence[Sequence[int]]) -> None:
@@ -23,37 +23,37 @@ class Sampler:
         self._streams = [np.random.default_rng(stream) for stream in streams]
 
     def draw(self, log_probs: np.ndarray) -> np.ndarray:
-        """The next token of each sample: the first whose cumulated probability passes the next number of its stream.
+        """Return the next token of each sample: the first whose cumulative probability exceeds the next random number.
 
-        The tokens stay in the vocabulary's order, so that two of nearly the same probability do not trade places
+        The tokens stay in the order of the vocabulary, so that two of nearly the same probability do not change places
         between two runtimes.
 
         Shapes:
             log_probs (samples, 1, vocab) -> (samples, 1, 1)
         """
-        kept = filter_probabilities(log_probs[:, 0].astype(np.float64), self.config)
-        sums = np.cumsum(kept, 1)
-        drawn = np.array([stream.random() for stream in self._streams])
-        target = drawn[:, None] * sums[:, -1:]
-        chosen: np.ndarray = np.minimum((sums <= target).sum(1), kept.shape[1] - 1)
-        return chosen[:, None, None]
+        probabilities = filter_probabilities(log_probs[:, 0].astype(np.float64), self.config)
+        sums = np.cumsum(probabilities, 1)
+        numbers = np.array([stream.random() for stream in self._streams])
+        target = numbers[:, None] * sums[:, -1:]
+        tokens: np.ndarray = np.minimum((sums <= target).sum(1), probabilities.shape[1] - 1)
+        return tokens[:, None, None]
 
 
 def filter_probabilities(log_probs: np.ndarray, config: SearchConfig) -> np.ndarray:
-    """What is drawn from, not normalized: the temperature first, then top-k, then top-p; of equals all or none stay.
+    """Return unnormalized probabilities after temperature, top-k and top-p, in this order. Ties at a cutoff stay.
 
     Shapes:
         log_probs (samples, vocab) -> the same
     """
-    with np.errstate(invalid="ignore"):  # a row of which nothing can follow
+    with np.errstate(invalid="ignore"):  # a row that forbids every token
         mass: np.ndarray = np.exp((log_probs - log_probs.max(1, keepdims=True)) / config.temperature)
     if 0 < config.top_k < mass.shape[1]:
-        least = np.partition(mass, -config.top_k, 1)[:, -config.top_k, None]
-        mass[mass < least] = 0.0
+        cutoff = np.partition(mass, -config.top_k, 1)[:, -config.top_k, None]
+        mass[mass < cutoff] = 0.0
     if config.top_p < 1.0:
-        falling = -np.sort(-mass, 1)
-        sums = np.cumsum(falling, 1)
-        inside = sums - falling < config.top_p * sums[:, -1:]  # the mass before it does not reach p
-        least = np.where(inside, falling, np.inf).min(1, keepdims=True)
-        mass[mass < least] = 0.0
+        descending = -np.sort(-mass, 1)
+        sums = np.cumsum(descending, 1)
+        inside = sums - descending < config.top_p * sums[:, -1:]  # the mass before it does not reach p
+        cutoff = np.where(inside, descending, np.inf).min(1, keepdims=True)
+        mass[mass < cutoff] = 0.0
     return mass

@@ -1,4 +1,4 @@
-"""The `seq2seq` family: a bidirectional recurrent encoder and a recurrent decoder with attention, or without.
+"""The `seq2seq` family: a bidirectional recurrent encoder and a recurrent decoder, with or without attention.
 
 Bahdanau et al. 2015 (https://arxiv.org/abs/1409.0473), `attend = "before"`:
 
@@ -8,12 +8,12 @@ Luong et al. 2015 (https://arxiv.org/abs/1508.04025), `attend = "after"`:
 
     s_i = cell(y_{i-1}, s_{i-1}),   c_i = attention(s_i, h),   t_i = tanh(W [s_i; c_i])
 
-With input feeding t_{i-1} enters the cell too. p(y_i) = softmax(V t_i), where V may be the target embeddings.
+With input feeding t_{i-1} is an input of the cell too. p(y_i) = softmax(V t_i), where V may be the target embeddings.
 Without attention c_i is the encoder's last state (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
-What hands something on from step to step (cells, input feeding, some attentions) has it in the state, by name.
+Whatever passes a tensor from step to step (cells, input feeding, some attentions) has it in the state, by name.
 
-Axes: memory is (batch, ...), state is (batch, beam, ...); beams are query positions of the attention, so memory is
+Axes: memory is (batch, ...), state is (batch, beam, ...). Beams are query positions of the attention, so memory is
 never repeated.
 """
 
@@ -27,15 +27,23 @@ from torch import Tensor, nn
 
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
-from edge_attn.models.layers.attention import Attention, AttentionOptions, Memory, State
+from edge_attn.models.interface import Memory, State
+from edge_attn.models.layers.attention import Attention, AttentionOptions
 from edge_attn.models.layers.recurrent import Cell
 from edge_attn.registry import ATTENTION_WRAPPERS, ATTENTIONS, CELLS, LAYERS, resolve
 from edge_attn.text.tokenizers import PAD
 
+ATTENTION_STATE = "attention."
+"""Prefix of the state tensors of the attention."""
+
 
 class Encoder(nn.Module):
-    """source (batch, src) int64, source_length (batch) int64
-    -> values (batch, src, 2 hidden), mask (batch, src) bool, last states, each (batch, 2 hidden)."""
+    """Bidirectional recurrent encoder.
+
+    Shapes:
+        source (batch, src) int64, source_length (batch) int64
+        -> values (batch, src, 2 hidden), mask (batch, src) bool, last states, each (batch, 2 hidden)
+    """
 
     def __init__(self, config: Seq2SeqConfig, vocab: int) -> None:
         super().__init__()
@@ -48,6 +56,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, source: Tensor, source_length: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Encode a padded batch of sources."""
         values, last = self.embedding(source), ()
         for layer in self.layers:
             values, last = layer(self.dropout(values), source_length)
@@ -56,31 +65,32 @@ class Encoder(nn.Module):
 
 
 class StepProjections(Protocol):
-    """The two linear maps of a step that hear the context."""
+    """The two linear layers of a step that take the context vector as input."""
 
     def first_projection(self, embedded: Tensor, context: Tensor | None, feed: Tensor | None) -> Tensor:
-        """What enters the first cell, (batch, beam, rows)."""
+        """Return the input of the first cell, (batch, beam, rows)."""
 
     def combined(self, hidden: Tensor, context: Tensor, embedded: Tensor | None) -> Tensor:
-        """What the attentional vector is the tanh of."""
+        """Return the argument of the attentional vector's tanh, (batch, beam, features)."""
 
 
 @dataclass(frozen=True)
 class TeacherForcedOutput:
-    """What training hears of a batch whose targets are given."""
+    """Output of a training pass along the reference targets."""
 
     features: Tensor
     """t (batch, tgt, features)."""
     choices: Tensor | None
-    """Log-probability of what a hard attention chose (batch, tgt), where it is trained by reward."""
+    """Log-probability of the sampled positions of a hard attention, (batch, tgt), where reward trains it."""
 
 
 class Seq2Seq(nn.Module):
-    """The whole model. `encode` once per sentence, then `step` by step; `forward` is the training pass."""
+    """The whole model, an EncoderDecoder. `forward` is the training pass."""
 
     def __init__(self, config: Seq2SeqConfig, source_vocab: int, target_vocab: int) -> None:
         super().__init__()
         self.config = config
+        self.source_vocabulary, self.target_vocabulary = source_vocab, target_vocab
         value, hidden = 2 * config.encoder_hidden, config.decoder_hidden
         features = config.embedding if config.tied_output else hidden
         self.encoder = Encoder(config, source_vocab)
@@ -111,42 +121,63 @@ class Seq2Seq(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def encode(self, source: Tensor, source_length: Tensor) -> tuple[Memory, State]:
-        """The memory of each sentence, and the state before its first target symbol (beam axis of one)."""
+        """Return the memory of each sentence, and the state before its first target token (beam axis of one)."""
         values, mask, last = self.encoder(source, source_length)
         memory = self.attention.prepare(values, mask, last[0])
-        state = {f"attention.{name}": tensor for name, tensor in self.attention.start(memory).items()}
+        state = {f"{ATTENTION_STATE}{name}": tensor for name, tensor in self.attention.start(memory).items()}
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, Cell)
-            given = {
-                name: values.new_zeros(values.shape[0], 1, self.config.decoder_hidden) for name in cell.final_states
-            }
+            zeros = values.new_zeros(values.shape[0], 1, self.config.decoder_hidden)
+            initial = dict.fromkeys(cell.final_states, zeros)
             if self.config.bridge == "linear":
-                for name in given:
+                for name in initial:
                     end = last[self.encoder.final_states.index(name)]
-                    given[name] = torch.tanh(self.bridge[f"{name}_{layer}"](end))[:, None, :]
-            state.update({f"{name}.{layer}": tensor for name, tensor in cell.start(given).items()})
+                    initial[name] = torch.tanh(self.bridge[f"{name}_{layer}"](end))[:, None, :]
+            state.update({f"{name}.{layer}": tensor for name, tensor in cell.start(initial).items()})
         if self.config.input_feeding:
             state["feed"] = values.new_zeros(values.shape[0], 1, self.combine.out_features)
         return memory, state
 
     def step(
-        self, embedded: Tensor, memory: Memory, state: State, mix: StepProjections | None = None
+        self, tokens: Tensor, memory: Memory, state: State, projections: StepProjections | None = None
     ) -> tuple[Tensor, Tensor | None, State]:
-        """embedded (batch, beam, embedding), the last symbols -> features t (batch, beam, features), weights, state."""
-        mix = mix or self
+        """Return logits, attention weights and the next state; see EncoderDecoder.step.
+
+        Args:
+            tokens: last target tokens, (batch, beam) int64.
+            memory: memory of each source.
+            state: state of each hypothesis.
+            projections: the linear layers that take the context; by default the model's own.
+        """
+        features, weights, following = self.decode(self.embedding(tokens), memory, state, projections)
+        logits = self.logits(features.flatten(0, 1)).reshape(*tokens.shape, -1)  # over two axes: one Gemm
+        return logits, weights, following
+
+    def decode(
+        self, embedded: Tensor, memory: Memory, state: State, projections: StepProjections | None = None
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """Return features t (batch, beam, features), attention weights and the next state.
+
+        Args:
+            embedded: embeddings of the last target tokens, (batch, beam, embedding).
+            memory: memory of each source.
+            state: state of each hypothesis.
+            projections: the linear layers that take the context; by default the model's own.
+        """
+        projections = projections or self
         following: State = {}
-        kept = {name[10:]: tensor for name, tensor in state.items() if name.startswith("attention.")}
+        attention_state = _with_prefix(state, ATTENTION_STATE)
 
         def attend(query: Tensor) -> tuple[Tensor, Tensor | None]:
-            context, weights, kept_on = self.attention.step(query, memory, kept)
-            following.update({f"attention.{name}": tensor for name, tensor in kept_on.items()})
+            context, weights, new = self.attention.step(query, memory, attention_state)
+            following.update({f"{ATTENTION_STATE}{name}": tensor for name, tensor in new.items()})
             return context, weights
 
         before = self.config.attend == "before"
         if before:
             top = self.config.decoder_layers - 1
             context, weights = attend(self.cells[top].query(_of_layer(state, top)))  # type: ignore[operator]
-        x = mix.first_projection(embedded, context if before else None, state.get("feed"))
+        x = projections.first_projection(embedded, context if before else None, state.get("feed"))
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, Cell)
             if layer:
@@ -155,44 +186,42 @@ class Seq2Seq(nn.Module):
             following.update({f"{name}.{layer}": tensor for name, tensor in new.items()})
         if not before:
             context, weights = attend(x)
-        features = torch.tanh(mix.combined(x, context, embedded if before else None))
+        features = torch.tanh(projections.combined(x, context, embedded if before else None))
         if self.config.input_feeding:
             following["feed"] = features
         return features, weights, following
 
     def first_projection(self, embedded: Tensor, context: Tensor | None, feed: Tensor | None) -> Tensor:
+        """Return the input of the first cell; see StepProjections."""
         inputs = [part for part in (embedded, context, feed) if part is not None]
         return nn.functional.linear(torch.cat(inputs, -1), *self.cells[0].projection())  # type: ignore[operator]
 
     def combined(self, hidden: Tensor, context: Tensor, embedded: Tensor | None) -> Tensor:
+        """Return the argument of the attentional vector's tanh; see StepProjections."""
         parts = [part for part in (hidden, context, embedded) if part is not None]
-        made: Tensor = self.combine(torch.cat(parts, -1))
-        return made
+        combined: Tensor = self.combine(torch.cat(parts, -1))
+        return combined
 
     def logits(self, features: Tensor) -> Tensor:
+        """Return logits (..., vocab) of features (..., features)."""
         logits: Tensor = self.output(self.dropout(features))
         return logits
 
     def forward_teacher_forced(self, source: Tensor, source_length: Tensor, target: Tensor) -> TeacherForcedOutput:
-        """The training pass, teacher-forced: target (batch, tgt), beginning with bos."""
+        """Run the training pass along target (batch, tgt), which begins with bos."""
         memory, state = self.encode(source, source_length)
         embedded = self.dropout(self.embedding(target))
         features, choices = [], []
         for i in range(target.shape[1]):
-            new, _, state = self.step(embedded[:, i : i + 1], memory, state)
+            new, _, state = self.decode(embedded[:, i : i + 1], memory, state)
             features.append(new)
-            if "attention.choice" in state:
-                choices.append(state.pop("attention.choice")[..., 0])
+            if f"{ATTENTION_STATE}choice" in state:
+                choices.append(state.pop(f"{ATTENTION_STATE}choice")[..., 0])
         return TeacherForcedOutput(torch.cat(features, 1), torch.cat(choices, 1) if choices else None)
 
     def forward(self, source: Tensor, source_length: Tensor, target: Tensor) -> Tensor:
-        """The features of `forward_teacher_forced` (batch, tgt, features)."""
+        """Return the features (batch, tgt, features) of the training pass."""
         return self.forward_teacher_forced(source, source_length, target).features
-
-
-def _of_layer(state: State, layer: int) -> State:
-    """The part of the state that the decoder's cell of that layer handed on."""
-    return {name.rpartition(".")[0]: tensor for name, tensor in state.items() if name.endswith(f".{layer}")}
 
 
 def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> Attention:
@@ -226,3 +255,13 @@ def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> A
         )
     wrapped: Attention = resolve("focus", ATTENTION_WRAPPERS, wrapper).wrap(attention, options)
     return wrapped
+
+
+def _with_prefix(state: State, prefix: str) -> State:
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _of_layer(state: State, layer: int) -> State:
+    """Return the state of the decoder's cell in that layer."""
+    return {name.rpartition(".")[0]: tensor for name, tensor in state.items() if name.endswith(f".{layer}")}

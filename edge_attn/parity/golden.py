@@ -1,12 +1,13 @@
-"""Golden data: what the reference said about some sentences, so that a device can be held to it without torch.
+"""Golden data of encoder-decoder models: results of the reference, with which a device is compared without torch.
 
-Per sentence: ids, encoder outputs; along the reference's greedy tokens, per step: the 32 best log-probabilities, the
-log of the remaining mass, 8 seeded projections of the whole row and of each state (so a change anywhere shows),
-alignments; the tokens, scores, texts and alignment of greedy and of beam search; a digest of decoding every entry of
-the vocabulary.
+Per sentence: token ids and encoder outputs; along the reference's greedy tokens, per step: the 32 best
+log-probabilities, the log of the remaining mass, 8 seeded projections of the whole row and of each state (so that a
+change anywhere shows), alignments; tokens, scores, texts and alignment of greedy and of beam search; a digest of the
+text of every vocabulary entry.
 
-Noise: the reference runs in fp32 and in fp64; their largest difference at a step, times NOISE_FACTOR, is that step's
-noise. A token flip is excused only where the reference's own margin is below it. It is never measured on a candidate.
+Noise: the reference runs in fp32 and in fp64. Their largest difference at a step, times NOISE_FACTOR, is the noise of
+that step. A different token is accepted only where the reference's own margin is below it. Noise is never measured on
+a candidate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,39 +34,44 @@ SUMMARY = ("top_log_probs", "rest", "projections")
 
 @dataclass(frozen=True)
 class ReferenceHypothesis:
-    """One hypothesis of the reference."""
+    """Hypothesis of the reference, with its text and noise."""
 
     tokens: tuple[int, ...]
     text: str
     log_prob: float
     score: float
     noise: float
-    """Of log_prob."""
+    """Noise of log_prob."""
     finished: bool
 
 
 @dataclass(frozen=True)
 class Golden:
+    """Recorded results of the reference. Field names are the keys of golden.json."""
+
     search: SearchConfig
-    """The beam search that was recorded; greedy was recorded with the same limit."""
+    """Options of the recorded beam search. Greedy search was recorded with the same max_length."""
     sentences: tuple[str, ...]
     sources: tuple[tuple[int, ...], ...]
     greedy: tuple[ReferenceHypothesis, ...]
     n_best: tuple[tuple[ReferenceHypothesis, ...], ...]
     vocabulary: str
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
-    """By name, the sentences' rows one after another."""
+    """Arrays by name, the sentences' rows one after another."""
+
+    def __len__(self) -> int:
+        return len(self.sentences)
 
     def steps(self) -> list[slice]:
-        """Each sentence's rows in the arrays of steps."""
-        return _slices([len(said.tokens) + 1 for said in self.greedy])
+        """Return each sentence's rows in the arrays of steps."""
+        return _slices([len(best.tokens) + 1 for best in self.greedy])
 
     def positions(self) -> list[slice]:
-        """Each sentence's rows in the arrays of source positions."""
+        """Return each sentence's rows in the arrays of source positions."""
         return _slices([len(source) for source in self.sources])
 
     def alignments(self, name: str) -> list[np.ndarray]:
-        """Each sentence's (tgt, src) weights from the flat array `name`; empty without attention."""
+        """Return each sentence's weights (tgt, src) from the flat array `name`; empty without attention."""
         if name not in self.arrays:
             return []
         rows = self._rows(name)
@@ -74,15 +80,16 @@ class Golden:
         return [flat[part].reshape(n, -1) for part, n in zip(parts, rows, strict=True)]
 
     def _rows(self, name: str) -> list[int]:
-        """Rows of each sentence's alignment: one a step of greedy search, or one a symbol of the best hypothesis."""
+        """Return the rows of each sentence's alignment: one a step of greedy search, or a symbol of the best result."""
         if name == "steps.alignment":
-            return [len(said.tokens) + 1 for said in self.greedy]
-        return [len(said.tokens) + said.finished for said, *_ in self.n_best]
+            return [len(best.tokens) + 1 for best in self.greedy]
+        return [len(best.tokens) + best.finished for best, *_ in self.n_best]
 
     def files(self) -> dict[str, bytes]:
+        """Return the files of a bundle that contain it, by name."""
         content = dataclasses.asdict(self)
         arrays = content.pop("arrays")
-        content["search"] = _plain(self.search)
+        content["search"] = _stored_options(self.search)
         data = io.BytesIO()
         np.savez_compressed(data, **arrays)
         text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
@@ -90,6 +97,11 @@ class Golden:
 
     @classmethod
     def load(cls, files: dict[str, bytes]) -> Golden:
+        """Return the golden data in `files`, by their names in a bundle.
+
+        Raises:
+            BundleError: it cannot be read, or its parts do not fit each other.
+        """
         try:
             golden = from_mapping(cls, json.loads(files[FILES[0]]), FILES[0])
             with np.load(io.BytesIO(files[FILES[1]]), allow_pickle=False) as arrays:
@@ -100,38 +112,45 @@ class Golden:
         return golden
 
     def _check(self) -> None:
-        """Refuses content of which one part does not fit the others."""
+        """Refuse parts that do not fit each other."""
         count = len(self.sentences)
         if not count or not all(self.n_best) or {len(self.sources), len(self.greedy), len(self.n_best)} != {count}:
-            raise BundleError("the golden data does not hold every sentence's source, greedy result and n-best list")
+            raise BundleError("the golden data lacks a source, a greedy result or an n-best list for some sentence")
         steps, sources = self.steps()[-1].stop, self.positions()[-1].stop
         states = (name.partition(".")[2] for name in self.arrays if name.startswith("encoder.state."))
-        needed = ("top_ids", *SUMMARY, "noise", *(f"next_{name}" for name in states))
-        missing = {f"steps.{name}" for name in needed} - self.arrays.keys()
+        required = ("top_ids", *SUMMARY, "noise", *(f"next_{name}" for name in states))
+        missing = {f"steps.{name}" for name in required} - self.arrays.keys()
         if missing:
             raise BundleError(f"the golden data has no array {min(missing)}")
         for name, rows in self.arrays.items():
             if name.endswith(".alignment"):
                 sizes = zip(self._rows(name), self.sources, strict=True)
-                wanted = [sum(symbols * len(source) for symbols, source in sizes)]
+                expected = [sum(symbols * len(source) for symbols, source in sizes)]
             else:
-                wanted = [steps] if name.startswith("steps.") else [count, sources]
-            if rows.shape[:1] not in [(size,) for size in wanted]:
-                raise BundleError(f"the golden data's array {name} has the shape {rows.shape}, which does not fit it")
+                expected = [steps] if name.startswith("steps.") else [count, sources]
+            if rows.shape[:1] not in [(size,) for size in expected]:
+                raise BundleError(
+                    f"the golden data's array {name} has the shape {rows.shape}, which does not fit the sentences"
+                )
 
 
-def _plain(config: SearchConfig) -> dict[str, Any]:
-    """What every reader of golden data knows, and of the options that came later those that are not off."""
+def _stored_options(config: SearchConfig) -> dict[str, Any]:
+    """Return the options to store: the four of format 1, plus later ones that differ from their default."""
     default = dataclasses.asdict(SearchConfig())
     first = ("beam", "n_best", "length_penalty", "max_length")
     return {name: value for name, value in vars(config).items() if name in first or value != default[name]}
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:
+    """Return consecutive slices of these sizes."""
     ends = np.cumsum(sizes)
     return [slice(int(end - size), int(end)) for end, size in zip(ends, sizes, strict=True)]
 
 
-def load(read: Any) -> Golden:
-    """The golden data of a bundle, `read` giving its files by name."""
+def load(read: Callable[[str], bytes]) -> Golden:
+    """Return the golden data of a bundle, whose files `read` returns by name.
+
+    Raises:
+        BundleError: it cannot be read, or its parts do not fit each other.
+    """
     return Golden.load({name: read(name) for name in FILES})

@@ -1,4 +1,4 @@
-"""Numbers that compare two sets of results."""
+"""Metrics that compare two sets of results."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 CHRF_ORDER, CHRF_BETA = 6, 2
 
 
-def chrf(found: Sequence[str], expected: Sequence[str]) -> float:
-    """chrF2 of texts against other texts (Popović 2015, https://aclanthology.org/W15-3049), from 0 to 1.
+def chrf(actual: Sequence[str], expected: Sequence[str]) -> float:
+    """Return chrF2 of texts against reference texts (Popović 2015, https://aclanthology.org/W15-3049), from 0 to 1.
 
     Character n-grams of 1 to 6 without white space; counts are summed over all texts; beta is 2.
     """
     scores = []
     for n in range(1, CHRF_ORDER + 1):
         ours, theirs, shared = 0, 0, 0
-        for one, other in zip(found, expected, strict=True):
-            a, b = _ngrams(one, n), _ngrams(other, n)
+        for text, reference in zip(actual, expected, strict=True):
+            a, b = _ngrams(text, n), _ngrams(reference, n)
             ours, theirs, shared = ours + a.total(), theirs + b.total(), shared + (a & b).total()
         if ours and theirs:
             scores.append((shared / ours, shared / theirs))
     precision, recall = (float(np.mean(values)) for values in zip(*scores, strict=True)) if scores else (0.0, 0.0)
     if precision + recall == 0:
-        return float(list(found) == list(expected))
+        return float(list(actual) == list(expected))
     return (1 + CHRF_BETA**2) * precision * recall / (CHRF_BETA**2 * precision + recall)
 
 
@@ -35,10 +35,10 @@ def _ngrams(text: str, n: int) -> Counter[str]:
 
 
 def largest(values: np.ndarray) -> float:
-    """The largest value; NaN if there is one, 0 of nothing."""
+    """Return the largest value: NaN if there is one, 0 for an empty array."""
     return float(np.max(values)) if values.size else 0.0
 
 
 def first_difference(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """The first step at which two token sequences differ; their common length if one begins with the other."""
+    """Return the first step at which two token sequences differ, or the shorter length if one begins with the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""Record golden data: run the reference and keep what it computed."""
+"""Record golden data of encoder-decoder models: run the reference and store its results."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from typing import Any
 import numpy as np
 
 from edge_attn.decoding.batching import BATCH, batches, search_batches
-from edge_attn.decoding.decoder import pad_sources, teacher_force
+from edge_attn.decoding.decoder import ENCODER, encode, output_sizes, teacher_force
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, ReferenceHypothesis
+from edge_attn.parity.task import References
 from edge_attn.spec import Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
 from edge_attn.text.tokenizers import EOS, Tokenizer
 
 SEED = 20150508
 NOISE_FACTOR = 4.0
-"""Two tokens' log-probabilities can each be off, on the reference's side and on the candidate's."""
-LEAST_REST = float(np.log(1e-6))
-"""The log of the remaining mass is compared down to this."""
+"""Safety factor: the log-probabilities of two tokens can each be off, in the reference and in the candidate."""
+MIN_LOG_REST = float(np.log(1e-6))
+"""Lower limit of the compared log of the remaining probability mass."""
+RECORDED_BEAM = 5
+"""Beam size of the recorded search, where the graph returns enough candidates."""
 
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What a runtime says about one sentence along given tokens."""
+    """Outputs of a runtime for one sentence along given target tokens."""
 
     encoder: dict[str, np.ndarray]
-    """Each output of the encoder: (src, ...) for what has one row a source token, else without any axis for it."""
+    """Outputs of the encoder: (src, ...) for those with one row a source token, else without that axis."""
     log_probs: np.ndarray
-    """(steps, vocab)."""
+    """Log-probabilities (steps, vocab)."""
     alignment: np.ndarray | None
-    """(steps, src)."""
+    """Attention weights (steps, src)."""
     states: dict[str, np.ndarray]
     """Projections of each state after each step, (steps, PROJECTIONS)."""
 
 
 def projection(width: int) -> np.ndarray:
-    """(width, PROJECTIONS) of as many 1 as -1, over the root of the width, the same everywhere.
+    """Return a seeded matrix (width, PROJECTIONS) with as many 1 as -1, divided by the square root of the width.
 
-    A shift of the whole row cancels; independent errors of one size project to about that size, for any width.
+    A constant added to a whole row cancels. Independent errors of one size project to about that size, for any width.
     """
     signs = np.resize(np.array([1.0, -1.0]), width) / np.sqrt(width)
     random = np.random.default_rng([SEED, width])
@@ -53,149 +56,184 @@ def projection(width: int) -> np.ndarray:
 def run_teacher_forced(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch: int = BATCH
 ) -> Iterator[StepOutputs]:
-    """What `runtime` says about each sentence along its target, in batches."""
+    """Yield the outputs of `runtime` for each sentence along its target, in batches.
+
+    Args:
+        runtime: encoder and step graphs.
+        sources: token ids of each source, eos included.
+        targets: token ids of each target, without bos and eos.
+        batch: sentences of one batch.
+    """
+    axes = {tensor.name: tensor.shape for graph in runtime.graphs.values() for tensor in graph.outputs}
     for rows in batches(len(sources), batch, runtime.max_batch):
-        some = [sources[i] for i in rows]
-        along = [targets[i] for i in rows]
-        log_probs: list[np.ndarray] = []
-        alignment: list[np.ndarray] = []
-        states: dict[str, list[np.ndarray]] = {}
+        batch_sources = [sources[i] for i in rows]
+        batch_targets = [targets[i] for i in rows]
+        log_probs: list[np.ndarray] = []  # (batch, vocab) a step
+        alignment: list[np.ndarray] = []  # (batch, src) a step
+        states: dict[str, list[np.ndarray]] = {}  # (batch, ...) a step
         encoded: dict[str, np.ndarray] = {}
-        for decoding, outputs in teacher_force(runtime, some, along):
-            encoded = encoded or {name: runtime.numpy(value) for name, value in decoding.encoded.items()}
+        for decoder, outputs in teacher_force(runtime, batch_sources, batch_targets):
+            encoded = encoded or {name: runtime.numpy(value) for name, value in decoder.encoded.items()}
             log_probs.append(runtime.numpy(outputs["log_probs"])[:, 0])
-            if decoding.aligned:
-                alignment.append(runtime.numpy(outputs["alignment"])[:, 0])
+            if decoder.has_alignment:
+                alignment.append(decoder.read_alignment(outputs)[:, 0])
             for name, value in outputs.items():
                 if name.startswith("next_"):
                     states.setdefault(name, []).append(runtime.numpy(value)[:, 0])
-        specs = {tensor.name: tensor.shape for graph in runtime.graphs.values() for tensor in graph.outputs}
-        for i, (source, target) in enumerate(zip(some, along, strict=True)):
-            steps = len(target) + 1
+        for i, (source, target) in enumerate(zip(batch_sources, batch_targets, strict=True)):
+            steps, length = len(target) + 1, len(source)
             yield StepOutputs(
-                {name: _own(value[i], specs[name][1:], len(source)) for name, value in encoded.items()},
+                {name: _without_padding(value[i], axes[name][1:], length) for name, value in encoded.items()},
                 np.stack([step[i] for step in log_probs[:steps]]),
-                np.stack([step[i, : len(source)] for step in alignment[:steps]]) if alignment else None,
+                np.stack([step[i, :length] for step in alignment[:steps]]) if alignment else None,
                 {
-                    name: _projected(np.stack([_own(v[i], specs[name][2:], len(source)) for v in values[:steps]]))
+                    name: _project(np.stack([_without_padding(v[i], axes[name][2:], length) for v in values[:steps]]))
                     for name, values in states.items()
                 },
             )
 
 
-def _own(value: np.ndarray, axes: Sequence[Any], length: int) -> np.ndarray:
-    """One sentence's part of its row `value` with these axes: that of the source, without padding, comes first."""
+def _without_padding(value: np.ndarray, axes: Sequence[Any], length: int) -> np.ndarray:
+    """Return one sentence's `value` with the source axis first and without padding, if it has that axis."""
     return np.moveaxis(value, axes.index("src"), 0)[:length] if "src" in axes else value
 
 
-def _projected(states: np.ndarray) -> np.ndarray:
-    """(steps, ...) -> (steps, ..., PROJECTIONS)."""
+def _project(states: np.ndarray) -> np.ndarray:
+    """Return the projections (steps, ..., PROJECTIONS) of states (steps, ...)."""
     projected: np.ndarray = states @ projection(states.shape[-1])
     return projected
 
 
 def summarize(log_probs: np.ndarray, top: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of log-probabilities (steps, vocab) as golden data keeps them; `top` (steps, TOP): the reference's best."""
+    """Return log-probabilities (steps, vocab) as golden data contains them. `top` (steps, TOP): ids of the best."""
     rows = log_probs.astype(np.float64)
-    left = np.exp(rows)
-    np.put_along_axis(left, top, 0.0, 1)
+    remaining = np.exp(rows)  # (steps, vocab)
+    np.put_along_axis(remaining, top, 0.0, 1)
     with np.errstate(divide="ignore"):
-        rest = np.log(left.sum(1))
-    kept = (np.take_along_axis(rows, top, 1), np.maximum(rest, LEAST_REST), rows @ projection(rows.shape[1]))
-    return dict(zip(SUMMARY, kept, strict=True))
+        rest = np.log(remaining.sum(1))
+    values = (np.take_along_axis(rows, top, 1), np.maximum(rest, MIN_LOG_REST), rows @ projection(rows.shape[1]))
+    return dict(zip(SUMMARY, values, strict=True))
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
-    """A digest of decoding every entry alone."""
+    """Return a digest of the text of every vocabulary entry."""
     return hashlib.sha256("\n".join(tokenizer.decode([i]) for i in range(len(tokenizer))).encode()).hexdigest()
+
+
+def record_translation(references: References, text: Text, sentences: Sequence[str], max_source: int) -> Golden:
+    """Return golden data for `sentences`, with the largest beam up to RECORDED_BEAM that the graphs serve.
+
+    The model's own equations compute all of it, except the encoder's outputs: these are compared with the exported
+    encoder, so they come from the deployed form.
+
+    Args:
+        references: the reference model in its three forms.
+        text: tokenizers of both sides.
+        sentences: source sentences.
+        max_source: maximum source length in tokens.
+    """
+    candidates, _ = output_sizes(references.reference.graphs)
+    beam = max(1, min(RECORDED_BEAM, candidates - 1))
+    config = SearchConfig(beam=beam, n_best=beam, max_length=2 * max_source)
+    golden = record(references.reference, references.precise, text, sentences, config, max_source)
+    memory = record_encoder(references.deployed, golden.sources)
+    others = {name: rows for name, rows in golden.arrays.items() if not name.startswith("encoder.")}
+    return dataclasses.replace(golden, arrays={**memory, **others})
 
 
 def record(
     reference: Runtime, precise: Runtime, text: Text, sentences: Sequence[str], config: SearchConfig, max_source: int
 ) -> Golden:
-    """What `reference` (fp32) says about `sentences`, and its noise against `precise` (the same weights in fp64)."""
+    """Return the results of `reference` (fp32), and its noise against `precise` (the same weights in fp64).
+
+    Args:
+        reference: the model in fp32.
+        precise: the model in fp64.
+        text: tokenizers of both sides.
+        sentences: source sentences.
+        config: beam search to record; greedy search is recorded too.
+        max_source: maximum source length in tokens.
+    """
     sources = [encode_truncated(text, sentence, max_source)[0] for sentence in sentences]
     greedy = search_batches(reference, sources, dataclasses.replace(config, beam=1, n_best=1), True)
     n_best = search_batches(reference, sources, config, True)
     arrays: dict[str, list[np.ndarray]] = {}
 
-    def keep(name: str, rows: np.ndarray) -> None:
+    def append(name: str, rows: np.ndarray) -> None:
         arrays.setdefault(name, []).append(rows if rows.dtype == bool else rows.astype(np.float32))
 
     targets = [hypotheses[0].tokens for hypotheses in greedy]
-    pairs = zip(
-        run_teacher_forced(reference, sources, targets), run_teacher_forced(precise, sources, targets), strict=True
-    )
-    for said, exact in pairs:
-        top = np.argsort(-said.log_probs, axis=1, kind="stable")[:, :TOP].astype(np.int64)
+    runs = (run_teacher_forced(runtime, sources, targets) for runtime in (reference, precise))
+    for outputs, exact in zip(*runs, strict=True):
+        top = np.argsort(-outputs.log_probs, axis=1, kind="stable")[:, :TOP].astype(np.int64)  # (steps, TOP)
         arrays.setdefault("steps.top_ids", []).append(top.astype(np.int32))
-        for name, value in summarize(said.log_probs, top).items():
-            keep(f"steps.{name}", value)
-        keep("steps.noise", NOISE_FACTOR * np.abs(said.log_probs - exact.log_probs).max(1))
-        for name, value in said.states.items():
-            keep(f"steps.{name}", value)
-        if said.alignment is not None:
-            keep("steps.alignment", said.alignment.reshape(-1))
+        for name, value in summarize(outputs.log_probs, top).items():
+            append(f"steps.{name}", value)
+        append("steps.noise", NOISE_FACTOR * np.abs(outputs.log_probs - exact.log_probs).max(1))
+        for name, value in outputs.states.items():
+            append(f"steps.{name}", value)
+        if outputs.alignment is not None:
+            append("steps.alignment", outputs.alignment.reshape(-1))
     for source, hypotheses in zip(sources, n_best, strict=True):
         weights = hypotheses[0].alignment
         if weights is not None:
-            keep("beam.alignment", weights[:, : len(source)].reshape(-1))
+            append("beam.alignment", weights[:, : len(source)].reshape(-1))
     return Golden(
         config,
         tuple(sentences),
         tuple(tuple(source) for source in sources),
-        tuple(said[0] for said in _said(reference, precise, text, sources, greedy)),
-        tuple(_said(reference, precise, text, sources, n_best)),
+        tuple(best[0] for best in _with_noise(reference, precise, text, sources, greedy)),
+        tuple(_with_noise(reference, precise, text, sources, n_best)),
         vocabulary_digest(text.target),
         {**record_encoder(reference, sources), **{name: np.concatenate(rows) for name, rows in arrays.items()}},
     )
 
 
 def record_encoder(runtime: Runtime, sources: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """The encoder's outputs as golden data keeps them, by array, the sentences' rows one after another."""
-    shapes = {tensor.name: tensor.shape for tensor in runtime.graphs["encoder"].outputs}
+    """Return the encoder's outputs as arrays of golden data, the sentences' rows one after another."""
+    shapes = {tensor.name: tensor.shape for tensor in runtime.graphs[ENCODER].outputs}
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
     for rows in batches(len(sources), BATCH, runtime.max_batch):
-        source, lengths = pad_sources([sources[i] for i in rows])
-        encoded = runtime.run("encoder", {"source": source, "source_length": lengths})
+        batch_sources = [sources[i] for i in rows]
+        encoded = encode(runtime, batch_sources)
         for name, shape in shapes.items():
-            for value, length in zip(runtime.numpy(encoded[name]), lengths, strict=True):
-                own = _own(value, shape[1:], length)
-                arrays[name].append(own if "src" in shape else own[None])
+            for value, source in zip(runtime.numpy(encoded[name]), batch_sources, strict=True):
+                value = _without_padding(value, shape[1:], len(source))
+                arrays[name].append(value if "src" in shape else value[None])
     joined = {f"encoder.{name}": np.concatenate(rows) for name, rows in arrays.items()}
     return {name: rows if rows.dtype == bool else rows.astype(np.float32) for name, rows in joined.items()}
 
 
-def _said(
+def _with_noise(
     reference: Runtime,
     precise: Runtime,
     text: Text,
     sources: Sequence[Sequence[int]],
-    found: Sequence[Sequence[Hypothesis]],
+    n_best: Sequence[Sequence[Hypothesis]],
 ) -> list[tuple[ReferenceHypothesis, ...]]:
-    """Hypotheses with their texts and noise: NOISE_FACTOR times the summed differences along their own tokens."""
-    flat = [(source, hypothesis) for source, hyps in zip(sources, found, strict=True) for hypothesis in hyps]
+    """Return the hypotheses with text and noise: NOISE_FACTOR times the summed differences along their tokens."""
+    flat = [(source, hypothesis) for source, hyps in zip(sources, n_best, strict=True) for hypothesis in hyps]
     flat_sources, targets = [s for s, _ in flat], [h.tokens for _, h in flat]
-    observed = [list(_along(r, flat_sources, targets)) for r in (reference, precise)]
-    noises = iter(NOISE_FACTOR * float(np.abs(a - b).sum()) for a, b in zip(*observed, strict=True))
+    log_probs = [list(_token_log_probs(r, flat_sources, targets)) for r in (reference, precise)]
+    noises = iter(NOISE_FACTOR * float(np.abs(a - b).sum()) for a, b in zip(*log_probs, strict=True))
     return [
         tuple(
             ReferenceHypothesis(h.tokens, text.target.decode(h.tokens), h.log_prob, h.score, next(noises), h.finished)
             for h in hyps
         )
-        for hyps in found
+        for hyps in n_best
     ]
 
 
-def _along(
+def _token_log_probs(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> Iterator[np.ndarray]:
-    """The log-probability of each token of each target, the end symbol's last."""
+    """Yield the log-probability of each token of each target, the end symbol's last."""
     for rows in batches(len(sources), 2 * BATCH, runtime.max_batch):
-        along = [targets[i] for i in rows]
+        batch_targets = [targets[i] for i in rows]
         steps = [
             runtime.numpy(outputs["log_probs"])[:, 0]
-            for _, outputs in teacher_force(runtime, [sources[i] for i in rows], along)
+            for _, outputs in teacher_force(runtime, [sources[i] for i in rows], batch_targets)
         ]
-        for i, target in enumerate(along):
+        for i, target in enumerate(batch_targets):
             yield np.array([steps[t][i, token] for t, token in enumerate((*target, EOS))])

@@ -1,4 +1,4 @@
-"""Results of a comparison between a runtime and the reference. Every comparison is written so that NaN is outside."""
+"""Results of a comparison between a runtime and the reference. Every comparison is written so that NaN fails."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from edge_attn.parity.metrics import largest
 
 @dataclass(frozen=True)
 class Measurement:
-    """One comparison: what was measured, what bounds it."""
+    """One measured value and its bound."""
 
     level: str
     name: str
-    """The bound's name after its level, and what was compared: `max_abs memory.keys`."""
+    """The bound's name after its level, and the compared tensor: `max_abs memory.keys`."""
     value: float
     bound: float
 
     @property
     def ok(self) -> bool:
-        return bool(self.value <= self.bound)  # NaN is not
+        """True if the value is within the bound; NaN never is."""
+        return bool(self.value <= self.bound)
 
     def __str__(self) -> str:
         mark = "ok  " if self.ok else "FAIL"
@@ -30,22 +31,23 @@ class Measurement:
 
 @dataclass(frozen=True)
 class TokenMismatch:
-    """One sentence on which the candidate chose otherwise than the reference."""
+    """A sentence for which the candidate's tokens differ from the reference's."""
 
     sentence: int
     where: str
     """`greedy`, `beam`, or the variation of L5."""
     step: int
-    """The first differing step, from 0."""
+    """First differing step, from 0."""
     reference: int
     candidate: int
-    """The tokens there; -1 past a hypothesis' end."""
+    """Tokens at that step; -1 after the end of a hypothesis."""
     margin: float
-    """By the reference: how much better its own choice is; infinite where it did not record that."""
+    """Margin of the reference between the two tokens; infinite if it was not recorded."""
     noise: float
 
     @property
     def within_noise(self) -> bool:
+        """True if the reference's own margin is not above its noise."""
         return bool(abs(self.margin) <= self.noise)
 
     def __str__(self) -> str:
@@ -58,52 +60,59 @@ class TokenMismatch:
 
 @dataclass
 class LevelResult:
-    """What one level of the ladder found."""
+    """Result of one verification level."""
 
     name: str
     status: str = "not requested"
     """holds, fails, not requested or not tested."""
     reason: str = ""
-    findings: list[Measurement] = field(default_factory=list)
-    flips: list[TokenMismatch] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    mismatches: list[TokenMismatch] = field(default_factory=list)
 
-    def close(self) -> LevelResult:
-        holds = bool(self.findings) and all(finding.ok for finding in self.findings)
+    def conclude(self) -> LevelResult:
+        """Set the status from the measurements. A level without any fails."""
+        holds = bool(self.measurements) and all(measurement.ok for measurement in self.measurements)
         self.status = "holds" if holds else "fails"
         return self
 
 
 class TensorDifference:
-    """Gathers pairs of tensors under a name, and says how far apart they are."""
+    """Differences between pairs of tensors, collected under a name."""
 
     def __init__(self) -> None:
-        self._apart: dict[str, list[np.ndarray]] = {}
+        self._differences: dict[str, list[np.ndarray]] = {}
         self._squares: dict[str, np.ndarray] = {}
 
-    def add(self, name: str, found: np.ndarray, expected: np.ndarray) -> None:
-        if found.shape != expected.shape:
-            self._apart.setdefault(name, []).append(np.array([np.inf]))
+    def add(self, name: str, actual: np.ndarray, expected: np.ndarray) -> None:
+        """Add a pair of tensors. Different shapes count as an infinite difference."""
+        if actual.shape != expected.shape:
+            self._differences.setdefault(name, []).append(np.array([np.inf]))
             return
-        a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
-        self._apart.setdefault(name, []).append(np.abs(a - b))
+        a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+        self._differences.setdefault(name, []).append(np.abs(a - b))
         sums = np.array([((a - b) ** 2).sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()])
         self._squares[name] = self._squares.get(name, np.zeros(4)) + sums
 
     def names(self) -> list[str]:
-        return list(self._apart)
+        """Return the names in the order in which they were added."""
+        return list(self._differences)
 
     def max_abs(self, name: str) -> float:
-        return largest(np.concatenate(self._apart[name]))
+        """Return the largest absolute difference."""
+        return largest(np.concatenate(self._differences[name]))
 
     def p99(self, name: str) -> float:
-        return float(np.quantile(np.concatenate(self._apart[name]), 0.99))
+        """Return the 99th percentile of the absolute differences."""
+        return float(np.quantile(np.concatenate(self._differences[name]), 0.99))
 
     def relative(self, name: str) -> float:
-        apart, _, expected, _ = self._squares.get(name, np.array([np.inf, 1.0, 1.0, 0.0]))
-        return float(np.sqrt(apart / expected)) if expected > 0 else float(np.sqrt(apart))
+        """Return the norm of the difference, divided by the norm of the expected values."""
+        difference, _, expected, _ = self._squares.get(name, np.array([np.inf, 1.0, 1.0, 0.0]))
+        return float(np.sqrt(difference / expected)) if expected > 0 else float(np.sqrt(difference))
 
     def cosine(self, name: str) -> float:
-        _, found, expected, product = self._squares.get(name, np.array([0.0, 1.0, 1.0, 0.0]))
-        if found == 0 and expected == 0:
+        """Return 1 - cosine similarity, at least 0."""
+        _, actual, expected, product = self._squares.get(name, np.array([0.0, 1.0, 1.0, 0.0]))
+        if actual == 0 and expected == 0:
             return 0.0
-        return float(max(1.0 - product / np.sqrt(found * expected), 0.0)) if found * expected > 0 else 1.0
+        return float(max(1.0 - product / np.sqrt(actual * expected), 0.0)) if actual * expected > 0 else 1.0

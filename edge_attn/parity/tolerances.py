@@ -96,30 +96,33 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L5.excused": 0.005,
     },
 }
-"""By precision: the largest value that holds. max_abs, p99: absolute; relative: of norms; cosine: 1 - cosine; state:
-of projections; kl: of the 32 best and the rest; top1, tokens, n_best, text: a share of misses that no margin excuses;
-excused: misses that one does, as a share of all steps; chrf: 1 - chrF of the texts against the reference's own. The
-quality that fp16 and int8 may lose against human references is measured on a corpus, with `evaluate`."""
+"""Largest value that holds, by precision.
+
+max_abs and p99 are absolute differences, relative a ratio of norms, cosine 1 - cosine, state a difference of
+projections, kl the divergence over the 32 best and the rest. top1, tokens, n_best and text are shares of mismatches
+that are not within the noise; excused is the share of all steps with a mismatch that is. chrf is 1 - chrF of the texts
+against the reference's own. The quality that fp16 and int8 may lose against human references is measured on a corpus,
+with `evaluate`."""
 
 
 def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str, float]) -> dict[str, float]:
-    """The bounds of one run.
+    """Return the bounds of one run, by name.
 
     Raises:
-        BundleError: the manifest is looser than the code, or names no bound.
-        UsageError: an override names no bound, or is a number that bounds nothing.
+        BundleError: the manifest is looser than the code, or names an unknown bound.
+        UsageError: an override names an unknown bound, or is not a finite number of at least 0.
     """
-    made = dict(BOUNDS[precision])
+    limits = dict(BOUNDS[precision])
     for name, value in stricter.items():
-        if name not in made:
-            raise BundleError(f"the manifest's tolerance {name!r} is not a bound; known: {', '.join(made)}")
-        if not value <= made[name]:
-            raise BundleError(f"the manifest's tolerance {name} = {value} is looser than the ceiling {made[name]}")
-        made[name] = value
+        if name not in limits:
+            raise BundleError(f"the manifest's tolerance {name!r} is not a bound; known: {', '.join(limits)}")
+        if not value <= limits[name]:
+            raise BundleError(f"the manifest's tolerance {name} = {value} is looser than the ceiling {limits[name]}")
+        limits[name] = value
     for name, value in overrides.items():
-        if name not in made:
-            raise UsageError(f"--override {name!r}: not a bound; known: {', '.join(made)}")
+        if name not in limits:
+            raise UsageError(f"--override {name!r}: not a bound; known: {', '.join(limits)}")
         if not 0 <= value < np.inf:
             raise UsageError(f"--override {name}: must be a finite number of at least 0, got {value}")
-        made[name] = value
-    return made
+        limits[name] = value
+    return limits

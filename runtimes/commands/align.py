@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.runtimes.base import DEFAULT, check_attention
+from edge_attn.runtimes.base import DEFAULT
 from edge_attn.runtimes.commands.score import Line, each_line, jsonl, writer
+from edge_attn.runtimes.tasks.alignment import check_attention
 from edge_attn.runtimes.tasks.scoring import Score
 from edge_attn.runtimes.tasks.translation import Translator
 

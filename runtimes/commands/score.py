@@ -17,7 +17,7 @@ from edge_attn.errors import InputError
 from edge_attn.runtimes.base import DEFAULT
 from edge_attn.runtimes.commands.line_io import json_number, open_output, output_errors, standard_output
 from edge_attn.runtimes.commands.translate import WINDOW
-from edge_attn.runtimes.tasks.scoring import Pair, Score, _perplexity, score_pairs
+from edge_attn.runtimes.tasks.scoring import Pair, Score, perplexity, score_pairs
 from edge_attn.runtimes.tasks.translation import Translator
 from edge_attn.text.corpus import iter_pairs
 from edge_attn.text.tokenizers import EOS, SPECIAL
@@ -46,7 +46,7 @@ class Total:
     @property
     def perplexity(self) -> float:
         """Per token, over the corpus."""
-        return _perplexity(self.log_prob, self.tokens)
+        return perplexity(self.log_prob, self.tokens)
 
     def __str__(self) -> str:
         parts = [

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
-from edge_attn.runtimes.base import DEFAULT, check_attention
+from edge_attn.runtimes.base import DEFAULT
 from edge_attn.runtimes.commands.line_io import (
     _decode,
     _direct,
@@ -28,6 +28,7 @@ from edge_attn.runtimes.commands.line_io import (
     output_errors,
     standard_output,
 )
+from edge_attn.runtimes.tasks.alignment import check_attention
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
 from edge_attn.text.corpus import LONGEST_LINE

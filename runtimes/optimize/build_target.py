@@ -179,5 +179,7 @@ class _Making:
 
 
 def _record(report: Report) -> dict[str, Any]:
-    findings = {f"{f.level} {f.name}": f.value for level in report.levels for f in level.findings if f.level != "L1"}
+    findings = {
+        f"{f.level} {f.name}": f.value for level in report.levels for f in level.measurements if f.level != "L1"
+    }
     return {**report.summary(), "found": findings}

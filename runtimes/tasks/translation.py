@@ -1,10 +1,10 @@
-"""The task `seq2seq`: sentences in, translations with scores, tokens and alignments out."""
+"""Translation: sentences in, translations with scores, tokens and alignments out."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,24 @@ import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.decoding import decoder
 from edge_attn.decoding.beam_search import check, search
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
-from edge_attn.registry import RUNTIMES, SERVICES, resolve
+from edge_attn.parity import golden as golden_data
+from edge_attn.parity.golden import Golden
+from edge_attn.parity.recorder import record_translation
+from edge_attn.parity.task import Compare, References
+from edge_attn.registry import RUNTIMES, resolve
 from edge_attn.runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
 from edge_attn.runtimes.tasks.alignment import pharaoh
 from edge_attn.runtimes.tasks.batching import BATCH_TOKENS, by_length
+from edge_attn.runtimes.tasks.decoder_levels import compare_graphs_and_steps, compare_reruns, compare_sentences
 from edge_attn.runtimes.tasks.scoring import Score, score_pairs
-from edge_attn.runtimes.tasks.unk_replacement import check_replacement, replaced
-from edge_attn.spec import Runtime
-from edge_attn.text import pipeline
-from edge_attn.text.pipeline import Text
+from edge_attn.runtimes.tasks.unk_replacement import check_replacement, replace_unknown_tokens
+from edge_attn.spec import GraphSpec, Runtime
+from edge_attn.text.pipeline import Text, encode_truncated
 from edge_attn.text.tokenizers import UNK
 
 
@@ -35,50 +40,54 @@ class Translation:
 
     text: str
     score: float
-    """What the search ranked it by: the log-probability over the length penalty, with the options' other penalties;
-    NaN, and an empty text, where the options leave no token that can follow."""
+    """Ranking score: the log-probability divided by the length penalty, with the options' other penalties.
+
+    NaN, with an empty text, where the options leave no token that can follow."""
     log_prob: float
+    """Log-probability of the tokens and the end symbol."""
     tokens: tuple[str, ...]
     source_tokens: tuple[str, ...]
     alignment: np.ndarray | None = field(default=None, compare=False)
-    """(tokens + 1, source_tokens) attention weights, the end symbol's row and column among them; None if the model has
-    no attention or alignments were not asked for."""
+    """Attention weights (tokens + 1, source_tokens), with the end symbol's row and column; None without attention."""
     finished: bool = True
-    """False where max_length cut it off."""
+    """False where max_length ended the translation."""
     cut: bool = False
-    """True where the source was longer than the model reads; only its beginning was translated."""
+    """True if the source was longer than the model's maximum, so that only its beginning was translated."""
     n_best: tuple[Translation, ...] = field(default=(), compare=False, repr=False)
-    """All hypotheses asked for (n-best, samples or alternatives), this one first; empty on the others."""
+    """All requested hypotheses (n-best, samples or alternatives), this one first; empty on the others."""
 
     def pharaoh(self) -> str:
-        """`i-j` for each target token j and the source token i that it attends to most, the end symbols left out."""
+        """Return `i-j` for each target token j and the source token i with its largest weight, without end symbols."""
         return pharaoh(self.alignment, len(self.tokens))
 
 
 class SourceCutWarning(UserWarning):
-    """A sentence was longer than the model reads, and was cut."""
+    """A sentence was longer than the model's maximum, and was cut."""
 
 
 class Translator:
-    """A model that translates, on one runtime."""
+    """A model that translates, on one runtime. `Translator.open` and `edge_attn.load` open one."""
 
-    def __init__(self, bundle: Bundle, runtime: str = "ort-cpu", options: RuntimeOptions = DEFAULT) -> None:
-        self._set(open_runtime(bundle, runtime, options), bundle.text(), bundle.manifest.max_source)
+    def __init__(self, runtime: Runtime, text: Text, max_source: int) -> None:
+        self.runtime, self.text, self.max_source = runtime, text, max_source
 
     @classmethod
-    def open(cls, path: Path, runtime: str = "ort-cpu", options: RuntimeOptions = DEFAULT) -> Translator:
-        """A bundle on `runtime`, or a checkpoint on torch, the reference."""
-        if not is_checkpoint(path):
-            return cls(Bundle.open(path), runtime, options)
-        if runtime not in RUNTIMES:
-            resolve("runtime", RUNTIMES, runtime)
-        check_precision("torch", options)
-        made = cls.__new__(cls)
-        made._set(*resolve("service", SERVICES, "open reference")(path, options))
-        return made
+    def open(cls, path: Path | Bundle, runtime: str = "ort-cpu", options: RuntimeOptions = DEFAULT) -> Translator:
+        """Open a bundle on `runtime`, or a checkpoint on torch, the reference.
 
-    def _set(self, runtime: Runtime, text: Text, max_source: int) -> None:
-        self.runtime, self.text, self.max_source = runtime, text, max_source
+        Raises:
+            BundleError: not a bundle, or damaged.
+            UsageError: an unknown runtime, or one that does not serve the precision.
+            NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
+        """
+        if isinstance(path, Path) and is_checkpoint(path):
+            if runtime not in RUNTIMES:
+                resolve("runtime", RUNTIMES, runtime)
+            check_precision("torch", options)
+            live = resolve("runtime", RUNTIMES, "torch")(path, options=options)
+            return cls(live.references.reference, live.text, live.max_source)
+        bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+        return cls(open_runtime(bundle, runtime, options), bundle.text(), bundle.manifest.max_source)
 
     def translate(
         self,
@@ -95,66 +104,76 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         suppress: Iterable[str] = (),
     ) -> list[Translation]:
-        """A translation of each sentence, in order; an empty sentence gives an empty translation.
+        """Translate sentences and return their translations in order.
 
-        The search is that of `config`, where every option stands; `beam`, `n_best`, `length_penalty` and `max_length`
-        may be given by themselves. `prefixes` are texts, one a sentence, that the translations begin with; `suppress`
-        are entries of the target vocabulary that never come.
+        An empty sentence has an empty translation. A sentence longer than the model's maximum is cut, with a
+        SourceCutWarning.
 
-        `replace_unknown` puts, where the model says an unknown word, the source word that it attends to most, or what
-        `phrase_table` has for it: runtimes/tasks/unk_replacement.py.
+        Args:
+            sentences: source sentences.
+            beam: beam size; 1 is greedy search. Like the next three, it replaces the value of `config`.
+            n_best: number of translations of each sentence, in `Translation.n_best`.
+            length_penalty: exponent of the length penalty.
+            max_length: maximum number of target tokens, the end symbol included.
+            alignments: whether translations contain their attention weights.
+            batch_tokens: maximum size of a batch, in source tokens times beam.
+            replace_unknown: replace each unknown target token by the source word with its largest attention weight.
+            phrase_table: replacements of source words, used with `replace_unknown`.
+            config: all search options.
+            prefixes: text that each translation begins with, one a sentence.
+            suppress: entries of the target vocabulary that are never generated.
 
         Raises:
-            UsageError: an option that makes no sense.
-            InputError: a sentence that is no string, or a prefix that the model cannot say.
+            UsageError: an option out of range, or one that this model cannot serve.
+            InputError: a sentence that is not a string, or a prefix with tokens that the vocabulary does not have.
         """
         for name, texts in (("sentences", sentences), ("prefixes", prefixes), ("suppressed pieces", suppress)):
             if isinstance(texts, str):
                 raise UsageError(f"translate takes a list of {name}, got one string; put it in a list")
         table = check_replacement(self.runtime, replace_unknown, phrase_table)
-        given = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
-        some: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        config = self.validate_config(dataclasses.replace(config or SearchConfig(), **some), suppress)
+        options = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
+        changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        config = self.validate_config(dataclasses.replace(config or SearchConfig(), **changes), suppress)
         sentences = list(sentences)
-        begun = None if prefixes is None else self._prefixes(list(prefixes), len(sentences), config)
-        found: dict[int, Translation] = {}
-        for i, translation in self.translate_iter(sentences, config, alignments, batch_tokens, table, begun):
-            found[i] = translation
+        prefix_ids = None if prefixes is None else self._prefixes(list(prefixes), len(sentences), config)
+        translations: dict[int, Translation] = {}
+        for i, translation in self.translate_iter(sentences, config, alignments, batch_tokens, table, prefix_ids):
+            translations[i] = translation
             if translation.cut:
                 warnings.warn(
                     f"sentence {i} has more than {self.max_source} tokens; only the first were translated",
                     SourceCutWarning,
                     stacklevel=2,
                 )
-        return [found[i] for i in range(len(sentences))]
+        return [translations[i] for i in range(len(sentences))]
 
     def validate_config(self, config: SearchConfig, suppress: Iterable[str] = ()) -> SearchConfig:
-        """`config`, which this model can serve, and which then suppresses these entries of the target vocabulary too.
+        """Return `config` with these entries of the target vocabulary suppressed, after checking that it can be served.
 
         Raises:
-            UsageError: it has no such entry, or cannot serve an option.
+            UsageError: the vocabulary has no such entry, or the model cannot serve an option.
         """
-        wanted = list(suppress)
-        if wanted:
-            known = {piece: i for i, piece in enumerate(self.text.target.pieces(range(len(self.text.target))))}
-            for piece in wanted:
-                if piece not in known:
+        pieces = list(suppress)
+        if pieces:
+            ids = {piece: i for i, piece in enumerate(self.text.target.pieces(range(len(self.text.target))))}
+            for piece in pieces:
+                if piece not in ids:
                     hint = "; a piece that begins a word begins with ▁" if self.text.kind == "sentencepiece" else ""
                     raise UsageError(f"{piece!r} cannot be suppressed: it is no entry of the target vocabulary{hint}")
-            config = dataclasses.replace(config, suppress=(*config.suppress, *(known[piece] for piece in wanted)))
+            config = dataclasses.replace(config, suppress=(*config.suppress, *(ids[piece] for piece in pieces)))
         check(self.runtime, config)
         return config
 
     def prefix(self, text: str, config: SearchConfig) -> list[int]:
-        """The tokens of a prefix.
+        """Return the token ids of a prefix.
 
         Raises:
-            InputError: it holds what the vocabulary does not know, or leaves no room for what comes after it.
+            InputError: it contains unknown tokens, or leaves no room for what comes after it.
         """
         ids = self.text.target.encode(text)
         if UNK in ids:
             unknown = self.text.target.surface_forms(text)[ids.index(UNK)]
-            raise InputError(f"the target vocabulary does not know {unknown!r}")
+            raise InputError(f"the target vocabulary has no {unknown!r}")
         room = config.max_length - (config.alternatives > 0)
         if len(ids) > room:
             raise InputError(f"{len(ids)} tokens, and max_length leaves room for {room}")
@@ -162,28 +181,28 @@ class Translator:
 
     def _prefixes(self, texts: Sequence[str], sentences: int, config: SearchConfig) -> list[list[int]]:
         if len(texts) != sentences:
-            raise UsageError(f"each of the {sentences} sentences needs a prefix, got {len(texts)} prefixes")
-        made = []
+            raise UsageError(f"expected a prefix for each of the {sentences} sentences, got {len(texts)}")
+        prefixes = []
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"prefix {i} must be a string, got {type(text).__name__}")
             try:
-                made.append(self.prefix(text, config))
+                prefixes.append(self.prefix(text, config))
             except InputError as error:
                 raise InputError(f"prefix {i}: {error}") from error
-        return made
+        return prefixes
 
     def score(
         self, pairs: Iterable[tuple[str, str]], alignments: bool = False, batch_tokens: int = BATCH_TOKENS
     ) -> list[Score]:
-        """What the model thinks of each (source, target), token by token, in order: runtimes/tasks/scoring.py.
+        """Return the log-probabilities of each (source, target), token by token, in order.
 
         Raises:
             InputError: a pair that is not two strings.
         """
         scores = score_pairs(self.runtime, self.text, self.max_source, pairs, alignments, batch_tokens)
-        for i, found in enumerate(scores):
-            if found.cut:
+        for i, score in enumerate(scores):
+            if score.cut:
                 warnings.warn(
                     f"the source of pair {i} has more than {self.max_source} tokens; only the first were read",
                     SourceCutWarning,
@@ -200,9 +219,17 @@ class Translator:
         phrase_table: Mapping[str, str] | None = None,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Translation]]:
-        """(index, translation) as batches of sentences of like length are done. With a phrase table, which may be
-        empty, unknown words are replaced (unk_replacement.py). `prefixes` are tokens, one row a sentence."""
-        aligned = alignments or phrase_table is not None
+        """Yield (index, translation) as batches of sentences of similar length are done.
+
+        Args:
+            sentences: source sentences.
+            config: search options, checked by `validate_config`.
+            alignments: whether translations contain their attention weights.
+            batch_tokens: maximum size of a batch, in source tokens times beam.
+            phrase_table: replacements for unknown tokens; empty copies source words, None replaces nothing.
+            prefixes: token ids that each translation begins with.
+        """
+        needs_weights = alignments or phrase_table is not None
         sources: dict[int, list[int]] = {}
         cut: set[int] = set()
         for i, sentence in enumerate(sentences):
@@ -211,17 +238,18 @@ class Translator:
             if not sentence.strip():
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
-            ids, was_cut = pipeline.encode_truncated(self.text, sentence, self.max_source)
+            ids, was_cut = encode_truncated(self.text, sentence, self.max_source)
             if was_cut:
                 cut.add(i)
-            if len(ids) == 1:  # nothing that the vocabulary knows, not even as unknown
+            if len(ids) == 1:  # no token, not even an unknown one
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
             sources[i] = ids
         for indices in by_length(sources, batch_tokens // config.width, self.runtime.max_batch):
-            some = [sources[i] for i in indices]
-            begun = None if prefixes is None else [prefixes[i] for i in indices]
-            for i, hypotheses in zip(indices, search(self.runtime, some, config, aligned, begun), strict=True):
+            batch = [sources[i] for i in indices]
+            batch_prefixes = None if prefixes is None else [prefixes[i] for i in indices]
+            n_best = search(self.runtime, batch, config, needs_weights, batch_prefixes)
+            for i, hypotheses in zip(indices, n_best, strict=True):
                 yield i, self._translation(sentences[i], sources[i], hypotheses, i in cut, phrase_table)
 
     def _translation(
@@ -234,9 +262,9 @@ class Translator:
     ) -> Translation:
         target = self.text.target
         source_tokens = tuple(self.text.source.pieces(source))
-        surface_forms = [] if phrase_table is None else self.text.source.surface_forms(sentence)[: len(source) - 1]
-        pieces = [replaced(h, target.pieces(h.tokens), surface_forms, phrase_table) for h in hypotheses]
-        made = [
+        words = [] if phrase_table is None else self.text.source.surface_forms(sentence)[: len(source) - 1]
+        pieces = [replace_unknown_tokens(h, target.pieces(h.tokens), words, phrase_table) for h in hypotheses]
+        translations = [
             Translation(
                 text=target.decode(hypothesis.tokens) if phrase_table is None else target.join(tokens),
                 score=hypothesis.score,
@@ -249,5 +277,63 @@ class Translator:
             )
             for hypothesis, tokens in zip(hypotheses, pieces, strict=True)
         ]
-        best = made[0]
-        return Translation(**{**vars(best), "n_best": tuple(made)})
+        return dataclasses.replace(translations[0], n_best=tuple(translations))
+
+
+class TranslationTask:
+    """Translation as a Task: encoder-decoder graphs, recorded and verified with greedy and beam search."""
+
+    @property
+    def levels(self) -> Mapping[tuple[str, ...], Compare]:
+        """Return the comparisons of L1 and L2, of L3, and of L5."""
+        return {
+            ("L1", "L2"): lambda bundle, runtime, golden, bounds: compare_graphs_and_steps(runtime, golden, bounds),
+            ("L3",): lambda bundle, runtime, golden, bounds: [
+                compare_sentences(runtime, golden, bundle.text(), bundle.manifest.max_source, bounds)
+            ],
+            ("L5",): lambda bundle, runtime, golden, bounds: [compare_reruns(runtime, golden, bounds)],
+        }
+
+    def check_graphs(self, graphs: Mapping[str, GraphSpec], where: str) -> None:
+        """Check that the graphs have what decoding needs."""
+        decoder.check_graphs(graphs, where)
+
+    def open(self, bundle: Bundle, runtime: str, options: RuntimeOptions) -> Translator:
+        """Return the Translator of a bundle."""
+        return Translator.open(bundle, runtime, options)
+
+    def record(self, bundle: Bundle, references: References, inputs: Sequence[str]) -> Golden:
+        """Run greedy and beam search of the reference on sentences and return their results."""
+        return record_translation(references, bundle.text(), inputs, bundle.manifest.max_source)
+
+    def load_golden(self, read: Callable[[str], bytes]) -> Golden:
+        """Return the golden data of a bundle, whose files `read` returns by name."""
+        return golden_data.load(read)
+
+    def golden_inputs(self, golden: Golden) -> Sequence[str]:
+        """Return the sentences that golden data was recorded for."""
+        return golden.sentences
+
+    def check_golden(self, runtime: Runtime, golden: Golden, origin: str) -> None:
+        """Check that golden data was recorded from the model of this bundle.
+
+        Raises:
+            InputError: other encoder outputs, or tokens that are not in the vocabularies.
+        """
+        encoder = runtime.graphs[decoder.ENCODER]
+        names = {tensor.name for tensor in encoder.outputs}
+        names |= {"alignment"} if decoder.has_alignment(runtime.graphs) else set()
+        recorded = {name.removeprefix("encoder.") for name in golden.arrays if name.startswith("encoder.")}
+        recorded |= {"alignment"} if "steps.alignment" in golden.arrays else set()
+        source = next(tensor for tensor in encoder.inputs if tensor.name == "source")
+        largest = max(map(max, golden.sources)), int(golden.arrays["steps.top_ids"].max())
+        sizes = source.values[1] + 1, decoder.output_sizes(runtime.graphs)[1]
+        if names != recorded or largest[0] >= sizes[0] or largest[1] >= sizes[1]:
+            raise InputError(
+                f"{origin} is of another model than this bundle: it has {', '.join(sorted(recorded))} and tokens up to "
+                f"{largest[0]} -> {largest[1]}, the bundle has {', '.join(sorted(names))} and vocabularies of "
+                f"{sizes[0]} -> {sizes[1]} entries"
+            )
+
+
+TASK = TranslationTask()

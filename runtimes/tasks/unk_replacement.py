@@ -1,16 +1,16 @@
-"""Unknown words of a translation, replaced through the alignment.
+"""Replacement of unknown words through the alignment.
 
-Where the model says that here stands a word that it does not know, the source word that this place attends to most is
-put, or what a phrase table has for it (Luong et al. 2015b, https://arxiv.org/abs/1410.8206, whose model learns to say
-the place; by the attention's weights, as here, Jean et al. 2015, https://arxiv.org/abs/1412.2007).
+An unknown target token is replaced by the source word with its largest attention weight, or by that word's entry in a
+phrase table (Luong et al. 2015b, https://arxiv.org/abs/1410.8206, whose model learns to point at the word; with
+attention weights, as here, Jean et al. 2015, https://arxiv.org/abs/1412.2007).
 
-What a source word is follows the model's text, because what stands in its place is one target token:
-- words: what stands between white space, as it was written, `<unk>` or not;
-- characters: one character; white space is no word;
-- SentencePiece: one piece without the mark `▁` of a word's beginning. Only characters that no piece holds are unknown,
-  and a run of them is one piece; so a name in another script is copied as a whole, and of `d'Αθήνα.` what is
-  known stays. A piece that is nothing but the mark is no word.
-The end symbol is no word. A sentence without any keeps its `<unk>`.
+The unit of a source word depends on the tokenizer, because it replaces one target token:
+- words: the text between white space, as the user wrote it, in the vocabulary or not;
+- characters: one character; white space is never a word;
+- SentencePiece: one piece without the mark `▁` of the beginning of a word. Only characters that are in no piece are
+  unknown, and a run of them is one piece: a name in another script is copied whole. A piece that is only the mark is
+  never a word.
+The end symbol is never a word. A sentence without any word leaves `<unk>` in place.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pathlib import Path
 
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import InputError, UsageError
-from edge_attn.runtimes.base import check_attention
+from edge_attn.runtimes.tasks.alignment import check_attention
 from edge_attn.spec import Runtime
 from edge_attn.text.corpus import iter_pairs
 from edge_attn.text.tokenizers import UNK
 
 
 def read_phrase_table(path: Path) -> dict[str, str]:
-    """The target words by their source words, from a file of `source<TAB>target` lines (.gz too); of several lines for
-    one source word, the first counts.
+    """Return target words by source word, from a file of `source<TAB>target` lines (.gz too).
+
+    The first line of a source word counts.
 
     Raises:
-        InputError: no such file, or a line without a word on either side, named by its number.
+        InputError: there is no such file, or a line lacks a word on either side; the sentence names the line.
     """
     table: dict[str, str] = {}
     for number, pair in enumerate(iter_pairs(path), 1):
@@ -48,10 +49,10 @@ def read_phrase_table(path: Path) -> dict[str, str]:
 def check_replacement(
     runtime: Runtime, replace_unknown: bool, phrase_table: Mapping[str, str] | None
 ) -> Mapping[str, str] | None:
-    """The table to replace by: empty if every word is copied, None if nothing is replaced.
+    """Return the table of replacements: empty if every word is copied, None if nothing is replaced.
 
     Raises:
-        UsageError: a table, but nothing is to be replaced; a model without attention.
+        UsageError: a table without `replace_unknown`, or a model without attention.
     """
     if not replace_unknown:
         if phrase_table is not None:
@@ -61,22 +62,26 @@ def check_replacement(
     return phrase_table or {}
 
 
-def replaced(
+def replace_unknown_tokens(
     hypothesis: Hypothesis,
     pieces: Sequence[str],
-    surface_forms: Sequence[str],
+    source_words: Sequence[str],
     phrase_table: Mapping[str, str] | None,
 ) -> list[str]:
-    """The `pieces` of the hypothesis (tgt), each unknown one replaced unless there is no table.
+    """Return the pieces of the hypothesis with each unknown one replaced, unless there is no table.
 
-    `surface_forms` are what the user wrote for each source token but the end symbol (src - 1).
+    Args:
+        hypothesis: tokens and attention weights.
+        pieces: piece of each target token, (tgt).
+        source_words: text of each source token without the end symbol, (src - 1).
+        phrase_table: replacements of source words; None replaces nothing.
     """
-    made, weights = list(pieces), hypothesis.alignment
-    words = [i for i, surface in enumerate(surface_forms) if surface.strip()]
+    replaced, weights = list(pieces), hypothesis.alignment
+    words = [i for i, word in enumerate(source_words) if word.strip()]
     if phrase_table is None or weights is None or not words:
-        return made
+        return replaced
     for j, token in enumerate(hypothesis.tokens):
         if token == UNK:
-            word = surface_forms[words[int(weights[j, words].argmax())]]
-            made[j] = phrase_table.get(word, word)
-    return made
+            word = source_words[words[int(weights[j, words].argmax())]]
+            replaced[j] = phrase_table.get(word, word)
+    return replaced

@@ -1,4 +1,4 @@
-"""What verify found: as a table, as JSON (with its schema) and as JUnit XML."""
+"""Report of a verification: as a table, as JSON (with its schema) and as JUnit XML."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edge_attn.errors import InputError
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.tolerances import LEVELS
 
-SHOWN = 20
-"""Flips of one level that the text lists."""
+MAX_LISTED = 20
+"""Maximum number of token mismatches of one level in the text."""
 
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -76,7 +76,7 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Report:
-    """One verification."""
+    """Result of one verification."""
 
     bundle: str
     runtime: str
@@ -89,6 +89,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
+        """Return holds, fails or not tested; a level that could not run is never a pass."""
         statuses = {level.status for level in self.levels}
         if "fails" in statuses:
             return "fails"
@@ -96,36 +97,40 @@ class Report:
 
     @property
     def exit_code(self) -> int:
+        """Return 0 if parity holds, 1 if it fails, 3 if it was not tested."""
         return {"holds": 0, "fails": 1, "not tested": 3}[self.verdict]
 
     def content(self) -> dict[str, Any]:
-        """The report as plain values, as SCHEMA describes them; a number that is none (NaN, infinity) is a string."""
-        levels = []
-        for level in self.levels:
-            content = dataclasses.asdict(level)
-            for finding, original in zip(content["findings"], level.findings, strict=True):
-                finding["ok"] = original.ok
-            for shown, flip in zip(content["flips"], level.flips, strict=True):
-                shown["excused"] = flip.within_noise
-            levels.append(content)
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        made = {**own, "levels": levels, "verdict": self.verdict, "edge_attn": __version__}
-        plain: dict[str, Any] = _plain(made)
-        return plain
+        """Return the report as JSON values, as SCHEMA describes them. NaN and infinity are strings."""
+        levels = [
+            {
+                "name": level.name,
+                "status": level.status,
+                "reason": level.reason,
+                "findings": [{**dataclasses.asdict(measured), "ok": measured.ok} for measured in level.measurements],
+                "flips": [{**dataclasses.asdict(flip), "excused": flip.within_noise} for flip in level.mismatches],
+            }
+            for level in self.levels
+        ]
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        content = {**fields, "levels": levels, "verdict": self.verdict, "edge_attn": __version__}
+        json_values: dict[str, Any] = _json_values(content)
+        return json_values
 
     def json(self) -> str:
+        """Return the report as JSON text."""
         return json.dumps(self.content(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     def junit(self) -> str:
-        """One test case a finding; what was not tested is an error, what was not requested is skipped."""
+        """Return JUnit XML: a test case a measurement; a level not tested is an error, one not requested is skipped."""
         suite = ElementTree.Element("testsuite", name=f"edge-attn verify {self.bundle} on {self.runtime}")
         for level in self.levels:
-            if level.findings:
-                for finding in level.findings:
-                    case = ElementTree.SubElement(suite, "testcase", classname=level.name, name=finding.name)
-                    if not finding.ok:
-                        ElementTree.SubElement(case, "failure", message=str(finding)).text = "\n".join(
-                            map(str, level.flips)
+            if level.measurements:
+                for measurement in level.measurements:
+                    case = ElementTree.SubElement(suite, "testcase", classname=level.name, name=measurement.name)
+                    if not measurement.ok:
+                        ElementTree.SubElement(case, "failure", message=str(measurement)).text = "\n".join(
+                            map(str, level.mismatches)
                         )
             else:
                 case = ElementTree.SubElement(suite, "testcase", classname=level.name, name=LEVELS[level.name])
@@ -156,25 +161,25 @@ class Report:
             lines.append(
                 f"{level.name} {LEVELS[level.name]}: {level.status}{f' ({level.reason})' if level.reason else ''}"
             )
-            lines += [f"  {finding}" for finding in level.findings]
-            lines += [f"  {flip}" for flip in level.flips[:SHOWN]]
-            if len(level.flips) > SHOWN:
-                lines.append(f"  and {len(level.flips) - SHOWN} more flips (all of them: --json)")
+            lines += [f"  {measurement}" for measurement in level.measurements]
+            lines += [f"  {mismatch}" for mismatch in level.mismatches[:MAX_LISTED]]
+            if len(level.mismatches) > MAX_LISTED:
+                lines.append(f"  and {len(level.mismatches) - MAX_LISTED} more mismatches (all of them: --json)")
         lines += [f"override: {name} = {value:g}" for name, value in self.overrides.items()]
         lines.append(f"parity {'NOT TESTED' if self.verdict == 'not tested' else self.verdict}")
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
-        """What a manifest keeps of it."""
+        """Return the part of the report that a manifest contains."""
         levels = {level.name: level.status for level in self.levels if level.status != "not requested"}
         return {"runtime": self.runtime, "provider": self.provider, "sentences": self.sentences, "levels": levels}
 
 
-def _plain(value: Any) -> Any:
+def _json_values(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_values(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -1,29 +1,28 @@
-"""`edge-attn verify`: does the deployed model say what the reference said?"""
+"""`edge-attn verify`: compare the deployed model with the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.errors import InputError, TooLargeError, UsageError
-from edge_attn.parity import golden
-from edge_attn.parity.golden import Golden
+from edge_attn.errors import TooLargeError, UsageError
 from edge_attn.parity.results import LevelResult
-from edge_attn.parity.tolerances import LEVELS, RUN_BY_VERIFY, bounds
-from edge_attn.registry import SERVICES, resolve
+from edge_attn.parity.task import GoldenData, Task
+from edge_attn.parity.tolerances import LEVELS, bounds
+from edge_attn.registry import RUNTIMES, TASKS, resolve
 from edge_attn.runtimes.base import DEFAULT, open_runtime
-from edge_attn.runtimes.verification import levels as ladder
 from edge_attn.runtimes.verification.report import Report
 from edge_attn.spec import Runtime
-from edge_attn.text import corpus
+from edge_attn.text.corpus import read_sentences
 
 
 def verify(
-    bundle: Path,
+    bundle: Path | Bundle,
     runtime: str = "ort-cpu",
     levels: Sequence[str] = (),
     overrides: Mapping[str, float] | None = None,
@@ -31,98 +30,100 @@ def verify(
     sentences: Path | None = None,
     options: RuntimeOptions = DEFAULT,
 ) -> Report:
-    """Holds `bundle` on `runtime` to its golden data, or to the live torch model of the checkpoint `reference`.
+    """Compare `bundle` on `runtime` with its golden data, or with the live torch model of a checkpoint.
+
+    Args:
+        bundle: folder or zip, or an opened bundle, which need not be written yet.
+        runtime: name of the runtime.
+        levels: levels to run; by default all that the task has.
+        overrides: bounds to loosen for this run, by name.
+        reference: checkpoint of the live model.
+        sentences: file of inputs for the live model; by default those of the golden data.
+        options: options of the runtime.
 
     Raises:
         BundleError, UsageError, NotTestedError: nothing could be compared.
     """
-    opened = Bundle.open(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    task = task_of(opened)
     running = open_runtime(opened, runtime, options)
     if reference is None:
         if sentences is not None:
             raise UsageError("--input needs --reference: golden data exists for the bundle's own sentences only")
-        said = golden.load(opened.read)
+        golden = task.load_golden(opened.read)
+        return check(opened, running, golden, levels, overrides or {})
+    if sentences is not None:
+        inputs = read_sentences(sentences)
     else:
-        lines = corpus.read_sentences(sentences) if sentences is not None else golden.load(opened.read).sentences
-        record = resolve("service", SERVICES, "record reference")
-        folded = bool(opened.manifest.provenance.get("folded"))  # bundles of before were not, and do not say so
-        said = record(reference, lines, opened.manifest.max_source, _size(running, "candidates"), folded)
-    return check(opened, running, said, levels, overrides or {}, str(reference) if reference else "golden data")
+        inputs = tuple(task.golden_inputs(task.load_golden(opened.read)))
+    live = resolve("runtime", RUNTIMES, "torch")(reference, opened)
+    with_live_text = Bundle(opened.path, opened.manifest, live.text.files())
+    golden = task.record(with_live_text, live.references, inputs)
+    return check(opened, running, golden, levels, overrides or {}, str(reference))
 
 
-def check_on(bundle: Bundle, runtime: str, said: Golden) -> Report:
-    """`check` of a bundle that may not be written yet."""
-    return check(bundle, open_runtime(bundle, runtime), said)
+def task_of(bundle: Bundle) -> Task:
+    """Return the task of a bundle."""
+    task: Task = resolve("task", TASKS, bundle.manifest.task)
+    return task
 
 
 def check(
     bundle: Bundle,
     runtime: Runtime,
-    said: Golden,
+    golden: GoldenData,
     levels: Sequence[str] = (),
     overrides: Mapping[str, float] | None = None,
     against: str = "golden data",
 ) -> Report:
-    """The levels asked for (by default L1, L2, L3 and L5) of `runtime` against `said`.
+    """Compare `runtime` with `golden` at the levels asked for, by default all that the task has.
 
-    A level that asks for more than the runtime's engines were built for is not tested; the others are.
+    A level that needs more than the runtime's engines were built for is not tested, and the others run.
+
+    Args:
+        bundle: the opened bundle.
+        runtime: the bundle on the runtime to verify.
+        golden: results of the reference, in the format of the bundle's task.
+        levels: levels to run.
+        overrides: bounds to loosen for this run, by name.
+        against: origin of the golden data, for the report.
+
+    Raises:
+        UsageError: an unknown level or bound.
+        InputError: the golden data was recorded from another model.
     """
     for name in levels:
         if name not in LEVELS:
             raise UsageError(f"unknown level {name!r}; known: {', '.join(LEVELS)}")
-    manifest = bundle.manifest
+    task, manifest = task_of(bundle), bundle.manifest
     stricter = manifest.tolerances if runtime.precision == manifest.precision else {}
     limits = bounds(runtime.precision, stricter, overrides or {})
-    _refuse_another_model(runtime, said, against)
-    asked = tuple(levels) or RUN_BY_VERIFY
-    made = {name: LevelResult(name) for name in LEVELS}
-    for name in asked:
-        if name not in RUN_BY_VERIFY:
-            made[name] = LevelResult(name, "not tested", f"verify runs {', '.join(RUN_BY_VERIFY)}")
-    with np.errstate(all="ignore"):  # what a broken runtime says is a finding, not a warning
-        for names, run in (
-            (("L1", "L2"), lambda: ladder.graph_and_step(runtime, said, limits)),
-            (("L3",), lambda: [ladder.sentence(runtime, said, bundle.text(), manifest.max_source, limits)]),
-            (("L5",), lambda: [ladder.device(runtime, said, limits)]),
-        ):
-            if any(name in asked for name in names):
-                made.update({level.name: level for level in _tried(names, run) if level.name in asked})
+    task.check_golden(runtime, golden, against)
+    available = [name for names in task.levels for name in names]
+    requested = tuple(levels) or tuple(available)
+    results = {name: LevelResult(name) for name in LEVELS}
+    for name in requested:
+        if name not in available:
+            results[name] = LevelResult(name, "not tested", f"verify runs {', '.join(available)}")
+    with np.errstate(all="ignore"):  # NaN of a broken runtime is a measurement, not a warning
+        for names, compare in task.levels.items():
+            if any(name in requested for name in names):
+                levels_run = _run(names, compare, bundle, runtime, golden, limits)
+                results.update({level.name: level for level in levels_run if level.name in requested})
     return Report(
         bundle=str(bundle.path),
         runtime=runtime.name,
         provider=runtime.provider,
         precision=runtime.precision,
         against=against,
-        sentences=len(said.sentences),
+        sentences=len(golden),
         overrides=dict(overrides or {}),
-        levels=[made[name] for name in LEVELS],
+        levels=[results[name] for name in LEVELS],
     )
 
 
-def _tried(names: Sequence[str], run: Callable[[], Sequence[LevelResult]]) -> Sequence[LevelResult]:
+def _run(names: Sequence[str], compare: Callable[..., Sequence[LevelResult]], *arguments: Any) -> Sequence[LevelResult]:
     try:
-        return run()
+        return compare(*arguments)
     except TooLargeError as error:
         return [LevelResult(name, "not tested", str(error)) for name in names]
-
-
-def _refuse_another_model(runtime: Runtime, said: Golden, against: str) -> None:
-    """Numbers that are no numbers of this bundle's model cannot be compared with its own."""
-    given = {tensor.name for tensor in runtime.graphs["encoder"].outputs}
-    given |= {tensor.name for tensor in runtime.graphs["step"].outputs if tensor.name == "alignment"}
-    recorded = {name.removeprefix("encoder.") for name in said.arrays if name.startswith("encoder.")}
-    recorded |= {"alignment"} if "steps.alignment" in said.arrays else set()
-    source = next(tensor for tensor in runtime.graphs["encoder"].inputs if tensor.name == "source")
-    tokens = max(map(max, said.sources)), int(said.arrays["steps.top_ids"].max())
-    sizes = source.values[1] + 1, _size(runtime, "log_probs")
-    if given != recorded or tokens[0] >= sizes[0] or tokens[1] >= sizes[1]:
-        raise InputError(
-            f"{against} is of another model than this bundle: it has {', '.join(sorted(recorded))} and tokens up to "
-            f"{tokens[0]} -> {tokens[1]}, the bundle has {', '.join(sorted(given))} and vocabularies of "
-            f"{sizes[0]} -> {sizes[1]} entries"
-        )
-
-
-def _size(runtime: Runtime, output: str) -> int:
-    """Entries of the last axis of one of the step's outputs."""
-    return int(next(tensor for tensor in runtime.graphs["step"].outputs if tensor.name == output).shape[2])

@@ -19,8 +19,9 @@ from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
 from edge_attn.bundle.writer import write_bundle
 from edge_attn.checkpoint import load
 from edge_attn.export.pipeline import graph_model
-from edge_attn.models.graphs import graphs
-from edge_attn.reference import record_model
+from edge_attn.models.graphs import encoder_decoder_graphs
+from edge_attn.parity.recorder import record_translation
+from edge_attn.reference import ModelReferences
 from edge_attn.registry import ATTENTIONS
 
 HERE = Path(__file__).resolve().parent
@@ -103,13 +104,13 @@ def write(checkpoint: Path, out: Path, sentences: list[str]) -> None:
     """The bundle `out`, with what the model of `checkpoint` says about some of the sentences."""
     model, text, config = load(checkpoint)
     files, specs = dict(text.files()), {}
-    for name, graph in graphs(model, CANDIDATES).items():
+    for name, graph in encoder_decoder_graphs(model, CANDIDATES).items():
         proto, _ = graph_model(name, graph, graph.spec, half=True)
         files[graph.spec.file], specs[name] = proto.SerializeToString(deterministic=True), graph.spec
     chosen = sorted(sentences, key=len)[:: len(sentences) // (SAID - 1)]
-    files.update(record_model(model, text, chosen, LONGEST, CANDIDATES).files())
+    files.update(record_translation(ModelReferences(model, CANDIDATES), text, chosen, LONGEST).files())
     manifest = Manifest(
-        FORMAT, config.model.family, "seq2seq", "fp32", specs, LONGEST, files={f: FileEntry("", 0) for f in files}
+        FORMAT, config.model.family, "translation", "fp32", specs, LONGEST, files={f: FileEntry("", 0) for f in files}
     )
     write_bundle(out, manifest, files, force=True)
 

@@ -52,7 +52,7 @@ def test_the_first_1000_test_sentences_agree_with_torch(needs_torch, tmp_path):
     report = verify(BUNDLE, reference=CHECKPOINT, sentences=lines, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds", str(report)
     assert report.sentences == 1000
-    found = {f"{finding.level} {finding.name}": finding for level in report.levels for finding in level.findings}
+    found = {f"{finding.level} {finding.name}": finding for level in report.levels for finding in level.measurements}
     assert found["L2 log_prob"].value <= 1e-4
     assert found["L3 tokens greedy"].value == found["L3 n_best beam"].value == 0
     assert found["L1 alignment"].value <= 1e-5

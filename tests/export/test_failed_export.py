@@ -25,7 +25,8 @@ from edge_attn.config.training import Config, DataConfig, TextConfig, TrainingCo
 from edge_attn.errors import CheckpointError, ExportError, InputError
 from edge_attn.export import checks, pipeline
 from edge_attn.export.pipeline import export, graph_model
-from edge_attn.models.graphs import graphs
+from edge_attn.models.graphs import encoder_decoder_graphs
+from edge_attn.runtimes.tasks.translation import TranslationTask
 from edge_attn.text.pipeline import Text
 
 torch.set_num_threads(1)
@@ -54,7 +55,7 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def traced(tiny) -> dict[str, tuple[onnx.ModelProto, float]]:
     model, _, _ = checkpoint.load(tiny)
-    return {name: graph_model(name, graph, graph.spec) for name, graph in graphs(model, 16).items()}
+    return {name: graph_model(name, graph, graph.spec) for name, graph in encoder_decoder_graphs(model, 16).items()}
 
 
 @pytest.fixture
@@ -111,14 +112,14 @@ def test_a_check_that_fails_fails_the_export(tiny, tmp_path, monkeypatch, what):
 
 
 def test_a_bundle_that_does_not_hold_is_not_written(tiny, tmp_path, monkeypatch, quick):
-    recorded = pipeline.record_model
+    record = TranslationTask.record
 
-    def another(model, *rest):
-        said = recorded(model, *rest)
-        arrays = {**said.arrays, "steps.projections": said.arrays["steps.projections"] + 0.01}
-        return dataclasses.replace(said, arrays=arrays)
+    def shifted(task, *arguments):
+        golden = record(task, *arguments)
+        arrays = {**golden.arrays, "steps.projections": golden.arrays["steps.projections"] + 0.01}
+        return dataclasses.replace(golden, arrays=arrays)
 
-    monkeypatch.setattr(pipeline, "record_model", another)
+    monkeypatch.setattr(TranslationTask, "record", shifted)
     with pytest.raises(edge_attn.errors.ParityError, match=r"FAIL L2 projection") as failed:
         export(tiny, tmp_path / "bundle")
     assert failed.value.exit_code == 1

@@ -20,7 +20,7 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.export import lower
 from edge_attn.export.pipeline import graph_model
-from edge_attn.models.graphs import graphs
+from edge_attn.models.graphs import encoder_decoder_graphs
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.ops import DOMAIN
 from edge_attn.registry import ATTENTIONS
@@ -42,7 +42,7 @@ def test_the_bundle_says_what_it_is(bundle, toy_checkpoint):
     assert (manifest.format, manifest.family, manifest.task, manifest.precision) == (
         FORMAT,
         "seq2seq",
-        "seq2seq",
+        "translation",
         "fp32",
     )
     assert manifest.max_source == 20
@@ -108,7 +108,7 @@ def test_weights_stay_as_small_as_the_checkpoint_stores_them(bundle, toy_checkpo
 @pytest.mark.parametrize("name", ["encoder", "step"])
 def test_the_graphs_run_in_plain_onnxruntime(bundle, toy_checkpoint, tmp_path, name):
     model, _, _ = checkpoint.load(toy_checkpoint)
-    module = graphs(model, 4)[name]
+    module = encoder_decoder_graphs(model, 4)[name]
     graph = Bundle.open(bundle).read(f"graphs/{name}.onnx")
     holds_in_plain_onnxruntime(graph, module, module.spec, tmp_path)
 
@@ -151,7 +151,7 @@ def row_name(config: Seq2SeqConfig) -> str:
 def test_every_row_exports_and_agrees(config, tmp_path):
     torch.manual_seed(4)
     model = Seq2Seq(config, 31, 40)
-    for name, graph in graphs(model, 6).items():
+    for name, graph in encoder_decoder_graphs(model, 6).items():
         proto, worst = graph_model(name, graph, graph.spec)
         assert worst < 1e-5
         holds_in_plain_onnxruntime(proto.SerializeToString(), graph, graph.spec, tmp_path)

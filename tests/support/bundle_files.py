@@ -23,7 +23,7 @@ def make_manifest(**options) -> Manifest:
     options = {
         "format": FORMAT,
         "family": "seq2seq",
-        "task": "seq2seq",
+        "task": "translation",
         "precision": "fp32",
         "max_source": 9,
         **options,

@@ -97,9 +97,7 @@ def words() -> Text:
 
 
 def translator(runtime: TableModel, text: Text | None = None, max_source: int = 20) -> Translator:
-    made = Translator.__new__(Translator)
-    made._set(runtime, text or words(), max_source)
-    return made
+    return Translator(runtime, text or words(), max_source)
 
 
 def worth(table_: np.ndarray, target: Sequence[int]) -> list[float]:

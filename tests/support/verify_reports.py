@@ -15,7 +15,7 @@ Files = dict[str, bytes]
 
 def failing(report: Report) -> set[str]:
     """`L2.kl` for each finding that does not hold, without what it compared."""
-    return {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.findings if not f.ok}
+    return {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.measurements if not f.ok}
 
 
 def statuses(report: Report) -> dict[str, str]:

@@ -100,7 +100,8 @@ def make(name: str, folder: Path, data: Path) -> None:
     scored = verb("evaluate")(bundle, held_out, config=SearchConfig(beam=1), options=ONE_THREAD).total
     opened = Bundle.open(bundle)
     report = check(opened, OrtCpu(opened, ONE_THREAD), golden.load(opened.read))
-    [apart] = [f.value for level in report.levels for f in level.findings if (f.level, f.name) == ("L2", "log_prob")]
+    measured = [m for level in report.levels for m in level.measurements]
+    [apart] = [m.value for m in measured if (m.level, m.name) == ("L2", "log_prob")]
     found = {
         "apart": apart,
         "exact": scored.exact,

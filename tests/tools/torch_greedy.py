@@ -224,7 +224,7 @@ class TorchGreedy:
 
 def one_step(model: Seq2Seq) -> Step:
     def step(tokens: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
-        features, _, following = model.step(model.embedding(tokens), memory, state)
+        features, _, following = model.decode(model.embedding(tokens), memory, state)
         return model.logits(features).argmax(-1), following
 
     return step

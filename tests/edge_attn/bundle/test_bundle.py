@@ -143,7 +143,7 @@ def in_graph(**values):
         (edited(format=0), "has no format number"),
         (edited(max_source="9"), "max_source must be of type int, got '9'"),
         (edited(max_source=0), "max_source must be at least 1"),
-        (edited(task="painter"), "unknown task 'painter'; known: seq2seq"),
+        (edited(task="painter"), "unknown task 'painter'; known: translation"),
         (edited(precision="fp8"), "unknown precision 'fp8'"),
         (edited(mask_policy="large"), "mask_policy must be one of zero"),
         (edited(graphs=[]), "graphs must be a table"),

@@ -119,7 +119,7 @@ def test_forced_says_what_the_search_summed():
 def test_a_beam_needs_a_candidate_more():
     decoder = TableDecoder(random_tables(1, 1, 8), candidates=4)
     assert len(search(decoder, [SOURCE], SearchConfig(3, 3))[0]) == 3
-    with pytest.raises(UsageError, match=r"a beam of 4 needs 5 candidates a step, this bundle gives 4; use --beam 3"):
+    with pytest.raises(UsageError, match=r"a beam of 4 needs 5 candidates a step, this bundle has 4; use --beam 3"):
         search(decoder, [SOURCE], SearchConfig(4))
 
 

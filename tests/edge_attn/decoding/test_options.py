@@ -244,15 +244,15 @@ def test_each_sentence_of_a_batch_has_its_prefix():
 @pytest.mark.parametrize(
     ("options", "prefixes", "sentence"),
     [
-        ({}, [[A], [A]], "each of the 1 sentences needs a prefix, got 2 prefixes"),
-        ({}, [], "each of the 1 sentences needs a prefix, got 0 prefixes"),
-        ({}, [[A, 6]], "a prefix holds the token 6, the vocabulary 6 entries"),
-        ({}, [[-1]], "a prefix holds the token -1, the vocabulary 6 entries"),
-        ({}, [[A, EOS, A]], r"a prefix goes on after its end symbol \(3\)"),
+        ({}, [[A], [A]], "expected a prefix for each of the 1 sentences, got 2"),
+        ({}, [], "expected a prefix for each of the 1 sentences, got 0"),
+        ({}, [[A, 6]], "a prefix contains the token 6, the vocabulary has 6 entries"),
+        ({}, [[-1]], "a prefix contains the token -1, the vocabulary has 6 entries"),
+        ({}, [[A, EOS, A]], r"a prefix has tokens after its end symbol \(3\)"),
         ({"max_length": 2}, [[A, A, A]], "a prefix has 3 tokens, and max_length leaves room for 2"),
         ({"max_length": 2, "alternatives": 2}, [[A, A]], "a prefix has 2 tokens, and max_length leaves room for 1"),
-        ({"suppress": (A, 6)}, None, "suppress holds the token 6, the vocabulary 6 entries"),
-        ({"suppress": (EOS,)}, None, r"suppress holds the end symbol \(3\)"),
+        ({"suppress": (A, 6)}, None, "suppress contains the token 6, the vocabulary has 6 entries"),
+        ({"suppress": (EOS,)}, None, r"suppress contains the end symbol \(3\)"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(options, prefixes, sentence):

@@ -25,14 +25,13 @@ def model(**options) -> Seq2Seq:
 
 @torch.no_grad()
 def steps(stepped) -> torch.Tensor:
-    """Features, weights and states of every step along TARGET, in one tensor."""
+    """Return logits, weights and states of every step along TARGET, in one tensor."""
     memory, state = stepped.encode(SOURCE, LENGTH)
-    embedding = getattr(stepped, "model", stepped).embedding
-    said = []
+    outputs = []
     for i in range(TARGET.shape[1]):
-        features, weights, state = stepped.step(embedding(TARGET[:, i : i + 1]), memory, state)
-        said += [features, *state.values()] + ([] if weights is None else [weights])
-    return torch.cat([tensor.flatten() for tensor in said])
+        logits, weights, state = stepped.step(TARGET[:, i : i + 1], memory, state)
+        outputs += [logits, *state.values()] + ([] if weights is None else [weights])
+    return torch.cat([tensor.flatten() for tensor in outputs])
 
 
 @pytest.mark.parametrize("feeding", [False, True])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.models.graphs import EncoderGraph, StepGraph, graphs
+from edge_attn.models.graphs import EncoderGraph, StepGraph, encoder_decoder_graphs
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.registry import ATTENTIONS
 
@@ -55,7 +55,7 @@ def named(graph, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_the_graphs_say_what_they_take_and_give(model):
-    made = graphs(model, 4)
+    made = encoder_decoder_graphs(model, 4)
     encoder, step = made["encoder"].spec, made["step"].spec
     assert not model.training
     assert (encoder.file, step.file) == ("graphs/encoder.onnx", "graphs/step.onnx")
@@ -78,7 +78,7 @@ def test_the_graphs_say_what_they_take_and_give(model):
 
 
 def test_what_they_give_has_the_shapes_that_they_say(model):
-    encoder, step = graphs(model, 4).values()
+    encoder, step = encoder_decoder_graphs(model, 4).values()
     sizes = {"batch": 3, "src": 4, "beam": 5, "previous_beam": 2}
     encoded = named(encoder, SOURCE, LENGTH)
     beams = [value.repeat_interleave(2, 1) for name, value in encoded.items() if name.startswith("state.")]
@@ -94,7 +94,7 @@ def test_what_they_give_has_the_shapes_that_they_say(model):
 
 def test_the_step_goes_on_from_the_parents(model):
     """Each hypothesis of a beam says what it says when it is fed alone, after its own parent's state."""
-    encoder, step = graphs(model, 4).values()
+    encoder, step = encoder_decoder_graphs(model, 4).values()
     encoded = named(encoder, SOURCE, LENGTH)
     memory = [value for name, value in encoded.items() if name.startswith("memory.")]
     states = [value for name, value in encoded.items() if name.startswith("state.")]
@@ -120,11 +120,11 @@ def test_the_step_goes_on_from_the_parents(model):
 
 
 def test_the_step_is_the_models_own(model):
-    encoder, step = graphs(model, 4).values()
+    encoder, step = encoder_decoder_graphs(model, 4).values()
     with torch.no_grad():
         memory, state = model.encode(SOURCE, LENGTH)
         tokens = torch.tensor([[4], [5], [6]])
-        features, weights, following = model.step(model.embedding(tokens), memory, state)
+        features, weights, following = model.decode(model.embedding(tokens), memory, state)
         expected = torch.log_softmax(model.logits(features), -1)
     found = named(step, tokens, torch.zeros(3, 1, dtype=torch.long), *named(encoder, SOURCE, LENGTH).values())
     torch.testing.assert_close(found["log_probs"], expected)
@@ -135,7 +135,7 @@ def test_the_step_is_the_models_own(model):
 
 
 def test_the_candidates_are_the_best_in_their_order(model):
-    encoder, step = graphs(model, 4).values()
+    encoder, step = encoder_decoder_graphs(model, 4).values()
     found = named(
         step,
         torch.tensor([[4], [5], [6]]),
@@ -147,15 +147,17 @@ def test_the_candidates_are_the_best_in_their_order(model):
     assert torch.equal(found["log_probs"].gather(-1, found["candidate_ids"]), found["candidates"])
 
 
+def step_graph(model: Seq2Seq, candidates: int) -> StepGraph:
+    return StepGraph(model, EncoderGraph(model).spec, candidates)
+
+
 def test_no_more_candidates_than_tokens():
     model = Seq2Seq(Seq2SeqConfig(**SMALL), VOCAB, VOCAB + 1).eval()
-    assert StepGraph(model, model, 500).spec.outputs[0].shape == ("batch", "beam", VOCAB + 1)
-    assert StepGraph(model, model, 2).spec.outputs[0].shape == ("batch", "beam", 2)
+    assert step_graph(model, 500).spec.outputs[0].shape == ("batch", "beam", VOCAB + 1)
+    assert step_graph(model, 2).spec.outputs[0].shape == ("batch", "beam", 2)
 
 
 def test_double_precision_is_said():
     model = Seq2Seq(Seq2SeqConfig(**SMALL), VOCAB, VOCAB).double()
-    kinds = {
-        t.dtype for spec in (EncoderGraph(model, model).spec, StepGraph(model, model, 3).spec) for t in spec.outputs
-    }
+    kinds = {t.dtype for spec in (EncoderGraph(model).spec, step_graph(model, 3).spec) for t in spec.outputs}
     assert kinds == {"float64", "bool", "int64"}

@@ -72,7 +72,7 @@ def test_a_pass_equals_its_steps(model):
         memory, state = model.encode(source, lengths)
         assert all(tensor.shape[:2] == (3, 1) for tensor in state.values())
         for i in range(target.shape[1]):
-            features, weights, following = model.step(model.embedding(target[:, i : i + 1]), memory, state)
+            features, weights, following = model.decode(model.embedding(target[:, i : i + 1]), memory, state)
             assert apart(features[:, 0], whole[:, i]) <= 1e-6
             assert following.keys() == state.keys()
             assert all(following[n].shape == state[n].shape for n in state)
@@ -134,10 +134,10 @@ def test_beams_are_query_positions(model):
         memory, state = model.encode(source, lengths)
         state = {n: torch.randn(3, 3, tensor.shape[-1]) for n, tensor in state.items()}
         embedded = model.embedding(torch.randint(4, VOCAB, (3, 3)))
-        together = model.step(embedded, memory, state)
+        together = model.decode(embedded, memory, state)
         for k in range(3):
             one = {n: tensor[:, k : k + 1] for n, tensor in state.items()}
-            features, weights, following = model.step(embedded[:, k : k + 1], memory, one)
+            features, weights, following = model.decode(embedded[:, k : k + 1], memory, one)
             assert apart(features, together[0][:, k : k + 1]) <= 1e-6
             for n in following:
                 assert apart(following[n], together[2][n][:, k : k + 1]) <= 1e-6

@@ -20,8 +20,8 @@ from edge_attn.errors import BundleError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import golden, recorder
 from edge_attn.parity.golden import FILES, PROJECTIONS, SUMMARY, TOP, Golden
-from edge_attn.parity.recorder import LEAST_REST, projection, run_teacher_forced, summarize
-from edge_attn.reference import Reference, record_live, record_model
+from edge_attn.parity.recorder import MIN_LOG_REST, projection, record_translation, run_teacher_forced, summarize
+from edge_attn.reference import ModelReferences, open_checkpoint
 from edge_attn.text import pipeline
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import EOS, UNK
@@ -58,7 +58,7 @@ def small(attention: str, words: int) -> tuple[Seq2Seq, Text]:
 def made(request) -> tuple[Seq2Seq, Text, Golden]:
     attention, entries = request.param.split(", ")
     model, text = small(attention, int(entries.split()[0]) - 4)
-    return model, text, record_model(model, text, LINES, 9)
+    return model, text, record_translation(ModelReferences(model), text, LINES, 9)
 
 
 # ---- what a bundle's golden data holds
@@ -118,7 +118,8 @@ def test_the_arrays(toy_golden, toy_text):
 
 
 def test_it_is_what_the_checkpoint_says_now(toy_golden, toy_checkpoint):
-    said = record_live(toy_checkpoint, toy_golden.sentences[:9], 20, 16)
+    live = open_checkpoint(toy_checkpoint)
+    said = record_translation(live.references, live.text, toy_golden.sentences[:9], 20)
     assert said.sources == toy_golden.sources[:9]
     assert [one.text for one in said.greedy] == [one.text for one in toy_golden.greedy[:9]]
     assert [[one.tokens for one in n_best] for n_best in said.n_best] == [
@@ -143,7 +144,7 @@ def test_a_recording_reads_back_as_it_was(made):
 
 def test_its_files_are_the_same_bytes_again(made):
     model, text, said = made
-    assert record_model(model, text, LINES, 9).files() == said.files()
+    assert record_translation(ModelReferences(model), text, LINES, 9).files() == said.files()
 
 
 def test_a_small_vocabulary_is_recorded_whole(made):
@@ -151,7 +152,7 @@ def test_a_small_vocabulary_is_recorded_whole(made):
     assert said.arrays["steps.top_ids"].shape[1] == min(TOP, len(text.target))
     whole = np.exp(said.arrays["steps.top_log_probs"].astype(np.float64)).sum(1)
     if len(text.target) <= TOP:
-        assert (said.arrays["steps.rest"] == np.float32(LEAST_REST)).all()
+        assert (said.arrays["steps.rest"] == np.float32(MIN_LOG_REST)).all()
     else:
         whole += np.exp(said.arrays["steps.rest"])
     np.testing.assert_allclose(whole, 1.0, atol=3e-6)
@@ -167,7 +168,7 @@ def test_without_attention_there_is_no_alignment(made):
 
 def test_an_overlong_sentence_is_cut():
     model, text = small("dot", 90)
-    said = record_model(model, text, [" ".join(WORDS[:30])], 9)
+    said = record_translation(ModelReferences(model), text, [" ".join(WORDS[:30])], 9)
     assert said.sources == (tuple(text.encode_source(" ".join(WORDS[:8]))),)
     assert pipeline.encode_truncated(text, " ".join(WORDS[:30]), 9)[1]
     assert not pipeline.encode_truncated(text, " ".join(WORDS[:8]), 9)[1]
@@ -175,7 +176,7 @@ def test_an_overlong_sentence_is_cut():
 
 def test_noise_is_the_difference_between_two_precisions(made):
     model, text, said = made
-    reference = Reference(model)
+    reference = ModelReferences(model).reference
     flat = recorder.record(reference, reference, text, LINES, said.search, 9)
     assert (flat.arrays["steps.noise"] == 0).all()
     assert {one.noise for one in flat.greedy} == {0.0}
@@ -185,7 +186,7 @@ def test_noise_is_the_difference_between_two_precisions(made):
 def test_a_batch_says_what_each_sentence_says_alone(made):
     model, _, said = made
     targets = [one.tokens for one in said.greedy]
-    runs = [run_teacher_forced(Reference(model), said.sources, targets, batch) for batch in (1, 7)]
+    runs = [run_teacher_forced(ModelReferences(model).reference, said.sources, targets, batch) for batch in (1, 7)]
     for alone, batched in zip(*runs, strict=True):
         np.testing.assert_allclose(alone.log_probs, batched.log_probs, atol=1e-5)
         assert alone.encoder.keys() == batched.encoder.keys()

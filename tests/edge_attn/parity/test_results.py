@@ -64,9 +64,9 @@ def test_a_finding_holds_up_to_its_bound(value, bound, ok):
 
 def test_a_level_holds_where_every_finding_does():
     good, bad = Measurement("L1", "a", 0.0, 1.0), Measurement("L1", "b", 2.0, 1.0)
-    assert LevelResult("L1", findings=[good]).close().status == "holds"
-    assert LevelResult("L1", findings=[good, bad]).close().status == "fails"
-    assert LevelResult("L1").close().status == "fails"  # what compared nothing proved nothing
+    assert LevelResult("L1", measurements=[good]).conclude().status == "holds"
+    assert LevelResult("L1", measurements=[good, bad]).conclude().status == "fails"
+    assert LevelResult("L1").conclude().status == "fails"  # what compared nothing proved nothing
     assert LevelResult("L1").status == "not requested"
 
 

@@ -130,7 +130,7 @@ def greedy(model: Seq2Seq, text: Text, sentence: str) -> str:
         memory, state = model.encode(torch.tensor([ids]), torch.tensor([len(ids)]))
         tokens = [BOS]
         while len(tokens) < 20 and tokens[-1] != EOS:
-            features, _, state = model.step(model.embedding(torch.tensor([[tokens[-1]]])), memory, state)
+            features, _, state = model.decode(model.embedding(torch.tensor([[tokens[-1]]])), memory, state)
             tokens.append(int(model.logits(features)[0, 0].argmax()))
     return text.target.decode(tokens[1:-1])
 

@@ -14,7 +14,7 @@ def test_json_contains_the_manifest(edge_attn_cli, toy_bundle):
     content = json.loads(edge_attn_cli("inspect", toy_bundle, "--json").stdout)
     manifest = Bundle.open(toy_bundle).manifest
     assert content["path"] == str(toy_bundle)
-    assert (content["family"], content["task"], content["precision"]) == ("seq2seq", "seq2seq", "fp32")
+    assert (content["family"], content["task"], content["precision"]) == ("seq2seq", "translation", "fp32")
     assert content["max_source"] == manifest.max_source == 20
     assert content["text"] == {"kind": "words", "source_entries": 31, "target_entries": 31}
     assert content["bytes"] == sum(entry.size for entry in manifest.files.values())

@@ -34,7 +34,7 @@ def test_a_prefix_file_has_a_line_for_each_line(translate, prefixes, monkeypatch
     [
         (b"le\nun\n", "line 3 has no prefix"),
         (b"le\nun\nle\nla\n", "has more lines than the input, which has 3"),
-        (b"le\nun\nder Hund\n", "prefixes: line 3: the target vocabulary does not know 'der'"),
+        (b"le\nun\nder Hund\n", "prefixes: line 3: the target vocabulary has no 'der'"),
         (b"le\nun\n" + b"le " * 11, "prefixes: line 3: 11 tokens, and max_length leaves room for 10"),
         (b"le\nun\n\xff\n", "prefixes: line 3: not UTF-8 at byte 1"),
         (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3: more than {LONGEST_LINE} bytes"),

@@ -228,7 +228,7 @@ def test_batches_are_of_like_length_and_hold_every_sentence_once(most, largest):
 def test_the_search_defaults_are_those_of_the_configuration(model):
     [found] = model.translate([SENTENCE])
     config = SearchConfig()
-    ((_, same),) = model.each([SENTENCE], config, True)
+    ((_, same),) = model.translate_iter([SENTENCE], config, True)
     assert found == same
 
 
@@ -253,7 +253,7 @@ def test_a_translation_begins_with_its_prefix(model):
 @pytest.mark.parametrize(
     ("prefix", "options", "said"),
     [
-        ("un Hund", {}, "prefix 1: the target vocabulary does not know 'Hund'"),
+        ("un Hund", {}, "prefix 1: the target vocabulary has no 'Hund'"),
         ("un chat noir et un roi", {"max_length": 5}, "prefix 1: 6 tokens, and max_length leaves room for 5"),
         (b"un", {}, "prefix 1 must be a string, got bytes"),
     ],

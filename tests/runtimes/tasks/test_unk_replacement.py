@@ -1,4 +1,4 @@
-"""Unknown words, replaced by the word that they attend to or by a phrase table's: on tables, and on real models."""
+"""Unknown words, replaced by the source word that they attend to or by a phrase table: on tables and real models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from table_model import NAMES, TableModel, table, translator
 import edge_attn
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import InputError, UsageError
-from edge_attn.runtimes.tasks.unk_replacement import read_phrase_table, replaced
+from edge_attn.runtimes.tasks.unk_replacement import read_phrase_table, replace_unknown_tokens
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import SPECIAL, UNK, CharacterTokenizer
 
@@ -98,14 +98,14 @@ def test_of_sentencepiece_a_word_is_a_piece_without_its_mark(sentence, pieces, t
     weights[:, place] = 0.5
     weights[:, -1] = 0.9
     hypothesis = Hypothesis(tokens, 0.0, 0.0, False, weights)
-    made = replaced(hypothesis, model.text.target.pieces(tokens), surface_forms, table_)
+    made = replace_unknown_tokens(hypothesis, model.text.target.pieces(tokens), surface_forms, table_)
     assert model.text.target.join(made) == text
 
 
 def test_the_mark_alone_is_no_word():
     weights = np.array([[0.6, 0.4, 0.0]])
-    assert replaced(Hypothesis((UNK,), 0.0, 0.0, False, weights), ["<unk>"], ["", "☃"], {}) == ["☃"]
-    assert replaced(Hypothesis((UNK,), 0.0, 0.0, False, weights), ["<unk>"], ["", ""], {}) == ["<unk>"]
+    assert replace_unknown_tokens(Hypothesis((UNK,), 0.0, 0.0, False, weights), ["<unk>"], ["", "☃"], {}) == ["☃"]
+    assert replace_unknown_tokens(Hypothesis((UNK,), 0.0, 0.0, False, weights), ["<unk>"], ["", ""], {}) == ["<unk>"]
 
 
 def test_the_embedded_model_copies_what_it_does_not_know():

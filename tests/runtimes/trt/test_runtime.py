@@ -74,9 +74,8 @@ def test_more_sentences_than_the_largest_bucket_are_taken_in_turns(jetson, toy_b
     assert len(said.sentences) > runtime.max_batch == 8
     report = check(bundle, runtime, said)
     assert report.verdict == "holds", str(report)
-    translator = Translator.__new__(Translator)
-    translator._set(runtime, bundle.text(), bundle.manifest.max_source)
-    expected = Translator(bundle, "ort-cpu", RuntimeOptions(threads=1))
+    translator = Translator(runtime, bundle.text(), bundle.manifest.max_source)
+    expected = Translator.open(bundle, "ort-cpu", RuntimeOptions(threads=1))
     lines = [line for line in said.sentences if len(line) < 20] * 2
     found = [made.text for made in translator.translate(lines, beam=2)]
     runtime.close()

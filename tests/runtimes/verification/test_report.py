@@ -19,8 +19,8 @@ NAN, INF = math.nan, math.inf
 
 def level(*values: float, name: str = "L1") -> LevelResult:
     return LevelResult(
-        name, findings=[Measurement(name, f"max_abs tensor.{i}", v, 1e-4) for i, v in enumerate(values)]
-    ).close()
+        name, measurements=[Measurement(name, f"max_abs tensor.{i}", v, 1e-4) for i, v in enumerate(values)]
+    ).conclude()
 
 
 def report(*levels: LevelResult, **changes: Any) -> Report:
@@ -91,7 +91,7 @@ FLIPS = [TokenMismatch(3, "greedy", 2, 7, 8, 1e-6, 1e-5), TokenMismatch(4, "beam
     [
         report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED),
         report(level(NAN), overrides={"L1.max_abs": 0.5, "L2.kl": 1.0}),
-        report(LevelResult("L3", "fails", findings=[Measurement("L3", "tokens", 0.5, 0.0)], flips=FLIPS)),
+        report(LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=FLIPS)),
     ],
 )
 def test_the_json_is_what_the_schema_says(made):
@@ -108,13 +108,13 @@ def test_the_check_of_the_schema_rings():
 
 
 def test_a_flip_tells_whether_it_is_excused():
-    content = report(LevelResult("L3", "fails", flips=FLIPS)).content()
+    content = report(LevelResult("L3", "fails", mismatches=FLIPS)).content()
     assert [flip["excused"] for flip in content["levels"][0]["flips"]] == [True, False]
     assert content["levels"][0]["flips"][1]["margin"] == "inf"
 
 
 def test_junit_has_a_case_a_finding():
-    flips = LevelResult("L3", "fails", findings=[Measurement("L3", "tokens", 0.5, 0.0)], flips=FLIPS)
+    flips = LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=FLIPS)
     suite = ElementTree.fromstring(report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED, flips).junit().partition("?>")[2])
     assert suite.tag == "testsuite"
     assert "a <b>" in suite.get("name")

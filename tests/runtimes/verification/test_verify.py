@@ -36,11 +36,11 @@ def test_a_good_bundle_holds(toy_bundle, said):
     }
     assert report.sentences == len(said.sentences)
     assert report.provider == "CPUExecutionProvider"
-    assert not any(level.flips for level in report.levels)
+    assert not any(level.mismatches for level in report.levels)
     shown = str(report)
     assert "L4 corpus: BLEU and chrF: not requested" in shown
     assert shown.endswith("parity holds")
-    names = {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.findings}
+    names = {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.measurements}
     assert names >= {"L1.max_abs", "L1.p99", "L1.relative", "L1.cosine", "L1.alignment", "L1.state"}
     assert names >= {"L2.log_prob", "L2.rest", "L2.projection", "L2.kl", "L2.top1"}
     assert names >= {

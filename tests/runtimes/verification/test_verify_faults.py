@@ -21,7 +21,8 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import golden
-from edge_attn.reference import Reference, record_model
+from edge_attn.parity.recorder import record_translation
+from edge_attn.reference import ModelReferences
 from edge_attn.runtimes.verification.verify import check, verify
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import EOS
@@ -144,7 +145,7 @@ def test_ignored_parents_leave_greedy_search_as_it_was(opened, tmp_path):
         levels=["L3"],
         options=RuntimeOptions(threads=1),
     )
-    wrong = {finding.name for finding in report.levels[3].findings if not finding.ok}
+    wrong = {finding.name for finding in report.levels[3].measurements if not finding.ok}
     assert "n_best beam" in wrong
     assert "tokens greedy" not in wrong
 
@@ -162,12 +163,13 @@ def test_one_rare_entry_of_a_large_vocabulary_shows_in_the_projections_alone(tmp
     bad = copy.deepcopy(good)
     with torch.no_grad():
         bad.output.bias[200] += 0.05
-    said = record_model(good, text, [f"w{i} w{2 * i} w{3 * i}" for i in range(9)], 9, folded=False)
+    references = ModelReferences(good, folded=False)
+    said = record_translation(references, text, [f"w{i} w{2 * i} w{3 * i}" for i in range(9)], 9)
     assert 200 not in said.arrays["steps.top_ids"]
-    manifest = Manifest(FORMAT, "seq2seq", "seq2seq", "fp32", dict(Reference(good).graphs), 9)
+    manifest = Manifest(FORMAT, "seq2seq", "translation", "fp32", dict(references.reference.graphs), 9)
     bundle = Bundle(tmp_path, manifest, text.files())
-    assert check(bundle, Reference(good), said).verdict == "holds"
-    report = check(bundle, Reference(bad), said)
+    assert check(bundle, references.reference, said).verdict == "holds"
+    report = check(bundle, ModelReferences(bad).reference, said)
     assert report.verdict == "fails"
     assert failing(report) == {"L2.projection"}
 

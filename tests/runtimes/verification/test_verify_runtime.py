@@ -13,7 +13,7 @@ from verify_reports import failing, statuses
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import TooLargeError
 from edge_attn.parity.golden import Golden, ReferenceHypothesis
-from edge_attn.runtimes.verification import levels
+from edge_attn.runtimes.tasks import decoder_levels
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec, Value
 
@@ -121,8 +121,8 @@ def test_a_batch_that_differs_from_the_sentence_alone(opened, toy, said):
 
     level = check(opened, Faulty(toy, change), said, ["L5"]).levels[5]
     assert level.status == "fails"
-    assert {f.name for f in level.findings if not f.ok} == {"tokens batched", "tokens shuffled"}
-    assert {flip.where for flip in level.flips} == {"batched", "shuffled"}
+    assert {f.name for f in level.measurements if not f.ok} == {"tokens batched", "tokens shuffled"}
+    assert {flip.where for flip in level.mismatches} == {"batched", "shuffled"}
 
 
 def test_a_runtime_that_says_another_thing_the_second_time(opened, toy, said):
@@ -199,19 +199,19 @@ def test_a_flip_is_excused_below_the_references_noise_only(opened, toy, greedy_o
     sentence = next(i for i, part in enumerate(greedy_only.steps()) if part.start <= row < part.stop)
     noise = np.zeros(len(margins), np.float32)
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"], {"L3.tokens": 0.0})
-    flip = report.levels[3].flips[0]
+    flip = report.levels[3].mismatches[0]
     assert (flip.sentence, flip.step, flip.within_noise) == (sentence, row - greedy_only.steps()[sentence].start, False)
     assert flip.margin == pytest.approx(margins[row])
     assert "greedy" in flip.where
     assert report.verdict == "fails"
     noise[row] = margins[row] * 1.01
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"])
-    flip, *_ = greedy = [flip for flip in report.levels[3].flips if flip.where == "greedy"]
+    flip, *_ = greedy = [flip for flip in report.levels[3].mismatches if flip.where == "greedy"]
     assert len(greedy) == 1
     assert flip.within_noise
     assert f"sentence {sentence}, step {flip.step}: token {flip.candidate} for {flip.reference}" in str(report)
     assert "(excused: a tie below the noise)" in str(report)
-    found = {finding.name: finding for finding in report.levels[3].findings}
+    found = {finding.name: finding for finding in report.levels[3].measurements}
     assert found["tokens greedy"].value == 0
     assert 0 < found["excused greedy"].value <= 0.005
 
@@ -219,7 +219,7 @@ def test_a_flip_is_excused_below_the_references_noise_only(opened, toy, greedy_o
 def test_too_many_excuses_are_none(opened, toy, greedy_only):
     noise = np.full(len(greedy_only.arrays["steps.noise"]), 100, np.float32)
     report = check(opened, Faulty(toy, tie_breaker(100.0)), with_noise(greedy_only, noise), ["L5"])
-    found = {finding.name: finding for finding in report.levels[5].findings}
+    found = {finding.name: finding for finding in report.levels[5].measurements}
     assert found["tokens batched"].ok
     assert found["excused batched"].value > 0.005
     assert not found["excused batched"].ok
@@ -234,17 +234,17 @@ def test_a_beam_flip_needs_two_recorded_hypotheses_and_their_margin():
     a, b = a_hypothesis((5, 6), -0.5, 1e-4), a_hypothesis((5, 7, 8), -0.50015, 1e-4)
     found = {one.tokens: Hypothesis(one.tokens, one.log_prob, one.score, True) for one in (a, b)}
     stranger = Hypothesis((9,), -0.9, -0.5, True)
-    assert levels._beam_flip((a, b), (found[a.tokens], found[b.tokens]), 3) is None
-    flip = levels._beam_flip((a, b), (found[b.tokens], found[a.tokens]), 3)
+    assert decoder_levels._beam_mismatch((a, b), (found[a.tokens], found[b.tokens]), 3) is None
+    flip = decoder_levels._beam_mismatch((a, b), (found[b.tokens], found[a.tokens]), 3)
     assert (flip.sentence, flip.step, flip.reference, flip.candidate) == (3, 1, 6, 7)
     assert flip.margin == pytest.approx(0.00015)
     assert flip.noise == pytest.approx(0.0002)
     assert flip.within_noise
     quiet = dataclasses.replace(b, noise=0.0)
-    assert not levels._beam_flip((a, quiet), (found[b.tokens], found[a.tokens]), 3).within_noise
-    assert not levels._beam_flip((a, b), (stranger, found[b.tokens]), 3).within_noise
-    assert not levels._beam_flip((a, b), (found[a.tokens],), 3).within_noise
-    assert not levels._beam_flip((a,), (found[a.tokens], found[b.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, quiet), (found[b.tokens], found[a.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, b), (stranger, found[b.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, b), (found[a.tokens],), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a,), (found[a.tokens], found[b.tokens]), 3).within_noise
 
 
 def test_divergence_forgives_rounding_and_sees_another_distribution():
@@ -253,6 +253,7 @@ def test_divergence_forgives_rounding_and_sees_another_distribution():
     said = {"top_log_probs": p[:, :2], "rest": p[:, 2]}
     rounded = {"top_log_probs": p[:, :2] + shift, "rest": p[:, 2] + shift}
     other = np.log(np.array([[0.89, 0.07, 0.04]]))
-    assert abs(levels._divergence(said, rounded)[0]) < 1e-10
+    assert abs(decoder_levels._divergence(said, rounded)[0]) < 1e-10
     expected = float((np.exp(p) * (p - other)).sum())
-    assert levels._divergence(said, {"top_log_probs": other[:, :2], "rest": other[:, 2]})[0] == pytest.approx(expected)
+    parts = {"top_log_probs": other[:, :2], "rest": other[:, 2]}
+    assert decoder_levels._divergence(said, parts)[0] == pytest.approx(expected)

@@ -12,14 +12,14 @@ from torch import Tensor
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.export.pipeline import graph_model
-from edge_attn.models.graphs import graphs
+from edge_attn.models.graphs import encoder_decoder_graphs
 from edge_attn.models.layers.attention import Additive, Attention, Memory, State
 from edge_attn.models.layers.coverage import Coverage
 from edge_attn.models.layers.normalizers import NORMALIZERS, context_and_weights
 from edge_attn.models.seq2seq import Seq2Seq, make_attention
 from edge_attn.ops import masked_softmax
 from edge_attn.parity import golden, recorder
-from edge_attn.reference import Reference
+from edge_attn.reference import ModelReferences
 from edge_attn.registry import ATTENTIONS, resolve
 
 torch.set_num_threads(1)
@@ -189,7 +189,7 @@ def test_a_model_with_coverage_and_input_feeding_exports_both_as_state(name: str
     torch.manual_seed(0)
     model = Seq2Seq(config(name, input_feeding=True, attend=when, cell="lstm"), 12, 12)
     torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
-    made = graphs(model, candidates=4)
+    made = encoder_decoder_graphs(model, candidates=4)
     encoder, step = made["encoder"].spec, made["step"].spec
     starts = {t.name: t.shape for t in encoder.outputs if t.name.startswith("state.")}
     assert starts["state.attention.coverage"] == ("batch", 1, "src")
@@ -207,8 +207,8 @@ def test_what_golden_data_says_of_coverage_depends_neither_on_padding_nor_on_nei
     model = Seq2Seq(config(name, input_feeding=True), 12, 12)
     torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
     sources, targets = [[4, 5, 6, 7, 8, 9, 3], [10, 3], [5, 5, 6, 3]], [[4, 5], [6, 7, 8], []]
-    together = recorder.run_teacher_forced(Reference(model), sources, targets)
-    alone = recorder.run_teacher_forced(Reference(model), sources, targets, batch=1)
+    together = recorder.run_teacher_forced(ModelReferences(model).reference, sources, targets)
+    alone = recorder.run_teacher_forced(ModelReferences(model).reference, sources, targets, batch=1)
     for one, other, source, target in zip(together, alone, sources, targets, strict=True):
         assert one.encoder["state.attention.coverage"].shape == (len(source), 1)
         assert one.states["next_state.attention.coverage"].shape == (len(target) + 1, golden.PROJECTIONS)

@@ -1,0 +1,274 @@
+"""Verification levels of encoder-decoder models: L1, L2, L3 and L5.
+
+L1 and L2 follow the reference's greedy tokens, sentence by sentence and in padded batches. L3 and L5 search freely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edge_attn.decoding.batching import BATCH, search_batches
+from edge_attn.decoding.decoder import ENCODER
+from edge_attn.decoding.hypothesis import Hypothesis
+from edge_attn.decoding.options import SearchConfig
+from edge_attn.parity import recorder
+from edge_attn.parity.golden import SUMMARY, Golden, ReferenceHypothesis
+from edge_attn.parity.metrics import chrf, first_difference, largest
+from edge_attn.parity.results import LevelResult, Measurement, TensorDifference, TokenMismatch
+from edge_attn.spec import Runtime
+from edge_attn.text.pipeline import Text, encode_truncated
+from edge_attn.text.tokenizers import EOS
+
+Bounds = Mapping[str, float]
+
+
+# ---- L1 and L2
+
+
+def compare_graphs_and_steps(runtime: Runtime, golden: Golden, bounds: Bounds) -> tuple[LevelResult, LevelResult]:
+    """Compare along the reference's greedy tokens. L1: encoder outputs, states, alignments. L2: log-probabilities."""
+    arrays, positions, steps = golden.arrays, golden.positions(), golden.steps()
+    axes = {tensor.name: tensor.shape for tensor in runtime.graphs[ENCODER].outputs}
+    alignments = golden.alignments("steps.alignment")
+    targets = [hypothesis.tokens for hypothesis in golden.greedy]
+    encoder, states, alignment, log_probs = (TensorDifference() for _ in range(4))
+    divergences, misses = [], 0
+    for batch in (1, BATCH):
+        for i, outputs in enumerate(recorder.run_teacher_forced(runtime, golden.sources, targets, batch)):
+            for name, value in outputs.encoder.items():
+                encoder.add(name, value, arrays[f"encoder.{name}"][positions[i] if "src" in axes[name] else i])
+            for name, value in outputs.states.items():
+                states.add(name, value, arrays[f"steps.{name}"][steps[i]])
+            if alignments:
+                alignment.add("alignment", _or_nan(outputs.alignment), alignments[i])
+            expected = {name: arrays[f"steps.{name}"][steps[i]] for name in SUMMARY}
+            top = arrays["steps.top_ids"][steps[i]].astype(np.int64)  # (steps, TOP)
+            actual = recorder.summarize(outputs.log_probs, top)
+            log_probs.add("log_prob", actual["top_log_probs"], expected["top_log_probs"])
+            log_probs.add("rest", actual["rest"], expected["rest"])
+            log_probs.add("projection", actual["projections"], expected["projections"])
+            divergences.append(_divergence(expected, actual))
+            misses += _top1_misses(outputs.log_probs, top, expected["top_log_probs"], arrays["steps.noise"][steps[i]])
+    graph, step = LevelResult("L1"), LevelResult("L2")
+    for name in encoder.names():
+        for measure in ("max_abs", "p99", "relative", "cosine"):
+            value = getattr(encoder, measure)(name)
+            graph.measurements.append(Measurement("L1", f"{measure} {name}", value, bounds[f"L1.{measure}"]))
+    for name in states.names():
+        graph.measurements.append(Measurement("L1", f"state {name}", states.max_abs(name), bounds["L1.state"]))
+    graph.measurements += _max_abs("L1", alignment, bounds)
+    step.measurements += _max_abs("L2", log_probs, bounds)
+    step.measurements.append(Measurement("L2", "kl", largest(np.concatenate(divergences)), bounds["L2.kl"]))
+    step.measurements.append(Measurement("L2", "top1", misses / (2 * steps[-1].stop), bounds["L2.top1"]))
+    return graph.conclude(), step.conclude()
+
+
+def _max_abs(level: str, difference: TensorDifference, bounds: Bounds) -> list[Measurement]:
+    return [
+        Measurement(level, name, difference.max_abs(name), bounds[f"{level}.{name}"]) for name in difference.names()
+    ]
+
+
+def _divergence(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the KL divergence of each step from the reference, over the best entries and the rest.
+
+        sum p log(p / q) - p + q
+
+    is of second order in their difference even where rounding means that p and q do not quite sum to one.
+    """
+    p, q = (
+        np.concatenate([rows["top_log_probs"], rows["rest"][:, None]], 1).astype(np.float64)
+        for rows in (expected, actual)
+    )  # (steps, TOP + 1)
+    divergence: np.ndarray = (np.exp(p) * (p - q) - np.exp(p) + np.exp(q)).sum(1)
+    return divergence
+
+
+def _top1_misses(log_probs: np.ndarray, top: np.ndarray, expected: np.ndarray, noise: np.ndarray) -> int:
+    """Count the steps with another best token, where the reference's own margin is above its noise.
+
+    Args:
+        log_probs: log-probabilities of the candidate, (steps, vocab).
+        top: ids of the reference's best tokens, (steps, TOP).
+        expected: their log-probabilities, (steps, TOP).
+        noise: noise of the reference, (steps).
+    """
+    best = log_probs.argmax(1)
+    reference = np.where(best[:, None] == top, expected, -np.inf).max(1)
+    within_noise = expected[:, 0] - reference <= noise
+    wrong = (best != top[:, 0]) & ~within_noise | ~np.isfinite(log_probs).all(1)
+    return int(wrong.sum())
+
+
+# ---- L3
+
+
+def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: int, bounds: Bounds) -> LevelResult:
+    """Compare the results of greedy and beam search, and text processing (L3).
+
+    Args:
+        runtime: the runtime to verify.
+        golden: results of the reference.
+        text: tokenizers of the bundle.
+        max_source: maximum source length in tokens.
+        bounds: largest values that hold, by name.
+    """
+    level = LevelResult("L3")
+    beam = search_batches(runtime, golden.sources, golden.search, True)
+    best_of_beam, references = _best(beam), [recorded[0] for recorded in golden.n_best]
+    greedy = _best(search_batches(runtime, golden.sources, _greedy(golden.search), True))
+    _add_mismatches(level, golden, "tokens", "greedy", _greedy_mismatches(golden, greedy, "greedy"), bounds)
+    pairs = zip(golden.n_best, beam, strict=True)
+    mismatches = [_beam_mismatch(recorded, actual, i) for i, (recorded, actual) in enumerate(pairs)]
+    _add_mismatches(level, golden, "n_best", "beam", [m for m in mismatches if m is not None], bounds)
+    same = [(h, r) for h, r in zip(greedy, golden.greedy, strict=True) if h.tokens == r.tokens]
+    for hypotheses, recorded in zip(beam, golden.n_best, strict=True):
+        same += [(h, r) for h, r in zip(hypotheses, recorded, strict=False) if h.tokens == r.tokens]
+    difference = TensorDifference()
+    for name in ("log_prob", "score"):
+        values = np.array([[getattr(h, name), getattr(r, name)] for h, r in same]).reshape(-1, 2)
+        difference.add(name, values[:, 0], values[:, 1])
+    _add_alignments(difference, greedy, golden.greedy, golden.alignments("steps.alignment"))
+    _add_alignments(difference, best_of_beam, references, golden.alignments("beam.alignment"))
+    level.measurements += _max_abs("L3", difference, bounds)
+    for where, hypotheses, expected in (("greedy", greedy, golden.greedy), ("beam", best_of_beam, references)):
+        texts = [text.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
+        loss = 1.0 - chrf(texts, [reference.text for reference in expected])
+        level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"]))
+    wrong = sum(text.target.decode(h.tokens) != r.text for h, r in same) + _text_faults(golden, text, max_source)
+    level.measurements.append(Measurement("L3", "text", wrong / max(len(same), 1), bounds["L3.text"]))
+    return level.conclude()
+
+
+def _text_faults(golden: Golden, text: Text, max_source: int) -> int:
+    """Count the sentences with other source ids than the reference's, and a differing target vocabulary."""
+    wrong = int(recorder.vocabulary_digest(text.target) != golden.vocabulary)
+    for sentence, source in zip(golden.sentences, golden.sources, strict=True):
+        wrong += tuple(encode_truncated(text, sentence, max_source)[0]) != source
+    return wrong
+
+
+def _add_alignments(
+    difference: TensorDifference,
+    actual: Sequence[Hypothesis],
+    recorded: Sequence[ReferenceHypothesis],
+    alignments: Sequence[np.ndarray],
+) -> None:
+    """Add the weights of the hypotheses that have the reference's tokens: a row a token, the end symbol's last."""
+    for hypothesis, reference, weights in zip(actual, recorded, alignments, strict=False):  # none without attention
+        if hypothesis.tokens == reference.tokens:
+            expected = weights[: len(reference.tokens) + reference.finished]
+            difference.add("alignment", _or_nan(hypothesis.alignment)[..., : weights.shape[1]], expected)
+
+
+# ---- L5
+
+
+def compare_reruns(runtime: Runtime, golden: Golden, bounds: Bounds) -> LevelResult:
+    """Compare greedy search again, one by one, in batches and in another order, with the reference's tokens (L5)."""
+    level = LevelResult("L5")
+    config = _greedy(golden.search)
+    count = len(golden.sources)
+    first = _best(search_batches(runtime, golden.sources, config))
+    again = _best(search_batches(runtime, golden.sources, config))
+    differ = sum(a.tokens != b.tokens or a.log_prob != b.log_prob for a, b in zip(first, again, strict=True))
+    level.measurements.append(Measurement("L5", "rerun", differ / count, bounds["L5.rerun"]))
+    alone = _best([search_batches(runtime, [source], config)[0] for source in golden.sources])
+    order = np.random.default_rng(recorder.SEED).permutation(count)
+    shuffled = _best(search_batches(runtime, [golden.sources[i] for i in order], config))
+    for variation, hypotheses in (
+        ("alone", alone),
+        ("batched", first),
+        ("shuffled", [shuffled[i] for i in np.argsort(order)]),
+    ):
+        mismatches = _greedy_mismatches(golden, hypotheses, variation)
+        _add_mismatches(level, golden, "tokens", variation, mismatches, bounds)
+    return level.conclude()
+
+
+# ---- shared by L3 and L5
+
+
+def _greedy(config: SearchConfig) -> SearchConfig:
+    return dataclasses.replace(config, beam=1, n_best=1)
+
+
+def _best(n_best: Sequence[Sequence[Hypothesis]]) -> list[Hypothesis]:
+    return [hypotheses[0] for hypotheses in n_best]
+
+
+def _or_nan(weights: np.ndarray | None) -> np.ndarray:
+    return np.full((1,), np.nan) if weights is None else weights
+
+
+def _add_mismatches(
+    level: LevelResult, golden: Golden, bound: str, where: str, mismatches: Sequence[TokenMismatch], bounds: Bounds
+) -> None:
+    """Add mismatches, their share of sentences if above the noise, and their share of steps if within it.
+
+    Args:
+        level: result to extend.
+        golden: results of the reference.
+        bound: name of the bound of the first share, without its level.
+        where: search that was compared.
+        mismatches: differing sentences.
+        bounds: largest values that hold, by name.
+    """
+    wrong = sum(not mismatch.within_noise for mismatch in mismatches)
+    within_noise = (len(mismatches) - wrong) / golden.steps()[-1].stop
+    level.mismatches += mismatches
+    level.measurements += [
+        Measurement(level.name, f"{bound} {where}", wrong / len(golden.sources), bounds[f"{level.name}.{bound}"]),
+        Measurement(level.name, f"excused {where}", within_noise, bounds[f"{level.name}.excused"]),
+    ]
+
+
+def _greedy_mismatches(golden: Golden, hypotheses: Sequence[Hypothesis], where: str) -> list[TokenMismatch]:
+    """Return where greedy search differs from the reference's tokens, with the reference's margin there."""
+    mismatches = []
+    for i, (recorded, hypothesis) in enumerate(zip(golden.greedy, hypotheses, strict=True)):
+        is_finite = bool(np.isfinite(hypothesis.log_prob))
+        if is_finite and hypothesis.tokens == recorded.tokens:
+            continue
+        step = first_difference(recorded.tokens, hypothesis.tokens)
+        expected, actual = _token(recorded.tokens, step), _token(hypothesis.tokens, step)
+        row = golden.steps()[i].start + step
+        ids, values = golden.arrays["steps.top_ids"][row], golden.arrays["steps.top_log_probs"][row]
+        log_probs = dict(zip(ids.tolist(), values, strict=True))
+        is_recorded = is_finite and {expected, actual} <= log_probs.keys()
+        margin = float(log_probs[expected] - log_probs[actual]) if is_recorded else np.inf
+        noise = float(golden.arrays["steps.noise"][row])
+        mismatches.append(TokenMismatch(i, where, step, expected, actual, margin, noise))
+    return mismatches
+
+
+def _beam_mismatch(
+    recorded: Sequence[ReferenceHypothesis], hypotheses: Sequence[Hypothesis], sentence: int
+) -> TokenMismatch | None:
+    """Return the first rank of the n-best list with different tokens, or None."""
+    lists = [[hypothesis.tokens for hypothesis in recorded], [hypothesis.tokens for hypothesis in hypotheses]]
+    if lists[0] == lists[1]:
+        return None
+    rank = next((k for k, (a, b) in enumerate(zip(*lists, strict=False)) if a != b), None)
+    if rank is None:  # one list is longer
+        return TokenMismatch(sentence, "beam", 0, -1, -1, np.inf, 0.0)
+    expected, actual = recorded[rank], hypotheses[rank]
+    step = first_difference(expected.tokens, actual.tokens)
+    tokens = _token(expected.tokens, step), _token(actual.tokens, step)
+    other = next((reference for reference in recorded if reference.tokens == actual.tokens), None)
+    if other is None:  # the reference recorded no margin between the two, so none excuses it
+        return TokenMismatch(sentence, "beam", step, *tokens, np.inf, 0.0)
+    noise = _score_noise(expected) + _score_noise(other)
+    return TokenMismatch(sentence, "beam", step, *tokens, expected.score - other.score, noise)
+
+
+def _token(tokens: Sequence[int], step: int) -> int:
+    return tokens[step] if step < len(tokens) else EOS
+
+
+def _score_noise(reference: ReferenceHypothesis) -> float:
+    """Return the noise of the score, which is the log-probability times an exact factor."""
+    return abs(reference.score / reference.log_prob) * reference.noise if reference.log_prob else reference.noise
