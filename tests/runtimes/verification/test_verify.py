@@ -151,7 +151,7 @@ def test_a_checkpoint_of_a_larger_vocabulary_is_refused(toy_bundle, toy_checkpoi
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [(None, "cannot be read"), (b" \n", "no sentence"), (b"\xff", "UTF-8")]
+    ("content", "sentence"), [(None, "cannot be read"), (b" \n", "is empty"), (b"\xff", "UTF-8")]
 )
 def test_sentences_that_are_none(toy_bundle, toy_checkpoint, tmp_path, content, sentence):
     lines = tmp_path / "lines"
