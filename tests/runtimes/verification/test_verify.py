@@ -150,9 +150,7 @@ def test_a_checkpoint_of_a_larger_vocabulary_is_refused(toy_bundle, toy_checkpoi
         verify(toy_bundle, reference=tmp_path, sentences=lines)
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"), [(None, "cannot be read"), (b" \n", "is empty"), (b"\xff", "UTF-8")]
-)
+@pytest.mark.parametrize(("content", "sentence"), [(None, "cannot be read"), (b" \n", "is empty"), (b"\xff", "UTF-8")])
 def test_sentences_that_are_none(toy_bundle, toy_checkpoint, tmp_path, content, sentence):
     lines = tmp_path / "lines"
     if content is not None:
