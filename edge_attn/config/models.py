@@ -1,4 +1,4 @@
-"""Model configurations: one frozen dataclass a family. Standard library only."""
+"""Model configurations: one frozen dataclass per family. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,44 +14,51 @@ class Seq2SeqConfig:
     """Recurrent encoder-decoder; see edge_attn/models/seq2seq.py for the equations."""
 
     family: str = "seq2seq"
+    """Model family."""
     cell: str = "gru"
-    """gru, lstm or lstmn (Cheng et al. 2016), in the decoder, and in the encoder unless `encoder_cell` says another."""
+    """Recurrent cell of the decoder: gru, lstm or lstmn (Cheng et al. 2016)."""
     encoder_cell: str = ""
+    """Recurrent cell of the encoder. Empty: that of the decoder."""
     embedding: int = 256
+    """Size of the source and target embeddings."""
     encoder_hidden: int = 256
-    """Per direction: the encoder is bidirectional."""
+    """Hidden size of one direction of the bidirectional encoder."""
     encoder_layers: int = 1
+    """Number of encoder layers."""
     decoder_hidden: int = 512
+    """Hidden size of the decoder."""
     decoder_layers: int = 1
+    """Number of decoder layers."""
     attention: str = "additive"
-    """A row of ATTENTIONS; none is the model that attention was invented against."""
+    """Attention score, as additive, dot or general (docs/attention.md lists all). none: a model without attention."""
     attention_size: int = 256
-    """Size of the energy's hidden layer, for additive attention; of all heads together, for multi-head."""
+    """Size of the hidden layer of the energy for additive attention, or of all heads together for multi-head."""
     normalizer: str = field(default="softmax", metadata={"formerly": "normaliser"})
-    """From energies to weights: softmax, or sparsemax (Martins and Astudillo 2016), which gives exact zeros."""
+    """Map from energies to weights: softmax, or sparsemax (Martins and Astudillo 2016), whose weights can be 0."""
     focus: str = "global"
-    """global; local-m or local-p: a window (Luong et al. 2015, section 3.2); hard: one position (Xu et al. 2015)."""
+    """Attended positions. global: all; local-m, local-p: a window (Luong et al. 2015); hard: one (Xu et al. 2015)."""
     window: int = 0
-    """D of local-m and local-p: source positions on either side of the centre that take part."""
+    """Window D of local-m and local-p: attended source positions on either side of the center."""
     hard_training: str = "straight-through"
-    """Of focus = "hard": straight-through, or reinforce (rewarded samples, with a moving baseline)."""
+    """Training of focus = "hard": straight-through, or reinforce (rewarded samples with a moving baseline)."""
     coverage: bool = False
-    """What was attended to so far is a feature of the energy (Tu et al. 2016; See et al. 2017)."""
+    """Use the sum of past weights as a feature of the energy (Tu et al. 2016; See et al. 2017)."""
     heads: int = 4
-    """Of multi-head attention."""
+    """Number of heads of multi-head attention."""
     positions: int = 100
-    """Source positions that location attention knows; later ones take no part."""
+    """Maximum number of source positions of location attention. Later positions have weight 0."""
     tape: int = 64
-    """Past states that an lstmn decoder remembers."""
+    """Maximum number of past states that an lstmn decoder attends to."""
     attend: str = "before"
-    """before: attend, then the cell (Bahdanau et al. 2015); after: the cell, then attend (Luong et al. 2015)."""
+    """Order in a step. before: attention, then cell (Bahdanau et al. 2015); after: the reverse (Luong et al. 2015)."""
     input_feeding: bool = False
-    """The attentional vector enters the next step's cell (Luong et al. 2015, section 3.3)."""
+    """Use the attentional vector as an input of the next step's cell (Luong et al. 2015, section 3.3)."""
     bridge: str = "linear"
-    """none: the decoder starts from zeros; linear: from tanh of a projection of the encoder's last states."""
+    """Initial decoder state. none: zeros; linear: tanh of a projection of the last encoder states."""
     dropout: float = 0.0
+    """Dropout probability in training, in [0, 1)."""
     tied_output: bool = False
-    """The output layer's weights are the target embeddings (Press and Wolf 2017)."""
+    """Share the weights of the output layer with the target embeddings (Press and Wolf 2017)."""
 
     def __post_init__(self) -> None:
         one_of("family", self.family, ("seq2seq",))
@@ -76,19 +83,19 @@ class Seq2SeqConfig:
         ):
             at_least(name, getattr(self, name), 1)
         if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+            raise ConfigError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.focus.startswith("local"):
             at_least("window", self.window, 1)
         elif self.window:
             raise ConfigError(
-                f"focus = {self.focus!r} has no window, got window = {self.window}; it belongs to local-m and local-p"
+                f"focus = {self.focus!r} has no window, got window = {self.window}; use focus = 'local-m' or 'local-p'"
             )
         if self.hard_training != "straight-through" and self.focus != "hard":
             raise ConfigError(f"hard_training = {self.hard_training!r} needs focus = 'hard', got {self.focus!r}")
         if self.coverage and self.focus != "global":
             raise ConfigError(f"coverage needs focus = 'global', got {self.focus!r}")
         if self.normalizer != "softmax" and self.focus == "hard":
-            raise ConfigError("focus = 'hard' takes the largest energy: it has no normalizer but 'softmax'")
+            raise ConfigError("focus = 'hard' takes the largest energy and supports only normalizer = 'softmax'")
         if self.attention in ("dot", "scaled") and self.decoder_hidden != 2 * self.encoder_hidden:
             raise ConfigError(
                 f"attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, got "

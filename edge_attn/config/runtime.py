@@ -1,4 +1,4 @@
-"""Options of runtimes. Standard library only: the command line loads it to answer --help."""
+"""Options of runtimes. Standard library only, because `--help` loads this file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from edge_attn.errors import UsageError
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a runtime is opened; the same for every verb that runs a bundle."""
+    """Options with which a runtime is opened, common to every verb that executes a bundle."""
 
     threads: int | None = None
-    """Of the CPU; the runtime's own choice if None."""
+    """CPU threads. None lets the runtime choose."""
     precision: str = "fp32"
-    """fp32, fp16 or int8: the graphs that run, the portable ones or those of targets/<target>-<precision>."""
+    """Precision of the graphs, fp32, fp16 or int8: the portable graphs or those of targets/<target>-<precision>."""
     allow_fallback: bool = False
-    """ort-cuda: where CUDA is missing the CPU runs, and the provider's name says so."""
+    """Run ort-cuda on the CPU if CUDA is missing. Reports name the provider that was used."""
     cache_dir: Path | None = None
-    """Of engines; None: edge-attn in the user's cache folder."""
+    """Engine cache folder. None: edge-attn in the user's cache folder."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

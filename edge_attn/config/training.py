@@ -12,31 +12,38 @@ from edge_attn.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Table `data`: files of sentence pairs."""
+
     train: str
-    """Pairs, one a line, `source<separator>target`; .gz is read too. Relative to `--data`, or to the configuration."""
+    """File of pairs, one a line, `source<separator>target`, or its .gz. Relative to `--data` or the TOML file."""
     valid: str = ""
-    """Pairs for early stopping; empty: the last `holdout` lines of `train`."""
+    """File of pairs for early stopping. Empty: the last `holdout` lines of `train`."""
     holdout: int = 0
+    """Number of last lines of `train` to validate with instead of `valid`."""
     separator: str = "\t"
+    """Separator of source and target in a line."""
     max_tokens: int = 100
-    """Pairs with a longer side, in tokens, are left out of training."""
+    """Maximum tokens of each side of a training pair. Longer pairs are left out."""
 
     def __post_init__(self) -> None:
         if not self.separator:
             raise ConfigError("separator must not be empty")
         at_least("holdout", self.holdout, 0)
         if bool(self.valid) == bool(self.holdout):
-            raise ConfigError("give either valid or holdout (a number of lines of train), and not both")
+            raise ConfigError("set either valid or holdout (a number of lines of train), and not both")
         at_least("max_tokens", self.max_tokens, 1)
 
 
 @dataclass(frozen=True)
 class TextConfig:
+    """Table `text`: tokenizers, which are trained on the training pairs."""
+
     kind: str = "sentencepiece"
-    """sentencepiece, words or characters."""
+    """Tokenizer: sentencepiece, words or characters."""
     source_size: int = 4000
-    """Entries of the source vocabulary, at most, the four special ones among them."""
+    """Maximum size of the source vocabulary, with its four special entries."""
     target_size: int = 4000
+    """Maximum size of the target vocabulary, with its four special entries."""
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, ("sentencepiece", "words", "characters"))
@@ -46,26 +53,32 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    """Table `training`: optimization, validation and checkpoints."""
+
     seed: int = 1
+    """Seed of initial weights, dropout and the order of pairs."""
     updates: int = 10000
-    """Updates of a whole run; the learning rate falls linearly to zero at the last one."""
+    """Updates of a complete run. The learning rate falls linearly to zero at the last one."""
     warmup: int = 400
-    """Updates over which the learning rate rises; it only falls if they end before the run does."""
+    """Updates over which the learning rate rises linearly. It falls afterwards, if `updates` is larger."""
     batch_tokens: int = 2048
-    """Target tokens of one update, padding counted."""
+    """Target tokens of one update, with padding."""
     learning_rate: float = 1e-3
+    """Highest learning rate of Adam, reached after the warm-up."""
     label_smoothing: float = 0.1
+    """Probability that the loss spreads over the whole vocabulary, in [0, 1)."""
     clip: float = 1.0
-    """The gradient's norm is cut to this."""
+    """Maximum norm of the gradient, to which a larger one is clipped."""
     validate_every: int = 1000
+    """Updates between two validations."""
     checkpoint_every: int = 200
-    """Updates between two states from which a killed run resumes."""
+    """Updates between two saved states from which a killed run resumes."""
     patience: int = 10
     """Validations without a better loss after which training stops."""
     storage: str = "fp32"
-    """fp16 halves the checkpoint; the reference is then the model with those weights widened to fp32."""
+    """Precision of the stored weights. fp16 halves the checkpoint; the reference then computes in fp32 with them."""
     compute: str = "fp32"
-    """bf16 multiplies matrices in bfloat16 while training; weights and the exported model stay fp32."""
+    """Precision of matrix products in training, fp32 or bf16. Weights and the exported model stay fp32."""
 
     def __post_init__(self) -> None:
         one_of("storage", self.storage, ("fp32", "fp16"))
@@ -79,12 +92,12 @@ class TrainingConfig:
         for name in ("learning_rate", "clip"):
             positive(name, getattr(self, name))
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole training configuration."""
+    """A complete training configuration."""
 
     data: DataConfig
     text: TextConfig = field(default_factory=TextConfig)
@@ -93,5 +106,5 @@ class Config:
 
 
 def read_config(path: Path) -> Config:
-    """The configuration in the TOML file `path`; raises what `read_toml` does."""
+    """Read the configuration from the TOML file `path`. Raises the errors of `read_toml`."""
     return read_toml(Config, path)

@@ -1,4 +1,4 @@
-"""Dataclasses from TOML files and JSON objects, and the checks that configurations share. Standard library only."""
+"""Conversion of TOML files and JSON objects to dataclasses, and checks of their values. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,26 +17,41 @@ T = TypeVar("T")
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Check that `value` is one of `known`.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if value not in known:
         raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(f"{name} must be at least {least}, got {value}")
+def at_least(name: str, value: float, minimum: float) -> None:
+    """Check that `value` is a number of at least `minimum`.
+
+    Raises:
+        ConfigError: it is less, or NaN.
+    """
+    if not value >= minimum:
+        raise ConfigError(f"{name} must be at least {minimum}, got {value}")
 
 
 def positive(name: str, value: float) -> None:
+    """Check that `value` is a positive finite number.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if not 0.0 < value < math.inf:
         raise ConfigError(f"{name} must be positive and finite, got {value}")
 
 
 def read_toml(kind: type[T], path: Path) -> T:
-    """A dataclass of type `kind` from the TOML file `path`.
+    """Read a dataclass of type `kind` from the TOML file `path`.
 
     Raises:
-        InputError: it cannot be read.
-        ConfigError: not TOML, an unknown key, a wrong type or a value out of range; the sentence names the key.
+        InputError: the file cannot be read.
+        ConfigError: not TOML, or an error of `from_mapping`. The message contains the file and the key.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -46,7 +61,7 @@ def read_toml(kind: type[T], path: Path) -> T:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: a number may have too many digits
+    except (ValueError, RecursionError) as error:  # a number with too many digits is no TOMLDecodeError
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return from_mapping(kind, tables, str(path))
 
@@ -56,8 +71,13 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 
     A field whose metadata contains `formerly` is also read under that name.
 
+    Args:
+        kind: The dataclass.
+        values: The values by field name.
+        where: The source of the values in error messages, as a file name.
+
     Raises:
-        ConfigError: an unknown, duplicate or missing key, or a value of the wrong type.
+        ConfigError: an unknown, duplicate or missing key, a value of the wrong type or out of range.
     """
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
@@ -81,30 +101,31 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _convert(wanted: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(wanted)
-    if dataclasses.is_dataclass(wanted):
+def _convert(expected: Any, value: Any, where: str) -> Any:
+    """Return `value` checked against the type annotation `expected`, with containers and dataclasses rebuilt."""
+    origin = typing.get_origin(expected)
+    if dataclasses.is_dataclass(expected):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
-        return from_mapping(typing.cast(Any, wanted), value, where)
+        return from_mapping(typing.cast(Any, expected), value, where)
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} must be a list, got {value!r}")
-        inner = typing.get_args(wanted)[0]
+        inner = typing.get_args(expected)[0]
         return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, got {value!r}")
-        inner = typing.get_args(wanted)[1]
+        inner = typing.get_args(expected)[1]
         return {str(key): _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _convert(next(a for a in typing.get_args(wanted) if a is not type(None)), value, where)
-    if wanted is Any:
+        return _convert(next(a for a in typing.get_args(expected) if a is not type(None)), value, where)
+    if expected is Any:
         return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be of type {wanted.__name__}, got {value!r}")
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be of type {expected.__name__}, got {value!r}")
     return value

@@ -1,4 +1,4 @@
-"""A configuration is read whole or refused with a sentence that names the file and the key."""
+"""A configuration is read completely, or refused with a message that contains the file and the key."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def read(tmp_path):
     return read
 
 
-def test_what_is_not_given_has_its_default(read):
+def test_missing_key_has_its_default(read):
     config = read(DATA + "[training]\nseed = 7\n")
     assert config == Config(DataConfig("train.tsv", "valid.tsv"), training=TrainingConfig(seed=7))
 
 
-def test_a_whole_number_is_a_fraction_too(read):
-    found = read(DATA + "[training]\nclip = 5\n").training.clip
-    assert (found, type(found)) == (5.0, float)
+def test_integer_is_read_as_float(read):
+    clip = read(DATA + "[training]\nclip = 5\n").training.clip
+    assert (clip, type(clip)) == (5.0, float)
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         ("[model]\ncells = 'gru'\n", "model: unknown key 'cells'; known: .*cell"),
         ("[moddel]\n", "unknown key 'moddel'; known: data, model, text, training"),
@@ -60,10 +60,10 @@ def test_a_whole_number_is_a_fraction_too(read):
         ("[model]\nfocus = 'local-p'\nwindow = -2\n", "window must be at least 1, got -2"),
         (
             "[model]\nwindow = 3\n",
-            "focus = 'global' has no window, got window = 3; it belongs to local-m and local-p",
+            "focus = 'global' has no window, got window = 3; use focus = 'local-m' or 'local-p'",
         ),
         ("[model]\nfocus = 'hard'\nwindow = 3\n", "focus = 'hard' has no window"),
-        ("[model]\nfocus = 'hard'\nnormalizer = 'sparsemax'\n", "has no normalizer but 'softmax'"),
+        ("[model]\nfocus = 'hard'\nnormalizer = 'sparsemax'\n", "supports only normalizer = 'softmax'"),
         ("[model]\nfocus = 'hard'\nhard_training = 'gumbel'\n", "hard_training must be one of straight-through, reinf"),
         ("[model]\nhard_training = 'reinforce'\n", "'reinforce' needs focus = 'hard', got 'global'"),
         ("[model]\nfocus = 'hard'\ncoverage = true\n", "coverage needs focus = 'global', got 'hard'"),
@@ -75,8 +75,8 @@ def test_a_whole_number_is_a_fraction_too(read):
             "decoder_hidden = 2 \\* encoder_hidden",
         ),
         ("[model]\nembedding = 0\n", "embedding must be at least 1, got 0"),
-        ("[model]\ndropout = 1.0\n", r"dropout must lie in \[0, 1\), got 1.0"),
-        ("[model]\ndropout = nan\n", "dropout must lie in"),
+        ("[model]\ndropout = 1.0\n", r"dropout must be in \[0, 1\), got 1.0"),
+        ("[model]\ndropout = nan\n", "dropout must be in"),
         ("[text]\nkind = 'bytes'\n", "kind must be one of"),
         ("[text]\nsource_size = 4\n", "source_size must be at least 5, got 4"),
         ("[training]\nseed = -1\n", "seed must be at least 0, got -1"),
@@ -86,12 +86,12 @@ def test_a_whole_number_is_a_fraction_too(read):
         ("[training]\nlearning_rate = nan\n", "learning_rate must be positive and finite, got nan"),
         ("[training]\nlearning_rate = inf\n", "learning_rate must be positive and finite, got inf"),
         ("[training]\nclip = 0\n", "clip must be positive and finite, got 0.0"),
-        ("[training]\nlabel_smoothing = 1\n", "label_smoothing must lie in"),
+        ("[training]\nlabel_smoothing = 1\n", "label_smoothing must be in"),
         ("[training]\nstorage = 'int8'\n", "storage must be one of fp32, fp16"),
     ],
 )
-def test_a_bad_value_is_refused_by_its_name(read, content, sentence):
-    with pytest.raises(ConfigError, match=sentence) as caught:
+def test_bad_value_is_refused_by_its_name(read, content, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         read(DATA + content)
     assert "run.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -112,7 +112,7 @@ def test_key_with_its_former_name_is_refused(read, names):
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         ("", "the key 'data' is missing"),
         ("data = 3\n", "data must be a table, got 3"),
@@ -128,12 +128,12 @@ def test_key_with_its_former_name_is_refused(read, names):
         (b"[data]\ntrain = '\xff'\n", "is not TOML: .*utf-8"),
     ],
 )
-def test_a_bad_file_is_refused(read, content, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+def test_bad_file_is_refused(read, content, message):
+    with pytest.raises(ConfigError, match=message):
         read(content)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_unreadable_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.toml cannot be read: No such file"):
         read_config(tmp_path / "none.toml")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
@@ -141,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"beam": 0}, "beam must be at least 1, got 0"),
         ({"n_best": 0}, r"n_best must lie between 1 and the beam \(4\), got 0"),
@@ -180,8 +180,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         ({"seed": 7}, "seed is for sampling, and sample is off"),
     ],
 )
-def test_a_search_that_makes_no_sense_is_a_usage_error(options, sentence):
-    with pytest.raises(UsageError, match=sentence):
+def test_invalid_search_option_is_a_usage_error(options, message):
+    with pytest.raises(UsageError, match=message):
         SearchConfig(**options)
 
 
@@ -194,46 +194,46 @@ def test_a_search_that_makes_no_sense_is_a_usage_error(options, sentence):
         ({"beam": 2, "alternatives": 3}, (3, 6, 3)),
     ],
 )
-def test_a_search_knows_how_many_it_is_how_wide_and_how_much_it_gives(options, expected):
+def test_search_width_and_number_of_results(options, expected):
     config = SearchConfig(**options)
     assert (config.searches, config.width, config.returned) == expected
 
 
-def test_the_first_four_options_keep_their_places():
+def test_first_four_search_options_are_positional():
     assert SearchConfig(3, 2, 0.5, 9) == SearchConfig(beam=3, n_best=2, length_penalty=0.5, max_length=9)
 
 
-def test_a_configuration_survives_json():
+def test_configuration_survives_json():
     config = Config(DataConfig("a.tsv", holdout=3), training=TrainingConfig(learning_rate=2.5e-3, clip=1e-7))
     content = json.loads(json.dumps(dataclasses.asdict(config)))
     assert from_mapping(Config, content, "config.json") == config
 
 
-def test_every_choice_has_its_row():
-    """The names that a configuration accepts are the rows of the tables, no more and no fewer."""
+def test_every_choice_has_a_registry_row():
+    """A configuration accepts exactly the names of the registry."""
     for attention in ATTENTIONS:
         Seq2SeqConfig(attention=attention)
     for family in FAMILIES:
         Seq2SeqConfig(family=family)
     for kind in TOKENIZERS:
         TextConfig(kind=kind)
-    for wrong in ({"attention": "x"}, {"family": "x"}):
+    for unknown in ({"attention": "x"}, {"family": "x"}):
         with pytest.raises(ConfigError) as caught:
-            Seq2SeqConfig(**wrong)
+            Seq2SeqConfig(**unknown)
         names = str(caught.value).partition("one of ")[2].partition(", got")[0].split(", ")
-        assert set(names) == set(ATTENTIONS if "attention" in wrong else FAMILIES)
+        assert set(names) == set(ATTENTIONS if "attention" in unknown else FAMILIES)
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "pretrained").glob("*.toml")), ids=lambda path: path.stem)
-def test_the_configurations_of_the_house_are_read(path):
+def test_pretrained_configurations_are_read(path):
     assert read_config(path).model.family == "seq2seq"
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-def test_a_runtime_has_at_least_one_thread(threads):
+def test_runtime_without_threads_is_refused(threads):
     with pytest.raises(UsageError, match=f"threads must be at least 1, got {threads}"):
         RuntimeOptions(threads)
 
 
-def test_a_runtime_runs_in_fp32_without_fallback_by_default():
+def test_runtime_defaults_are_fp32_without_fallback():
     assert RuntimeOptions() == RuntimeOptions(None, "fp32", False, None)
