@@ -1,8 +1,8 @@
-"""The one door to TensorRT: finds the module, says what its version can do, and listens to what it logs.
+"""Access to TensorRT: the module, the capabilities of its version, and its log.
 
-`tensorrt` (JetPack's, or a wheel) or TensorRT-RTX is imported here and nowhere else, and only when it is asked for.
-Outside what a Capability guards, the code touches only what 10.3, 10.13, 10.16 and 11.4 share, and every network is
-strongly typed: precision is in the graph.
+`tensorrt` (part of JetPack, or a wheel) or TensorRT-RTX is imported only here, and only when a runtime needs it. Except
+under a Capability, the code uses only what 10.3, 10.13, 10.16 and 11.4 have in common, and every network is strongly
+typed: the graph defines the precision.
 """
 
 from __future__ import annotations
@@ -38,43 +38,44 @@ PluginModule: TypeAlias = Any
 Runtime: TypeAlias = Any
 TensorDesc: TypeAlias = Any
 TensorrtModule: TypeAlias = Any
-"""TensorRT's classes by its own names, for annotations: a test resolves them and checks what is done with them.
-TensorrtModule is `tensorrt` itself, PluginModule `tensorrt.plugin`."""
+"""TensorRT's classes by their own names, for annotations: a test checks the attributes that are used of each.
+TensorrtModule is `tensorrt` itself, PluginModule is `tensorrt.plugin`."""
 
 OLDEST = (10, 3)
-"""Of JetPack 6."""
-MODULES = {False: ("tensorrt",), True: ("tensorrt_rtx_bindings", "tensorrt_rtx")}
-INSTALL = {
-    False: "on a Jetson it comes with JetPack and only the system's Python sees it: make the environment with "
-    "python3 -m venv --system-site-packages; elsewhere: pip install 'edge-attn[trt]'",
-    True: "run: pip install --only-binary=:all: 'edge-attn[trt-rtx]'",
-}
-RTX_LEVELS = (((1, 7), (11, 0)), ((1, 0), (10, 16)))
-"""From which TensorRT-RTX on the Python interface is that of which TensorRT."""
+"""Oldest supported version of TensorRT, the one of JetPack 6."""
+MODULE_NAMES = ("tensorrt",)
+RTX_MODULE_NAMES = ("tensorrt_rtx_bindings", "tensorrt_rtx")
+INSTALL = (
+    "on a Jetson it comes with JetPack and only the system's Python can import it: create the environment with "
+    "python3 -m venv --system-site-packages; elsewhere: pip install 'edge-attn[trt]'"
+)
+INSTALL_RTX = "run: pip install --only-binary=:all: 'edge-attn[trt-rtx]'"
+RTX_API_LEVELS = (((1, 7), (11, 0)), ((1, 0), (10, 16)))
+"""Pairs of a TensorRT-RTX version and the TensorRT version whose Python API it has from then on, newest first."""
 
 
 @dataclass(frozen=True)
 class Capability:
-    """What a version of TensorRT (or of TensorRT-RTX) can do."""
+    """Features of a version of TensorRT or TensorRT-RTX."""
 
     version: tuple[int, ...]
     rtx: bool = False
 
     @property
     def level(self) -> tuple[int, ...]:
-        """The version of TensorRT whose interface this is."""
+        """Version of TensorRT with the same API."""
         if not self.rtx:
             return self.version
-        return next((level for since, level in RTX_LEVELS if self.version >= since), OLDEST)
+        return next((level for oldest, level in RTX_API_LEVELS if self.version >= oldest), OLDEST)
 
     @property
     def attention_layer(self) -> bool:
-        """An Attention node becomes one layer, which may be marked as decomposable."""
+        """Whether an Attention node becomes one layer, which may be marked as decomposable."""
         return self.level >= (10, 14)
 
     @property
     def inplace_cache(self) -> bool:
-        """A cache may be updated in place: a network input and an output at one address."""
+        """Whether a network input and an output may have one address, so that a cache is updated in place."""
         return self.level >= (10, 15)
 
     @property
@@ -87,18 +88,20 @@ class Capability:
 
     @property
     def aot_plugins(self) -> bool:
-        """A kernel in PTX is baked into the engine (tensorrt.plugin)."""
+        """Whether `tensorrt.plugin` can store a PTX kernel in the engine."""
         return self.plugins and self.level >= (10, 13)
 
     @property
     def timing_cache(self) -> bool:
-        """Measured tactics can be kept; TensorRT-RTX would ask a GPU for it while it builds without one."""
+        """Whether measured tactics can be stored. TensorRT-RTX needs a GPU for this, and builds without one."""
         return not self.rtx
 
     @property
     def function_precedence(self) -> str:
-        """What a node becomes that has a function body and a registered plugin: always the function; the plugin; or
-        the plugin only where the node names its namespace."""
+        """Implementation of a node that has a function body and a registered plugin.
+
+        `function`, `plugin`, or `named plugin`: the plugin, if the node contains its namespace.
+        """
         if self.rtx or self.level < (10, 7):
             return "function"
         return "plugin" if self.level < (10, 15) else "named plugin"
@@ -106,55 +109,57 @@ class Capability:
 
 @dataclass(frozen=True)
 class TensorRT:
-    """TensorRT, opened."""
+    """The imported TensorRT."""
 
     trt: TensorrtModule
     """The module."""
     capability: Capability
     name: str
-    """What an engine is bound to, as `tensorrt 10.3.0` or `tensorrt-rtx 1.7.1.116`."""
+    """Name and version, as in `tensorrt 10.3.0`. An engine runs with this version only."""
 
     @functools.cached_property
     def log(self) -> Any:
-        """The logger of every builder and runtime: TensorRT keeps the first that it is given, so there is one."""
-        return _log(self.trt)
+        """The logger of every builder and runtime. There is one, because TensorRT uses the first for all of them."""
+        return _error_log(self.trt)
 
 
 def load_tensorrt(rtx: bool = False) -> TensorRT:
-    """TensorRT, or TensorRT-RTX.
+    """Import TensorRT, or TensorRT-RTX.
 
     Raises:
-        NotTestedError: it is not here, does not load, or is older than 10.3; the sentence holds the next command.
+        NotTestedError: it is not installed, does not load, or is older than 10.3. The text contains the next command.
     """
-    product = "TensorRT-RTX" if rtx else "TensorRT"
+    product, names, install = (
+        ("TensorRT-RTX", RTX_MODULE_NAMES, INSTALL_RTX) if rtx else ("TensorRT", MODULE_NAMES, INSTALL)
+    )
     failures = []
-    for name in MODULES[rtx]:
+    for name in names:
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError) as error:
             failures.append(f"{name}: {error}")
             continue
-        return _door(module, rtx)
-    raise NotTestedError(f"{product} does not load here ({'; '.join(failures)}); {INSTALL[rtx]}")
+        return _check_version(module, rtx, install)
+    raise NotTestedError(f"{product} does not load here ({'; '.join(failures)}); {install}")
 
 
 @functools.lru_cache(maxsize=4)
-def _door(module: Any, rtx: bool) -> TensorRT:
+def _check_version(module: Any, rtx: bool, install: str) -> TensorRT:
     product = "tensorrt-rtx" if rtx else "tensorrt"
     text = str(getattr(module, "__version__", ""))
     version = parse_version(text)
     if not version:
-        raise NotTestedError(f"the module {module.__name__} has no version, so it is not {product}; {INSTALL[rtx]}")
+        raise NotTestedError(f"the module {module.__name__} has no version, so it is not {product}; {install}")
     if not rtx and version < OLDEST:
         raise NotTestedError(
-            f"{product} {text} is too old, expected {'.'.join(map(str, OLDEST))} or newer: JetPack 6 brings 10.3"
+            f"{product} {text} is too old, expected {'.'.join(map(str, OLDEST))} or newer: JetPack 6 has 10.3"
         )
     return TensorRT(module, Capability(version, rtx), f"{product} {text}")
 
 
-def _log(trt: TensorrtModule) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]  # the class is found at run time
-        """Keeps errors until they are taken, so that they become part of a sentence; nothing is printed."""
+def _error_log(trt: TensorrtModule) -> Any:
+    class ErrorLog(trt.ILogger):  # type: ignore[misc]  # the class is only known at run time
+        """Collects errors for the text of an exception, and prints nothing."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -165,8 +170,8 @@ def _log(trt: TensorrtModule) -> Any:
                 self.errors.append(message)
 
         def drain_errors(self) -> list[str]:
-            """The errors since the last time."""
-            taken, self.errors = self.errors, []
-            return taken
+            """Return the errors since the last call."""
+            errors, self.errors = self.errors, []
+            return errors
 
-    return Log()
+    return ErrorLog()

@@ -25,7 +25,7 @@ from edge_attn.bundle.manifest import Target
 from edge_attn.errors import BundleError, EdgeAttnError, NotTestedError
 from edge_attn.runtimes.trt.api import TensorRT
 from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory
-from edge_attn.runtimes.trt.builder import BuildConfig, Plan, Say, engine_for
+from edge_attn.runtimes.trt.builder import BuildConfig, Log, Plan, engine_for
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import Cuda, Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine
@@ -65,7 +65,7 @@ class Engines:
     target: Target
     config: BuildConfig
     cache: EngineCache
-    say: Say
+    log: Log
     chosen: dict[str, str] = field(default_factory=dict)
     """Sentence for people about each graph that has a variant."""
 
@@ -117,7 +117,7 @@ class Engines:
         """Note what runs a graph, and report the reason if there is one that was not reported before."""
         chosen = f"{graph} with{'' if plugin else 'out'} the plugin {', '.join(plugins_of(self.target)[0])}"
         if reason and self.chosen.get(graph) != chosen:
-            self.say(f"{self.bundle.path.name}: {self.target.name} runs {chosen}: {reason}")
+            self.log(f"{self.bundle.path.name}: {self.target.name} runs {chosen}: {reason}")
         self.chosen[graph] = chosen
 
     def _plugin_is_faster(self, graph: str) -> bool:
@@ -157,7 +157,7 @@ class Engines:
         name = f"{graph} with {', '.join(plugins)}" if with_plugin else graph
         target = dataclasses.replace(self.target, graphs={name: spec})
         return engine_for(
-            self.tensorrt, self.bundle, target, name, self.cache, self.gpu, self.config, self.say, plugins, rejected
+            self.tensorrt, self.bundle, target, name, self.cache, self.gpu, self.config, self.log, plugins, rejected
         )
 
     def _time(self, graph: str, plans: Mapping[str, Plan]) -> list[Timing]:

@@ -1,7 +1,7 @@
-"""The device memory of the runtime `trt`: buffers that are allocated once, the values in them, and the way in and out.
+"""Device memory of the runtime `trt`: buffers that are allocated once, their values, and copies from and to the host.
 
-A value is a buffer as it was at one time. A buffer that is written again ages, and a value of its past is refused
-instead of read: what was overwritten is never taken for what it was.
+A value is a buffer at one generation. Each write increases the generation of its buffer, and a value of an older
+generation raises an error when it is read, because its content has been overwritten.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import numpy as np
 from edge_attn.errors import EdgeAttnError
 from edge_attn.runtimes.trt.cudart import Cuda
 
-TRANSFER = 1 << 20
-"""Bytes of pinned memory through which values come and go, a part at a time."""
+CHUNK = 1 << 20
+"""Bytes of the pinned memory through which values are copied, one chunk at a time."""
 
 
 @dataclass(eq=False)
 class Buffer:
-    """Bytes on the device, for one tensor."""
+    """Device memory of one tensor."""
 
-    what: str
+    name: str
     address: int
     size: int
     generation: int = 0
-    """How often it was written."""
+    """Number of writes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pinned:
-    """Bytes of the host that the device can copy from and to."""
+    """Host memory that the device can copy from and to."""
 
     address: int
     bytes: np.ndarray
@@ -41,7 +41,7 @@ class Pinned:
 
 @dataclass(frozen=True, eq=False)
 class OnDevice:
-    """A tensor on the device. It lies there padded to its profile's sizes; row 0 of every axis comes first."""
+    """A tensor on the device, padded at the end of each axis to the sizes of its profile."""
 
     buffer: Buffer
     generation: int
@@ -49,88 +49,90 @@ class OnDevice:
     shape: tuple[int, ...]
     padded: tuple[int, ...]
     returned: Pinned | None = None
-    """Where the launch that makes it also copies it to, on the host."""
+    """Host memory to which the launch that computes the tensor also copies it."""
 
 
 class DeviceMemory:
-    """All that the runtime holds on the device, and its one stream. What it allocates is given back by `held`."""
+    """All device memory of a runtime, and its one stream. `resources` frees what is allocated here."""
 
-    def __init__(self, cuda: Cuda, held: contextlib.ExitStack) -> None:
-        self._cuda, self._held = cuda, held
-        self._own: set[Buffer] = set()
+    def __init__(self, cuda: Cuda, resources: contextlib.ExitStack) -> None:
+        self._cuda, self._resources = cuda, resources
+        self._buffers: set[Buffer] = set()
         self.stream = cuda.create_stream()
-        held.callback(cuda.destroy_stream, self.stream)
+        resources.callback(cuda.destroy_stream, self.stream)
         self.device_bytes = 0
         self._busy = False
-        self._transfer = self.pinned("the way back", TRANSFER)
+        self._transfer = self.pinned("the transfer buffer", CHUNK)
 
-    def buffer(self, what: str, size: int) -> Buffer:
-        made = Buffer(what, self._cuda.allocate(size, what), size)
-        self._held.callback(self._cuda.free, made.address)
-        self._own.add(made)
+    def buffer(self, name: str, size: int) -> Buffer:
+        """Allocate a buffer on the device."""
+        buffer = Buffer(name, self._cuda.allocate(size, name), size)
+        self._resources.callback(self._cuda.free, buffer.address)
+        self._buffers.add(buffer)
         self.device_bytes += size
-        return made
+        return buffer
 
-    def pinned(self, what: str, size: int) -> Pinned:
-        address = self._cuda.allocate_pinned(size, what)
-        self._held.callback(self._cuda.free_pinned, address)
+    def pinned(self, name: str, size: int) -> Pinned:
+        """Allocate pinned memory on the host."""
+        address = self._cuda.allocate_pinned(size, name)
+        self._resources.callback(self._cuda.free_pinned, address)
         return Pinned(address, np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)))
 
     def mark_busy(self) -> None:
-        """Something was started on the stream."""
+        """Record that work was started on the stream."""
         self._busy = True
 
     def synchronize(self) -> None:
-        """Waits for what was started, so that pinned memory may change."""
+        """Wait for the stream, so that pinned memory may change."""
         if self._busy:
             self._cuda.synchronize(self.stream)
             self._busy = False
 
     def device_shape(self, value: OnDevice) -> tuple[int, ...]:
-        """The shape in which a value lies on the device.
+        """Return the padded shape of a value.
 
         Raises:
-            EdgeAttnError: it is no longer there, since its buffer was written again; or it is another runtime's.
+            EdgeAttnError: the value was overwritten, or belongs to another runtime.
         """
-        if value.buffer not in self._own:
-            raise EdgeAttnError(f"{value.buffer.what} is of another runtime; give it to the one that made it")
+        if value.buffer not in self._buffers:
+            raise EdgeAttnError(f"{value.buffer.name} belongs to another runtime; pass it to the one that computed it")
         if value.generation != value.buffer.generation:
             raise EdgeAttnError(
-                f"{value.buffer.what} was overwritten by a later run; what the encoder gives must be read before it "
-                f"runs again, a state before the second step after it, and all else before the next step"
+                f"{value.buffer.name} was overwritten by a later run; read outputs of the encoder before it runs "
+                f"again, states before the second next step, and other outputs before the next step"
             )
         return value.padded
 
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
-        """Copies an array into a buffer, which ages."""
+        """Copy an array into a buffer."""
         buffer.generation += 1
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self.synchronize()
         self._busy = True
-        for start in range(0, raw.size, TRANSFER):
-            part = raw[start : start + TRANSFER]
+        for start in range(0, raw.size, CHUNK):
+            part = raw[start : start + CHUNK]
             self._transfer.bytes[: part.size] = part
             self._cuda.to_device(buffer.address + start, self._transfer.address, part.size, self.stream)
             self._cuda.synchronize(self.stream)
         self._busy = False
 
     def read(self, value: OnDevice) -> np.ndarray:
-        """The value without its padding, of whose first axis no row is fetched."""
-        device_shape = (*value.shape[:1], *self.device_shape(value)[1:])
-        size = math.prod(device_shape) * np.dtype(value.dtype).itemsize
-        raw = self._fetch(value, size) if value.returned is None else self._await(value.returned, size)
-        whole = raw.view(value.dtype).reshape(device_shape)
-        return whole[tuple(slice(size) for size in value.shape)]
+        """Return a copy of a value without its padding. Padding rows of the first axis are not copied."""
+        shape = (*value.shape[:1], *self.device_shape(value)[1:])
+        size = math.prod(shape) * np.dtype(value.dtype).itemsize
+        raw = self._copy_chunks(value, size) if value.returned is None else self._copy_returned(value.returned, size)
+        padded = raw.view(value.dtype).reshape(shape)
+        return padded[tuple(slice(size) for size in value.shape)]
 
-    def _await(self, returned: Pinned, size: int) -> np.ndarray:
+    def _copy_returned(self, returned: Pinned, size: int) -> np.ndarray:
         self.synchronize()
         return returned.bytes[:size].copy()
 
-    def _fetch(self, value: OnDevice, size: int) -> np.ndarray:
+    def _copy_chunks(self, value: OnDevice, size: int) -> np.ndarray:
         raw = np.empty(size, np.uint8)
         self._busy = True
-        for start in range(0, raw.size, TRANSFER):
-            part = raw[start : start + TRANSFER]
+        for start in range(0, raw.size, CHUNK):
+            part = raw[start : start + CHUNK]
             self._cuda.to_host(self._transfer.address, value.buffer.address + start, part.size, self.stream)
             self._cuda.synchronize(self.stream)
             part[...] = self._transfer.bytes[: part.size]

@@ -46,7 +46,7 @@ MAX_MIB = 2**40 - 1
 """Of any size that is given in MB: its bytes still fit into 64 bits."""
 NO_REASON = "this version does not have it"
 """For parser errors that only say `false`."""
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def engine_for(
     cache: EngineCache,
     gpu: Gpu,
     config: BuildConfig,
-    say: Say,
+    say: Log,
     plugins: Mapping[str, Plugin] | None = None,
     refused: RejectedEngine | None = None,
 ) -> Plan:

@@ -1,8 +1,8 @@
 """Execution contexts of engines, without scratch memory of their own.
 
-TensorRT-RTX compiles an engine's kernels on the device, when a context meets a shape. Here it does so before that shape
-runs, so that a captured graph never holds a kernel that only stands in until the right one is compiled; and what was
-compiled is kept in a file beside the engines. TensorRT-RTX itself refuses a file of another version or GPU.
+TensorRT-RTX compiles the kernels of an engine on the device, when a context gets a new shape. Its contexts are set to
+compile before that shape runs, so that a captured graph never contains a temporary fallback kernel. Compiled kernels
+are stored in a file beside the engines. TensorRT-RTX ignores a file of another version or GPU.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from edge_attn.storage.atomic import write_bytes
 
 
 def kernels_file(folder: Path, tensorrt: TensorRT, gpu: Gpu) -> Path:
-    """The file of the kernels that were compiled for this GPU."""
+    """Return the path of the kernels that were compiled for this GPU."""
     return folder / f"{re.sub('[^A-Za-z0-9.]+', '-', f'{tensorrt.name} {gpu.name}')}.kernels"
 
 
 @dataclass(eq=False)
 class Contexts:
-    """Makes contexts."""
+    """Factory of execution contexts."""
 
     tensorrt: TensorRT
     kernels: Path
-    """Where TensorRT-RTX's compiled kernels are kept."""
+    """File of TensorRT-RTX's compiled kernels."""
     _configs: dict[str, IRuntimeConfig] = field(default_factory=dict)
-    """By the graph; they live as long as their contexts."""
+    """Runtime configuration of each graph, which must outlive its contexts."""
     _cache: IRuntimeCache | None = None
-    """Of every context, once there is one."""
-    _kept: bytes = b""
-    """What the file held."""
+    """Kernel cache of all contexts."""
+    _stored: bytes = b""
+    """Content of the kernel file."""
 
-    def make(self, graph: str, engine: ICudaEngine) -> IExecutionContext | None:
-        """None where TensorRT makes none, which its log explains."""
+    def create(self, graph: str, engine: ICudaEngine) -> IExecutionContext | None:
+        """Create a context, or return None if TensorRT fails, which its log explains."""
         strategy = self.tensorrt.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.tensorrt.capability.rtx:
             return engine.create_execution_context(strategy)
@@ -49,21 +49,21 @@ class Contexts:
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
                 with contextlib.suppress(OSError):
-                    self._kept = self.kernels.read_bytes()
-                    self._cache.deserialize(self._kept)
+                    self._stored = self.kernels.read_bytes()
+                    self._cache.deserialize(self._stored)
             config.set_runtime_cache(self._cache)
             self._configs[graph] = config
         return engine.create_execution_context(self._configs[graph])
 
-    def keep(self) -> None:
-        """Writes what was compiled to its file; that it cannot is no fault: it is compiled again."""
+    def save_kernels(self) -> None:
+        """Write newly compiled kernels to the file. If that fails, they are compiled again next time."""
         if self.tensorrt.capability.rtx and self._cache is not None:
             compiled = bytes(self._cache.serialize())
-            if compiled != self._kept:
+            if compiled != self._stored:
                 with contextlib.suppress(OSError):
                     write_bytes(self.kernels, compiled)
 
     def close(self) -> None:
-        """Lets go of configurations and kernels; no context may be left."""
+        """Release configurations and kernels, after all contexts."""
         self._configs.clear()
         self._cache = None

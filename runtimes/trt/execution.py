@@ -1,7 +1,8 @@
-"""Engines on the device: one execution context for each set of shapes and addresses, and its CUDA graph.
+"""Engines on the device: one execution context for each combination of shapes and addresses, and its CUDA graph.
 
-A captured graph holds its context's shapes, addresses and scratch memory, and is undefined once the context is changed,
-so a context is set up once and never touched again. All of them work in one scratch memory: there is one stream.
+A captured graph contains the shapes, addresses and scratch memory of its context, and is undefined after the context
+changes. Therefore a context is set up once and never changed. All contexts share one scratch memory, because there is
+one stream.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.runtimes.trt.api import ICudaEngine, IExecutionContext, Runtime, TensorRT
@@ -22,40 +24,43 @@ from edge_attn.spec import GraphSpec
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
 """TensorRT's name of each dtype."""
 ALIGNMENT = 256
-KEPT = 64
-"""Launches that are kept, which is every one of the default buckets at one width of beam; each holds a context."""
+MAX_LAUNCHES = 64
+"""Maximum number of launches, each with a context: enough for all default buckets at one beam width."""
+Copy: TypeAlias = tuple[int, int, int]
+"""Destination address, source address, number of bytes."""
 
 
 @dataclass(frozen=True)
 class LaunchKey:
-    """A graph with everything that a context is set up with."""
+    """A graph, and everything that its context is set up with."""
 
     graph: str
     profile: int
     shapes: tuple[tuple[int, ...], ...]
-    """Of the inputs, then of the outputs, in the order of the graph's spec."""
+    """Padded shapes of the inputs, then of the outputs, in the order of the graph's spec."""
     addresses: tuple[int, ...]
-    """On the device, in the same order."""
-    uploads: tuple[tuple[int, int, int], ...]
-    """Copies that come first: to which address, from which pinned one, how many bytes."""
-    downloads: tuple[tuple[int, int, int], ...]
-    """Copies that come last: to which pinned address, from which one, how many bytes."""
+    """Device addresses, in the same order."""
+    uploads: tuple[Copy, ...]
+    """Copies from pinned memory before the graph runs."""
+    downloads: tuple[Copy, ...]
+    """Copies to pinned memory after the graph has run."""
 
 
 @dataclass(eq=False)
 class Launch:
-    """One bound graph: it runs once as it is, and from the second time on as a CUDA graph, where it can be captured."""
+    """A graph that is ready to run. From its second run on it is a CUDA graph, if it can be captured."""
 
-    bound: LaunchKey
+    key: LaunchKey
     context: IExecutionContext
     warm: bool = False
+    """Whether it has run once."""
     captured: int = 0
-    """The handle of its CUDA graph."""
+    """Handle of the CUDA graph, 0 if there is none."""
 
 
 @dataclass(eq=False)
 class Launches:
-    """The engines of a bundle, and every launch that was made of them."""
+    """The engines of a bundle, and their launches."""
 
     tensorrt: TensorRT
     cuda: Cuda
@@ -63,169 +68,177 @@ class Launches:
     graphs: Mapping[str, GraphSpec]
     contexts: Contexts
     enqueued: dict[str, str] = field(default_factory=dict)
-    """The graphs that cannot be captured, and why; they are enqueued call by call."""
+    """Graphs that cannot be captured, and the reason. TensorRT enqueues their kernels on each run."""
     _runtimes: list[Runtime] = field(default_factory=list)
-    """TensorRT's own, which must outlive its engines."""
+    """TensorRT's runtimes, which must outlive their engines."""
     _engines: dict[str, ICudaEngine] = field(default_factory=dict)
     _launches: dict[LaunchKey, Launch] = field(default_factory=dict)
     _scratch: tuple[int, int] = (0, 0)
-    """Address and size."""
+    """Address and size of the scratch memory."""
 
-    def load(self, plans: Mapping[str, Plan], profiles: int, again: Callable[[str, RejectedEngine], Plan]) -> None:
-        """Takes the engines, and allocates what the largest needs to compute; `profiles` is how many each has.
+    def load(
+        self, plans: Mapping[str, Plan], profile_count: int, rebuild: Callable[[str, RejectedEngine], Plan]
+    ) -> None:
+        """Deserialize the engines, and allocate the scratch memory of the largest.
 
-        One of the cache that TensorRT refuses, and not for lack of memory, is built `again`.
+        Args:
+            plans: Plan of each graph.
+            profile_count: Expected number of profiles of each engine.
+            rebuild: Builds the engine of a graph again, if TensorRT rejects the cached one although memory is left.
 
         Raises:
-            NotTestedError: one does not load here, or is not the manifest's; or there is too little memory.
+            NotTestedError: an engine does not load here or does not fit the manifest, or there is too little memory.
         """
         trt = self.tensorrt.trt
         self.tensorrt.log.drain_errors()
         try:
             runtime: Runtime = trt.Runtime(self.tensorrt.log)
-        except (TypeError, RuntimeError) as error:  # what its bindings make of a null pointer
-            raise self._refused("does not start") from error
+        except (TypeError, RuntimeError) as error:  # raised by the bindings for a null pointer
+            raise self._error("does not start") from error
         self._runtimes.append(runtime)
         for name, plan in plans.items():
             engine: ICudaEngine = runtime.deserialize_cuda_engine(plan.engine)
             if engine is None:
-                refusal = self._refused(f"does not load the engine of {name}")
-                if plan.built or OUT_OF_MEMORY.search(str(refusal)):
-                    raise refusal
-                engine = runtime.deserialize_cuda_engine(again(name, RejectedEngine(plan.engine, str(refusal))).engine)
+                rejection = self._error(f"does not load the engine of {name}")
+                if plan.built or OUT_OF_MEMORY.search(str(rejection)):
+                    raise rejection
+                engine = runtime.deserialize_cuda_engine(
+                    rebuild(name, RejectedEngine(plan.engine, str(rejection))).engine
+                )
             if engine is None:
-                raise self._refused(f"does not load the new engine of {name}")
-            self._check(name, engine, profiles)
+                raise self._error(f"does not load the new engine of {name}")
+            self._check(name, engine, profile_count)
             self._engines[name] = engine
         size = max(ALIGNMENT, *(engine.device_memory_size_v2 for engine in self._engines.values()))
         self._scratch = self.memory.buffer("scratch memory", size).address, size
 
     def captured(self) -> list[str]:
-        """The graphs that run as CUDA graphs."""
-        return sorted({launch.bound.graph for launch in self._launches.values() if launch.captured})
+        """Return the graphs that run as CUDA graphs."""
+        return sorted({launch.key.graph for launch in self._launches.values() if launch.captured})
 
-    def run(self, bound: LaunchKey) -> None:
-        """Starts it on the stream."""
-        launch = self._launches.get(bound)
+    def run(self, key: LaunchKey) -> None:
+        """Start a graph on the stream."""
+        launch = self._launches.get(key)
         if launch is None:
-            self._make_room()
-            launch = self._launches[bound] = Launch(bound, self._set_up(bound))
-        if launch.warm and not launch.captured and bound.graph not in self.enqueued:
+            self._evict()
+            launch = self._launches[key] = Launch(key, self._set_up_context(key))
+        if launch.warm and not launch.captured and key.graph not in self.enqueued:
             try:
                 launch.captured = self._capture(launch)
             except NotTestedError as error:
-                self.enqueued[bound.graph] = str(error)
+                self.enqueued[key.graph] = str(error)
         if launch.captured:
             self.cuda.launch(launch.captured, self.memory.stream)
         elif not self._enqueue(launch):
-            raise self._refused(f"does not run {bound.graph}")
+            raise self._error(f"does not run {key.graph}")
         launch.warm = True
 
     def close(self) -> None:
-        """Lets go of graphs, contexts and engines; the stream must be settled."""
-        with contextlib.ExitStack() as held:
-            for let_go in (self._runtimes.clear, self._engines.clear, self.contexts.close, self._launches.clear):
-                held.callback(let_go)
+        """Release CUDA graphs, contexts and engines, in this order. The stream must be synchronized."""
+        with contextlib.ExitStack() as resources:  # calls in reverse order
+            for release in (self._runtimes.clear, self._engines.clear, self.contexts.close, self._launches.clear):
+                resources.callback(release)
             for launch in self._launches.values():
-                held.callback(self._drop, launch)
-            held.callback(self.contexts.keep)
+                resources.callback(self._destroy, launch)
+            resources.callback(self.contexts.save_kernels)
 
-    def _make_room(self) -> None:
-        """Lets go of the launches that were made first, once nothing of them runs any more."""
-        while len(self._launches) >= KEPT:
+    def _evict(self) -> None:
+        """Destroy the oldest launches until there is room for one more, after they have finished."""
+        while len(self._launches) >= MAX_LAUNCHES:
             self.cuda.synchronize(self.memory.stream)
-            self._drop(self._launches.pop(next(iter(self._launches))))
+            self._destroy(self._launches.pop(next(iter(self._launches))))
 
-    def _drop(self, launch: Launch) -> None:
+    def _destroy(self, launch: Launch) -> None:
         if launch.captured:
             self.cuda.destroy_graph(launch.captured)
 
     def _enqueue(self, launch: Launch) -> bool:
-        """False where TensorRT does not start it."""
-        for device, pinned, size in launch.bound.uploads:
+        """Return whether TensorRT started the graph."""
+        for device, pinned, size in launch.key.uploads:
             self.cuda.to_device(device, pinned, size, self.memory.stream)
         context: IExecutionContext = launch.context
         if not context.execute_async_v3(self.memory.stream):
             return False
-        for pinned, device, size in launch.bound.downloads:
+        for pinned, device, size in launch.key.downloads:
             self.cuda.to_host(pinned, device, size, self.memory.stream)
         return True
 
     def _capture(self, launch: Launch) -> int:
-        """Its CUDA graph.
+        """Capture the launch as a CUDA graph, and return its handle. On failure the context is unchanged.
 
         Raises:
-            NotTestedError: it cannot be captured, as loops and conditions cannot; it is none the worse for the trial.
+            NotTestedError: the graph cannot be captured, for example because it contains a loop or a condition.
         """
         stream = self.memory.stream
         context: IExecutionContext = launch.context
         if self.tensorrt.capability.rtx and not context.is_stream_capturable(stream):
-            raise self._refused(f"cannot capture {launch.bound.graph}")
+            raise self._error(f"cannot capture {launch.key.graph}")
         self.cuda.begin_capture(stream)
         try:
             started = self._enqueue(launch)
-        except BaseException:  # an interruption too: a stream that records runs nothing
+        except BaseException:  # also an interruption: a stream in capture runs nothing
             self.cuda.abandon_capture(stream)
             raise
         if not started:
             self.cuda.abandon_capture(stream)
-            raise self._refused(f"cannot capture {launch.bound.graph}")
+            raise self._error(f"cannot capture {launch.key.graph}")
         return self.cuda.end_capture(stream)
 
-    def _set_up(self, bound: LaunchKey) -> IExecutionContext:
+    def _set_up_context(self, key: LaunchKey) -> IExecutionContext:
         stream = self.memory.stream
-        engine: ICudaEngine = self._engines[bound.graph]
-        context: IExecutionContext | None = self.contexts.make(bound.graph, engine)
+        engine: ICudaEngine = self._engines[key.graph]
+        context: IExecutionContext | None = self.contexts.create(key.graph, engine)
         if context is None:
-            raise self._refused(f"makes no execution context for {bound.graph}")
+            raise self._error(f"creates no execution context for {key.graph}")
         context.set_device_memory(*self._scratch)
         try:
-            taken = context.set_optimization_profile_async(bound.profile, stream)
-        except RuntimeError as error:  # the bindings' word for False
-            raise self._refused(f"does not take profile {bound.profile} of {bound.graph}") from error
-        if not taken:
-            raise self._refused(f"does not take profile {bound.profile} of {bound.graph}")
-        spec = self.graphs[bound.graph]
+            accepted = context.set_optimization_profile_async(key.profile, stream)
+        except RuntimeError as error:  # raised by the bindings instead of False
+            raise self._error(f"rejects profile {key.profile} of {key.graph}") from error
+        if not accepted:
+            raise self._error(f"rejects profile {key.profile} of {key.graph}")
+        spec = self.graphs[key.graph]
         for i, tensor in enumerate((*spec.inputs, *spec.outputs)):
-            if i < len(spec.inputs) and not context.set_input_shape(tensor.name, bound.shapes[i]):
-                raise self._refused(f"does not take {tensor.name} of shape {bound.shapes[i]}")
-            if not context.set_tensor_address(tensor.name, bound.addresses[i]):
-                raise self._refused(f"does not take an address for {tensor.name}")
+            if i < len(spec.inputs) and not context.set_input_shape(tensor.name, key.shapes[i]):
+                raise self._error(f"rejects {tensor.name} of shape {key.shapes[i]}")
+            if not context.set_tensor_address(tensor.name, key.addresses[i]):
+                raise self._error(f"rejects the address of {tensor.name}")
         try:
-            lacking = context.infer_shapes()
+            missing = context.infer_shapes()
         except RuntimeError as error:
-            raise self._refused(f"cannot infer the shapes of {bound.graph}") from error
-        if lacking:
-            raise self._refused(f"needs {', '.join(lacking)} to know the shapes of {bound.graph}")
-        for tensor, shape in zip(spec.outputs, bound.shapes[len(spec.inputs) :], strict=True):
-            found = tuple(context.get_tensor_shape(tensor.name))
-            if found != shape:
-                raise BundleError(f"the engine of {bound.graph} gives {tensor.name} of shape {found}, expected {shape}")
+            raise self._error(f"cannot infer the shapes of {key.graph}") from error
+        if missing:
+            raise self._error(f"needs {', '.join(missing)} to infer the shapes of {key.graph}")
+        for tensor, expected in zip(spec.outputs, key.shapes[len(spec.inputs) :], strict=True):
+            shape = tuple(context.get_tensor_shape(tensor.name))
+            if shape != expected:
+                raise BundleError(
+                    f"the engine of {key.graph} returns {tensor.name} of shape {shape}, expected {expected}"
+                )
         return context
 
-    def _check(self, name: str, engine: ICudaEngine, profiles: int) -> None:
-        """The engine's inputs and outputs are the manifest's, all on the device, and its profiles are ours."""
+    def _check(self, name: str, engine: ICudaEngine, profile_count: int) -> None:
+        """Check that inputs, outputs and profiles are those of the bundle, and that all tensors are on the device."""
         trt, spec = self.tensorrt.trt, self.graphs[name]
-        found = {}
+        actual = {}
         for i in range(engine.num_io_tensors):
             tensor = engine.get_tensor_name(i)
-            given = engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
+            is_input = engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
             on_device = engine.get_tensor_location(tensor) == trt.TensorLocation.DEVICE
-            found[tensor] = given, engine.get_tensor_dtype(tensor).name, on_device
+            actual[tensor] = is_input, engine.get_tensor_dtype(tensor).name, on_device
         expected = {tensor.name: (True, DTYPES[tensor.dtype], True) for tensor in spec.inputs}
         expected |= {tensor.name: (False, DTYPES[tensor.dtype], True) for tensor in spec.outputs}
-        wrong = sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))
-        if wrong or engine.num_optimization_profiles != profiles:
-            what = f"its {wrong[0]} is another" if wrong else f"it has {engine.num_optimization_profiles} profiles"
+        wrong = sorted(k for k in {*actual, *expected} if actual.get(k) != expected.get(k))
+        if wrong or engine.num_optimization_profiles != profile_count:
+            reason = f"its {wrong[0]} differs" if wrong else f"it has {engine.num_optimization_profiles} profiles"
             raise NotTestedError(
-                f"the engine of {name} is not this bundle's: {what}; run: edge-attn cache clear, and it is built again"
+                f"the engine of {name} is not this bundle's: {reason}; run: edge-attn cache clear, to build it again"
             )
 
-    def _refused(self, what: str) -> NotTestedError:
-        """What TensorRT logged, and the memory that is left, since too little is the commonest reason."""
-        said = "; ".join(" ".join(error.split()) for error in self.tensorrt.log.drain_errors()) or "it says nothing"
+    def _error(self, problem: str) -> NotTestedError:
+        """Return an error with TensorRT's log and the free memory, because too little is the most common reason."""
+        logged = "; ".join(" ".join(error.split()) for error in self.tensorrt.log.drain_errors()) or "it logs no reason"
         free, total = map(format_mib, self.cuda.memory())
-        todo = "; close other programs that use it, or choose smaller buckets" if OUT_OF_MEMORY.search(said) else ""
-        return NotTestedError(
-            f"{self.tensorrt.name} {what}: {said} ({free} of {total} of device memory are free{todo})"
-        )
+        todo = "; close other programs that use it, or choose smaller buckets" if OUT_OF_MEMORY.search(logged) else ""
+        memory = f"{free} of {total} of device memory are free{todo}"
+        return NotTestedError(f"{self.tensorrt.name} {problem}: {logged} ({memory})")

@@ -1,13 +1,13 @@
-"""TensorRT: encoder and step engines on an NVIDIA GPU or a Jetson, driven by the one search.
+"""The runtime `trt`: TensorRT engines of a bundle's graphs on an NVIDIA GPU or a Jetson.
 
-The engines come from the cache, or are built first (runtimes/trt/builder.py). Device buffers are allocated when the
-runtime is opened, at the size of the largest bucket, and bound by address. What the encoder gives and the states stay
-there: a step reads its state from one buffer and writes the next one into another, and no value is copied. Only the
-candidates come back with each step, and what `numpy` asks for.
+Engines come from the cache, or are built first (runtimes/trt/builder.py). Device buffers are allocated when the runtime
+is opened, with the size of the largest bucket, and are bound by address. Encoder outputs and states stay on the device:
+a step reads its state from one buffer and writes the next one to another, without a copy. Only the candidates are
+copied back after each step, and values for which `numpy` is called.
 
-A request is padded to its bucket in batch and src (rows repeat the first, positions are PAD, which the mask hides) and
-trimmed again on the way back, so that its shapes are those of few launches; beams are not padded, since a search has
-only two. No engine has run on a GPU in this project's tests: they run this file, and all that it calls, on a fake.
+Requests are padded in batch and src to the sizes of their bucket, so that few different launches occur, and outputs are
+trimmed. Padding rows repeat the first row, padding positions are PAD, which the mask excludes. Beams are not padded,
+because a search has only two widths. No engine has run on a GPU in this project's tests: they run this code on a fake.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ from edge_attn.errors import InputError, NotTestedError, UsageError
 from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.autotune import Engines
 from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory, OnDevice, Pinned
-from edge_attn.runtimes.trt.builder import MIB, BuildConfig, Say
+from edge_attn.runtimes.trt.builder import MIB, BuildConfig, Log
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import format_mib, open_cuda
 from edge_attn.runtimes.trt.engine_cache import EngineCache, cache_folder
-from edge_attn.runtimes.trt.execution import Launches, LaunchKey
-from edge_attn.runtimes.trt.profiles import Buckets, Shape
+from edge_attn.runtimes.trt.execution import Copy, Launches, LaunchKey
+from edge_attn.runtimes.trt.profiles import Buckets, Shape, shape_of
 from edge_attn.runtimes.versions import parse_version
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text.tokenizers import PAD
 
 DEFAULT = RuntimeOptions()
 NEXT = "next_"
-"""What stands before the name of a state where a step gives the next one."""
-READ = ("candidates", "candidate_ids")
-"""What a search reads after each step: it is copied to the host by the launch itself."""
+"""Prefix of a state's name among the outputs of a step."""
+RETURNED = ("candidates", "candidate_ids")
+"""Outputs that a search reads after each step. The launch itself copies them to the host."""
 
 
 @dataclass(frozen=True)
 class PaddedShapes:
-    """How a request lies in its bucket."""
+    """Shapes of one request in its bucket."""
 
     profile: int
     padded: tuple[Shape, ...]
-    """Of the inputs, then of the outputs."""
-    asked: tuple[Shape, ...]
-    """Of the outputs, without their padding."""
+    """Padded shapes of the inputs, then of the outputs."""
+    outputs: tuple[Shape, ...]
+    """Shapes of the outputs without padding."""
 
 
 class Trt:
-    """Every graph of a bundle in TensorRT; for one thread at a time.
+    """All graphs of a bundle in TensorRT, for one thread at a time.
 
     Raises:
-        NotTestedError: TensorRT, CUDA, a device or the target's graphs are not here; too little memory.
-        InputError: the engine cannot be built, or not kept.
+        NotTestedError: TensorRT, CUDA, a device or the target's graphs are missing, or there is too little memory.
+        InputError: an engine cannot be built or stored.
     """
 
     name = "trt"
@@ -77,100 +77,101 @@ class Trt:
         plans = {graph: engines.plan(graph) for graph in target.graphs}
         self.precision = target.precision
         self.graphs: Mapping[str, GraphSpec] = target.graphs
-        self._engine, self._chosen = f"{tensorrt.name} on {gpu.name}", engines.chosen
+        self._engine_name, self._chosen = f"{tensorrt.name} on {gpu.name}", engines.chosen
         buckets = config.buckets.up_to(bundle.manifest.max_source)
         self.max_batch = buckets.batch[-1]
-        """Sentences that it takes at a time."""
-        self._fit = functools.lru_cache(maxsize=4096)(functools.partial(_fit, self.graphs, buckets))
-        with contextlib.ExitStack() as held:
-            self._memory = DeviceMemory(cuda, held)
+        """Maximum batch size."""
+        self._padded_shapes = functools.lru_cache(maxsize=4096)(functools.partial(_padded_shapes, self.graphs, buckets))
+        with contextlib.ExitStack() as resources:
+            self._memory = DeviceMemory(cuda, resources)
             self._buffers, self._staging = _allocate(self._memory, self.graphs, buckets)
             contexts = Contexts(tensorrt, kernels_file(cache.folder, tensorrt, gpu))
             self._launches = Launches(tensorrt, cuda, self._memory, self.graphs, contexts)
-            held.callback(self._launches.close)
+            resources.callback(self._launches.close)
             self._launches.load(plans, len(buckets.all()), engines.plan)
-            held.callback(self._memory.synchronize)
-            self._held = weakref.finalize(self, held.pop_all().close)
+            resources.callback(self._memory.synchronize)
+            self._close = weakref.finalize(self, resources.pop_all().close)
 
     @property
     def device_memory(self) -> int:
-        """Bytes of its buffers on the device; TensorRT keeps the engines' weights beside them."""
+        """Bytes of this runtime's buffers on the device. TensorRT allocates the engines' weights in addition."""
         return self._memory.device_bytes
 
     @property
     def provider(self) -> str:
-        """What runs here, on what, and how the graphs that ran are started."""
+        """TensorRT's version, the device, the buffers, and how the graphs that have run are started."""
         captured, enqueued = self._launches.captured(), sorted(self._launches.enqueued)
-        said = [self._engine, *self._chosen.values(), f"buffers of {format_mib(self.device_memory)}"]
-        said += [f"as CUDA graphs: {', '.join(captured)}"] if captured else []
-        said += [f"not capturable: {', '.join(enqueued)}"] if enqueued else []
-        return "; ".join(said)
+        parts = [self._engine_name, *self._chosen.values(), f"buffers of {format_mib(self.device_memory)}"]
+        parts += [f"as CUDA graphs: {', '.join(captured)}"] if captured else []
+        parts += [f"not capturable: {', '.join(enqueued)}"] if enqueued else []
+        return "; ".join(parts)
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        """Starts one graph; its outputs stay on the device.
+        """Start a graph. Its outputs stay on the device.
 
         Raises:
-            InputError: no bucket covers the request, or an input does not fit the graph or the others.
-            EdgeAttnError: a value that was overwritten since.
+            InputError: no bucket covers the request, or an input does not fit the graph or the other inputs.
+            EdgeAttnError: an input has been overwritten.
         """
-        self._refuse_closed()
+        self._check_open()
         spec = self.graphs[graph]
         values = [inputs[tensor.name] for tensor in spec.inputs]
         for tensor, value in zip(spec.inputs, values, strict=True):
             if value.dtype != tensor.dtype:
                 raise InputError(f"{graph}: expected {tensor}, got {value.dtype}")
-        device_shape = tuple(
+        device_shapes = tuple(
             self._memory.device_shape(value) if isinstance(value, OnDevice) else None for value in values
         )
-        fit = self._fit(graph, tuple(value.shape for value in values), device_shape)
+        shapes = self._padded_shapes(graph, tuple(value.shape for value in values), device_shapes)
         self._memory.synchronize()
-        uploads: list[tuple[int, int, int]] = []
-        pairs = zip(spec.inputs, values, fit.padded, strict=False)
-        buffers = [self._stage_input(tensor, value, shape, uploads) for tensor, value, shape in pairs]
+        uploads: list[Copy] = []
+        staged = zip(spec.inputs, values, shapes.padded, strict=False)
+        buffers = [self._stage_input(tensor, value, padded, uploads) for tensor, value, padded in staged]
         outputs = {}
-        downloads: list[tuple[int, int, int]] = []
-        for tensor, shape, padded_shape in zip(spec.outputs, fit.asked, fit.padded[len(values) :], strict=True):
+        downloads: list[Copy] = []
+        for tensor, shape, padded in zip(spec.outputs, shapes.outputs, shapes.padded[len(values) :], strict=True):
             buffer = self._output_buffer(tensor, buffers)
             buffer.generation += 1
             buffers.append(buffer)
             returned = self._staging.get(tensor.name)
-            outputs[tensor.name] = OnDevice(buffer, buffer.generation, tensor.dtype, shape, padded_shape, returned)
+            outputs[tensor.name] = OnDevice(buffer, buffer.generation, tensor.dtype, shape, padded, returned)
             if returned is not None:
-                size = math.prod(padded_shape) * np.dtype(tensor.dtype).itemsize
+                size = math.prod(padded) * np.dtype(tensor.dtype).itemsize
                 downloads.append((returned.address, buffer.address, size))
         addresses = tuple(buffer.address for buffer in buffers)
         self._memory.mark_busy()
-        self._launches.run(LaunchKey(graph, fit.profile, fit.padded, addresses, tuple(uploads), tuple(downloads)))
+        self._launches.run(LaunchKey(graph, shapes.profile, shapes.padded, addresses, tuple(uploads), tuple(downloads)))
         return outputs
 
     def numpy(self, value: Value) -> np.ndarray:
-        """A copy of a value, without its padding.
+        """Return a copy of a value, without padding.
 
         Raises:
-            EdgeAttnError: the value was overwritten since.
+            EdgeAttnError: the value has been overwritten.
         """
         if isinstance(value, np.ndarray):
             return value
-        self._refuse_closed()
+        self._check_open()
         return self._memory.read(value)
 
     def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
-        """Whole: launches are captured for the batch that they began with."""
+        """Return None, because launches are captured for one batch size."""
         return None
 
     def close(self) -> None:
-        """Frees all that it holds on the device; twice is no fault. A runtime that nobody holds does it too."""
-        self._held()
+        """Free all device memory. Further calls do nothing. Garbage collection of the runtime does the same."""
+        self._close()
 
-    def _refuse_closed(self) -> None:
-        if not self._held.alive:
+    def _check_open(self) -> None:
+        if not self._close.alive:
             raise UsageError(f"the runtime {self.name} was closed; open the bundle again")
 
-    def _stage_input(
-        self, tensor: TensorSpec, value: Value, shape: Shape, uploads: list[tuple[int, int, int]]
-    ) -> Buffer:
-        """The buffer in which an input lies. What the host gives each time is put where the launch will copy it from;
-        memory or a state that is an array goes to the device now."""
+    def _stage_input(self, tensor: TensorSpec, value: Value, shape: Shape, uploads: list[Copy]) -> Buffer:
+        """Return the buffer of an input.
+
+        An input that changes with each run is padded into pinned memory, and its copy is added to `uploads`, so that
+        the launch copies it. An array of memory or state is copied to the device now.
+        """
         if isinstance(value, OnDevice):
             return value.buffer
         if tensor.name not in self._staging:
@@ -185,108 +186,111 @@ class Trt:
         uploads.append((buffer.address, pinned.address, size))
         return buffer
 
-    def _output_buffer(self, output: TensorSpec, taken: Sequence[Buffer]) -> Buffer:
-        """Where an output goes: a buffer of its own that no input lies in. A cache that is updated in place would go
-        where its input lies (Capability.inplace_cache)."""
-        return next(buffer for buffer in self._buffers[output.name] if buffer not in taken)
+    def _output_buffer(self, output: TensorSpec, in_use: Sequence[Buffer]) -> Buffer:
+        """Return a buffer of the output that is not in use by an input of the same run.
+
+        An in-place cache update would use the buffer of its input (Capability.inplace_cache).
+        """
+        return next(buffer for buffer in self._buffers[output.name] if buffer not in in_use)
 
 
 class TrtRtx(Trt):
-    """The same in TensorRT-RTX, which compiles an engine's kernels for the GPU each time that a context is made."""
+    """All graphs of a bundle in TensorRT-RTX, which compiles kernels for the GPU when a context is created."""
 
     name = "trt-rtx"
     rtx = True
 
 
 def open_engines(
-    bundle: Bundle, options: RuntimeOptions = DEFAULT, say: Say | None = None, rtx: bool = False
+    bundle: Bundle, options: RuntimeOptions = DEFAULT, log: Log | None = None, rtx: bool = False
 ) -> Engines:
-    """Return the engines of a bundle's target on this device, each of which is built, or read from the cache, on use.
+    """Return the engines of a bundle's target on this device. Each is built, or read from the cache, on use.
 
     Args:
-        bundle: the bundle.
-        options: precision and cache folder.
-        say: takes one line for each build; standard error by default.
-        rtx: use TensorRT-RTX.
+        bundle: The bundle.
+        options: Precision and cache folder.
+        log: Receives one line for each build; standard error by default.
+        rtx: Whether to use TensorRT-RTX.
 
     Raises:
-        NotTestedError: TensorRT, CUDA, a device or the target's graphs are not here, or this TensorRT is too old.
+        NotTestedError: TensorRT, CUDA, a device or the target's graphs are missing, or this TensorRT is too old.
     """
     tensorrt, cuda = load_tensorrt(rtx), open_cuda()
     gpu = cuda.gpu()
     target = bundle.target("trt", options.precision)
-    _refuse_older(tensorrt, bundle, target)
+    _check_min_version(tensorrt, bundle, target)
     config = build_config(target)
     cache = EngineCache(cache_folder(options.cache_dir), config.cache_mb * MIB)
-    return Engines(tensorrt, cuda, gpu, bundle, target, config, cache, say or _say)
+    return Engines(tensorrt, cuda, gpu, bundle, target, config, cache, log or _log)
 
 
 def build_config(target: Target) -> BuildConfig:
-    """How a target's engines are built: as `optimize` was told, and noted with the graphs."""
+    """Return the build configuration of a target, which `optimize` stored with its graphs."""
     return from_mapping(BuildConfig, target.settings.get("build", {}), f"targets: {target.name}: build")
 
 
-def _refuse_older(tensorrt: TensorRT, bundle: Bundle, target: Target) -> None:
-    """
-    Raises:
-        NotTestedError: the target's graphs were made for newer versions of TensorRT only.
-    """
-    oldest = str(target.settings.get("min_version", ""))
+def _check_min_version(tensorrt: TensorRT, bundle: Bundle, target: Target) -> None:
+    """Raise NotTestedError if the target's graphs need a newer version of TensorRT."""
+    min_version = str(target.settings.get("min_version", ""))
     level = tensorrt.capability.level
-    if level < parse_version(oldest)[: len(level)]:
-        found = ".".join(map(str, level[:2]))
+    if level < parse_version(min_version)[: len(level)]:
+        current = ".".join(map(str, level[:2]))
         path = shlex.quote(str(bundle.path))
         raise NotTestedError(
-            f"{bundle.path} holds {target.name} for TensorRT {oldest} or newer, got {tensorrt.name}; run: edge-attn "
-            f"optimize {path} --target trt --precision {target.precision} --min-version {found} --force"
+            f"{bundle.path} contains {target.name} for TensorRT {min_version} or newer, got {tensorrt.name}; run: "
+            f"edge-attn optimize {path} --target trt --precision {target.precision} --min-version {current} --force"
         )
 
 
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def _fit(
+def _padded_shapes(
     graphs: Mapping[str, GraphSpec],
     buckets: Buckets,
     graph: str,
     shapes: tuple[Shape, ...],
     device_shapes: tuple[Shape | None, ...],
 ) -> PaddedShapes:
-    """`shapes` are those of the inputs; `device_shapes` the padded ones of those on the device."""
+    """Return the shapes of a request in the smallest bucket that covers it.
+
+    Args:
+        graphs: Graphs of the bundle.
+        buckets: Buckets of the engines.
+        graph: The graph that runs.
+        shapes: Shapes of its inputs without padding.
+        device_shapes: Padded shapes of the inputs that are on the device already, None for the other inputs.
+    """
     spec = graphs[graph]
-    asked: dict[str, int] = {}
-    there: dict[str, int] = {}
+    axes: dict[str, int] = {}
+    device_axes: dict[str, int] = {}
     for tensor, shape, on_device in zip(spec.inputs, shapes, device_shapes, strict=True):
-        _note(graph, tensor, shape, asked)
+        _add_axes(graph, tensor, shape, axes)
         if on_device is not None:
-            _note(graph, tensor, on_device, there)
-    buckets.pick(*_request(asked))
-    bucket = buckets.pick(*_request({**asked, **there}))
-    axes = {**asked, **there, "batch": bucket.batch, "src": bucket.src}
-    padded = tuple(_sized(tensor, axes) for tensor in (*spec.inputs, *spec.outputs))
-    return PaddedShapes(bucket.index, padded, tuple(_sized(tensor, asked) for tensor in spec.outputs))
+            _add_axes(graph, tensor, on_device, device_axes)
+    buckets.pick(*_request(axes))
+    bucket = buckets.pick(*_request({**axes, **device_axes}))
+    padded_axes = {**axes, **device_axes, "batch": bucket.batch, "src": bucket.src}
+    padded = tuple(shape_of(tensor, padded_axes) for tensor in (*spec.inputs, *spec.outputs))
+    return PaddedShapes(bucket.index, padded, tuple(shape_of(tensor, axes) for tensor in spec.outputs))
 
 
 def _request(axes: Mapping[str, int]) -> tuple[int, int, int]:
-    """Batch, src and beam, for Buckets.pick."""
+    """Return batch, src and beam, the parameters of Buckets.pick."""
     return axes["batch"], axes.get("src", 1), max(axes.get("beam", 1), axes.get("previous_beam", 1))
 
 
-def _note(graph: str, tensor: TensorSpec, shape: Shape, axes: dict[str, int]) -> None:
-    """Adds the sizes of the tensor's axes to `axes`; refuses a shape that fits neither it nor what is there."""
+def _add_axes(graph: str, tensor: TensorSpec, shape: Shape, axes: dict[str, int]) -> None:
+    """Add the sizes of the tensor's axes to `axes`. Raise InputError if they contradict it, or the tensor's spec."""
     pairs = zip(tensor.shape, shape, strict=False)
     wrong = [n for axis, n in pairs if n != (axes.setdefault(axis, n) if isinstance(axis, str) else axis) or n < 1]
     if wrong or len(shape) != len(tensor.shape):
         raise InputError(f"{graph}: expected {tensor} with {axes or 'no size known yet'}, got the shape {shape}")
 
 
-def _sized(tensor: TensorSpec, axes: Mapping[str, int]) -> Shape:
-    return tuple([axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape])
-
-
 def _pad(padded: np.ndarray, value: np.ndarray, tensor: TensorSpec) -> None:
-    """Fills `padded`: source positions with PAD, other axes with their first row, which is a valid one."""
+    """Fill `padded` with the value, new source positions with PAD, and new rows of other axes with the first row."""
     padded[tuple(slice(size) for size in value.shape)] = value
     for k, axis in enumerate(tensor.shape):
         if padded.shape[k] > value.shape[k]:
@@ -297,17 +301,16 @@ def _pad(padded: np.ndarray, value: np.ndarray, tensor: TensorSpec) -> None:
 def _allocate(
     memory: DeviceMemory, graphs: Mapping[str, GraphSpec], buckets: Buckets
 ) -> tuple[dict[str, tuple[Buffer, ...]], dict[str, Pinned]]:
-    """Each tensor's buffers, at the size of the largest bucket, and the pinned memory of what the host gives and reads
-    each time.
+    """Allocate the buffers of each tensor, and pinned memory for tensors that are copied on each run.
 
-    A next state has two, since the state that it is made of lies in one of them.
+    A next state has two buffers, because the state from which it is computed is in one of them.
     """
     outputs = {tensor.name: tensor for spec in graphs.values() for tensor in spec.outputs}
     inputs = {tensor.name: tensor for spec in graphs.values() for tensor in spec.inputs}
-    fed = {name: tensor for name, tensor in inputs.items() if name not in outputs}
-    sizes = {name: buckets.max_bytes(tensor) for name, tensor in {**outputs, **fed}.items()}
+    from_host = {name: tensor for name, tensor in inputs.items() if name not in outputs}
+    sizes = {name: buckets.max_bytes(tensor) for name, tensor in {**outputs, **from_host}.items()}
     buffers = {
         name: tuple(memory.buffer(name, size) for _ in range(2 if name.startswith(NEXT) else 1))
         for name, size in sizes.items()
     }
-    return buffers, {name: memory.pinned(name, sizes[name]) for name in (*fed, *READ) if name in sizes}
+    return buffers, {name: memory.pinned(name, sizes[name]) for name in (*from_host, *RETURNED) if name in sizes}

@@ -350,7 +350,7 @@ def test_the_options_are_a_toml_file(tmp_path):
         ("max_build_minutes = 0", "max_build_minutes must be a number more than 0"),
         ("max_build_minutes = nan", "max_build_minutes must be a number more than 0"),
         ("optimization_level = 6", "optimization_level must lie between 0 and 5"),
-        ("[buckets]\nbatch = [2, 1]", "batch must be sizes that rise"),
+        ("[buckets]\nbatch = [2, 1]", "batch must be increasing sizes"),
         ("workspace_mb = 99999999999999999999", "workspace_mb must be at most 1099511627775"),
         ("cache_mb = 99999999999999999999", "cache_mb must be at most 1099511627775"),
         ("[buckets]\nbatch = [3000000000]", "batch must be at most 2147483647, got 3000000000"),

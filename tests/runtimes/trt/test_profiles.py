@@ -1,4 +1,4 @@
-"""Buckets, the profiles that they become, and requests that fit none."""
+"""Buckets, their profiles, and requests that no bucket covers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP = GraphSpec(
 )
 
 
-def test_a_profile_has_a_range_for_every_input():
+def test_profile_has_a_range_for_each_input():
     profile = Buckets((1, 8), (16, 48), 5).profiles(STEP, 20)[3]
     assert profile.shapes(STEP) == {
         "tokens": ((8, 1), (8, 5), (8, 5)),
@@ -30,27 +30,27 @@ def test_a_profile_has_a_range_for_every_input():
     assert str(profile) == "beam 1-5 (5), previous_beam 1-5 (5), batch 8, src 20"
 
 
-def test_both_graphs_of_a_bundle_have_the_same_buckets(toy_bundle):
+def test_graphs_of_a_bundle_have_equal_buckets(toy_bundle):
     manifest = Bundle.open(toy_bundle).manifest
-    made = {name: Buckets().profiles(spec, manifest.max_source) for name, spec in manifest.graphs.items()}
-    for encoder, step in zip(made["encoder"], made["step"], strict=True):
+    profiles = {name: Buckets().profiles(spec, manifest.max_source) for name, spec in manifest.graphs.items()}
+    for encoder, step in zip(profiles["encoder"], profiles["step"], strict=True):
         assert encoder.axes["batch"] == step.axes["batch"]
         assert encoder.axes["src"] == step.axes["src"]
-    assert "beam" not in made["encoder"][0].axes
-    assert made["step"][0].axes["previous_beam"] == (1, 5, 5)
+    assert "beam" not in profiles["encoder"][0].axes
+    assert profiles["step"][0].axes["previous_beam"] == (1, 5, 5)
 
 
 @pytest.mark.parametrize(
     ("max_source", "src"), [(6, (6,)), (16, (16,)), (17, (16, 17)), (100, (16, 48, 100)), (200, (16, 48, 100, 200))]
 )
-def test_the_longest_source_is_always_covered(max_source, src):
-    made = Buckets().up_to(max_source)
-    assert made.src == src
-    assert made.up_to(max_source) == made
-    assert [bucket.index for bucket in made.all()] == list(range(2 * len(src)))
+def test_longest_source_is_always_covered(max_source, src):
+    buckets = Buckets().up_to(max_source)
+    assert buckets.src == src
+    assert buckets.up_to(max_source) == buckets
+    assert [bucket.index for bucket in buckets.all()] == list(range(2 * len(src)))
 
 
-def test_an_axis_without_a_range_is_refused():
+def test_axis_without_a_range_is_rejected():
     spec = GraphSpec("g.onnx", (TensorSpec("x", "float32", ("batch", "heads")),), ())
     with pytest.raises(BundleError, match=r"g.onnx: the axis 'heads' of x float32 \(batch, heads\) has no range"):
         Buckets().profiles(spec, 10)
@@ -60,23 +60,23 @@ def test_an_axis_without_a_range_is_refused():
     ("request_", "expected"),
     [((1, 1, 1), (0, 1, 16)), ((1, 17, 5), (2, 1, 48)), ((2, 16, 5), (1, 8, 16)), ((8, 60, 1), (5, 8, 60))],
 )
-def test_a_request_runs_in_the_smallest_bucket_that_covers_it(request_, expected):
+def test_pick_returns_the_smallest_covering_bucket(request_, expected):
     index, batch, src = expected
     assert Buckets().up_to(60).pick(*request_) == Bucket(index, batch, src, 5)
 
 
 @pytest.mark.parametrize("request_", [(9, 1, 1), (1, 61, 1), (1, 1, 6)])
-def test_a_request_that_no_bucket_covers_is_told_the_largest(request_):
+def test_too_large_request_names_the_largest_bucket(request_):
     with pytest.raises(InputError, match=r"up to 8 sentences of up to 60 tokens with a beam of up to 5, got"):
         Buckets().up_to(60).pick(*request_)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"batch": ()}, "batch must be sizes that rise"),
-        ({"batch": (8, 1)}, "batch must be sizes that rise"),
-        ({"src": (1, 1)}, "src must be sizes that rise"),
+        ({"batch": ()}, "batch must be increasing sizes"),
+        ({"batch": (8, 1)}, "batch must be increasing sizes"),
+        ({"src": (1, 1)}, "src must be increasing sizes"),
         ({"batch": (0, 1)}, "batch must be at least 1"),
         ({"beam": 0}, "beam must be at least 1"),
         ({"batch": (1, 10**26)}, "batch must be at most 2147483647"),
@@ -84,6 +84,11 @@ def test_a_request_that_no_bucket_covers_is_told_the_largest(request_):
         ({"beam": 2**31}, "beam must be at most 2147483647"),
     ],
 )
-def test_buckets_that_make_no_sense_are_refused(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_buckets_are_rejected(options, message):
+    with pytest.raises(ConfigError, match=message):
         Buckets(**options)
+
+
+def test_max_bytes_is_the_size_in_the_largest_bucket():
+    buckets = Buckets((1, 8), (16, 48), 5)
+    assert [buckets.max_bytes(tensor) for tensor in STEP.inputs] == [8 * 5 * 8, 8 * 48 * 8 * 4, 8 * 5 * 24 * 4]
