@@ -74,18 +74,10 @@ def test_large_requests_are_split_into_batches(jetson, toy_bundle):
     assert len(reference.sentences) > runtime.max_batch == 8
     report = check(bundle, runtime, reference)
     assert report.verdict == "holds", str(report)
-<<<<<<< HEAD
     translator = Translator(runtime, bundle.text(), bundle.manifest.max_source)
     expected = Translator.open(bundle, "ort-cpu", RuntimeOptions(threads=1))
-    lines = [line for line in said.sentences if len(line) < 20] * 2
-    found = [made.text for made in translator.translate(lines, beam=2)]
-=======
-    translator = Translator.__new__(Translator)
-    translator._set(runtime, bundle.text(), bundle.manifest.max_source)
-    expected = Translator(bundle, "ort-cpu", RuntimeOptions(threads=1))
     lines = [line for line in reference.sentences if len(line) < 20] * 2
     texts = [translation.text for translation in translator.translate(lines, beam=2)]
->>>>>>> c894913 (runtimes/trt: runtime, execution, buffers, contexts, profiles and api in plain terms; sizes of tensors computed in profiles.py alone)
     runtime.close()
     assert texts == [translation.text for translation in expected.translate(lines, beam=2)]
 
