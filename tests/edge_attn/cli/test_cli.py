@@ -208,7 +208,7 @@ class DoctorReport:
 
 
 def test_doctor_prints_its_report_and_exits_with_its_code(edge_attn_cli, monkeypatch):
-    monkeypatch.setattr("edge_attn.runtimes.doctor.doctor.doctor", DoctorReport)
+    monkeypatch.setattr("edge_attn.runtimes.doctor.check.doctor", DoctorReport)
     assert edge_attn_cli("doctor", code=3).stdout == "a machine\n"
     assert edge_attn_cli("doctor", "--json", code=3).stdout == "{}\n"
 
