@@ -1,23 +1,22 @@
-"""`edge-attn align`: which source token each token of a given translation attends to.
+"""`edge-attn align`: the source token that each token of a target attends to.
 
-The decoder is fed the given tokens (teacher forcing); the weights are those of its attention when it scores each, as in
-`edge-attn score`. The alignment of a translation that the model made itself is the one that `translate` tells.
+The decoder is fed the tokens of the target (teacher forcing). The weights are those of its attention as it scores each
+of them, as in `edge-attn score`. For the model's own translations, `translate` returns the alignment of the search.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.runtimes.base import DEFAULT
-from edge_attn.runtimes.commands.score import Line, each_line, jsonl, writer
+from edge_attn.runtimes.commands.line_io import open_output
+from edge_attn.runtimes.commands.score import ScoredLine, score_lines
 from edge_attn.runtimes.tasks.alignment import check_attention
-from edge_attn.runtimes.tasks.scoring import Score
 from edge_attn.runtimes.tasks.translation import Translator
 
 DIGITS = 6
-"""Of a weight in jsonl."""
+"""Decimal places of a weight in jsonl."""
 
 
 def align(
@@ -29,28 +28,39 @@ def align(
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
 ) -> None:
-    """Aligns each pair of `corpus`, into `output` (standard output): a line for a line, in order.
+    """Align each pair of `corpus`, in order.
 
-    Pharaoh: `i-j` for each target token j and the source token i that it attends to most, the end symbols left out; an
-    empty line has an empty line. jsonl: the weights too, a row for each target token and its end symbol, a column for
-    each source token and its end symbol; an empty line has none.
+    Args:
+        bundle: A bundle, or a checkpoint, which runs on torch.
+        corpus: File of pairs, one per line; .gz is decompressed.
+        output: Output file; None is standard output.
+        format: `pharaoh` has `i-j` for each target token j and the source token i that it attends to most, without end
+            symbols; an empty line stays empty. `jsonl` has one object for each line that is not empty, with the weights
+            (target tokens + 1, source tokens + 1) including the end symbols.
+        separator: Text between source and target.
+        runtime: Runtime of a bundle.
+        options: Options of the runtime.
 
     Raises:
         UsageError: the model has no attention.
-        InputError: a line that is no pair, named by its number; those before it are answered.
+        InputError: a line is not a pair. The lines before it are written to standard output first.
     """
     translator = Translator.open(bundle, runtime, options)
     check_attention(translator.runtime, "align")
-    with writer(output) as write:
-        for line in each_line(translator, corpus, separator, alignments=True):
-            write(_pharaoh(line) if format == "pharaoh" else jsonl(line, _content))
+    format_line = _pharaoh_line if format == "pharaoh" else _json_line
+    with open_output(output) as writer:
+        for line in score_lines(translator, corpus, separator, alignments=True):
+            writer.write(format_line(line))
 
 
-def _pharaoh(line: Line | None) -> str:
+def _pharaoh_line(line: ScoredLine | None) -> str:
     return "\n" if line is None else line.score.pharaoh() + "\n"
 
 
-def _content(found: Score) -> dict[str, Any]:
-    assert found.alignment is not None  # the model has attention, and alignments were asked for
-    rows = found.alignment.astype(float).round(DIGITS).tolist()
-    return {"tokens": found.tokens, "alignment": found.pharaoh(), "weights": rows}
+def _json_line(line: ScoredLine | None) -> str:
+    if line is None:
+        return ""
+    score = line.score
+    assert score.alignment is not None  # check_attention passed, and score_lines computes alignments
+    weights = score.alignment.astype(float).round(DIGITS).tolist()
+    return line.json(tokens=score.tokens, alignment=score.pharaoh(), weights=weights)

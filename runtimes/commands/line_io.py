@@ -1,34 +1,51 @@
-"""Lines of text in, and files out, for the verbs that read and write text."""
+"""Reading of lines and writing of files, shared by the verbs."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import os
+import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 from edge_attn.errors import InputError
 from edge_attn.storage.atomic import replacement
-from edge_attn.text.corpus import decode_line
+from edge_attn.text.corpus import LONGEST_LINE, decode_line
+
+T = TypeVar("T")
+
+WINDOW = 1024
+"""Maximum number of lines in memory. Within a window, sentences of similar length share a batch."""
+CHUNK = 1 << 16
+"""Maximum number of bytes that one system call reads."""
 
 
 def json_number(value: float) -> float | str:
-    """JSON has no number for `-inf` and `nan`."""
+    """Return `value`, or its text if it is infinite or NaN, which JSON cannot represent."""
     return value if math.isfinite(value) else str(value)
 
 
-def _decode(raw: bytes, number: int) -> str | InputError:
-    """Return the decoded line, or the error, which is raised after the lines before it are answered."""
-    try:
-        return decode_line(raw, f"line {number}", number == 1)
-    except InputError as error:
-        return error
+def json_line(content: Mapping[str, Any]) -> str:
+    """Return one line of a JSONL file."""
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def warn(message: str) -> None:
+    """Print a warning on standard error."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _open_input(path: Path | None) -> Iterator[BinaryIO]:
+def open_input(path: Path | None) -> Iterator[BinaryIO]:
+    """Open a file, or standard input, for reading.
+
+    Raises:
+        InputError: the file cannot be read, or standard input is closed.
+    """
     if path is None:
         if sys.stdin is None:
             raise InputError("standard input is closed; give a file with --input")
@@ -42,38 +59,115 @@ def _open_input(path: Path | None) -> Iterator[BinaryIO]:
         yield file
 
 
-def standard_output() -> TextIO:
-    if sys.stdout is None:
-        raise InputError("standard output is closed; give a file with --output")
-    return sys.stdout
+def read_windows(source: BinaryIO) -> Iterator[list[str]]:
+    """Yield lists of at most WINDOW lines.
+
+    A list is yielded before a read that would wait for more input, so that an interactive user gets an answer at once.
+
+    Raises:
+        InputError: a line breaks the rules of `decode_line`. The lines before it are yielded first.
+    """
+    number, rest, at_end = 0, b"", False
+    lines: list[str] = []
+    while not at_end:
+        chunk = os.read(source.fileno(), CHUNK)
+        at_end = not chunk
+        *complete, rest = (rest + chunk).split(b"\n")
+        if len(rest) > LONGEST_LINE or (at_end and rest):
+            complete, rest = [*complete, rest], b""
+        for raw in complete:
+            number += 1
+            try:
+                lines.append(decode_line(raw, f"line {number}", number == 1))
+            except InputError:
+                yield lines
+                raise
+            if len(lines) == WINDOW:
+                yield lines
+                lines = []
+        if lines and (at_end or not _is_readable(source)):
+            yield lines
+            lines = []
+
+
+def _is_readable(source: BinaryIO) -> bool:
+    """Return whether a read would return without waiting."""
+    return bool(select.select([source.fileno()], [], [], 0)[0])
+
+
+def windows(items: Iterator[T]) -> Iterator[list[T]]:
+    """Yield lists of at most WINDOW items.
+
+    Raises:
+        InputError: `items` raised it. The items before it are yielded first.
+    """
+    window: list[T] = []
+    try:
+        for item in items:
+            window.append(item)
+            if len(window) == WINDOW:
+                yield window
+                window = []
+    except InputError:
+        yield window
+        raise
+    yield window
+
+
+class TextWriter:
+    """Text output to a file or to standard output, whose errors name the file."""
+
+    def __init__(self, file: TextIO, path: Path | None) -> None:
+        self._file, self._path = file, path
+
+    def write(self, text: str) -> None:
+        with _output_errors(self._path):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with _output_errors(self._path):
+            self._file.flush()
 
 
 @contextlib.contextmanager
-def open_output(path: Path) -> Iterator[TextIO]:
-    """A file that appears under its name when it is whole; a pipe or a device is written as it goes."""
+def open_output(path: Path | None) -> Iterator[TextWriter]:
+    """Open a file, or standard output, for writing.
+
+    A file appears when the block ends without an error. A pipe or a device receives the text at once.
+
+    Raises:
+        InputError: the file cannot be written, or standard output is closed.
+    """
+    if path is None:
+        if sys.stdout is None:
+            raise InputError("standard output is closed; give a file with --output")
+        writer = TextWriter(sys.stdout, None)
+        yield writer
+        writer.flush()
+        return
     with contextlib.ExitStack() as stack:
-        with output_errors(path):
-            # a link is followed, so that it stays one
-            target = path if _direct(path) else stack.enter_context(replacement(path.resolve()))
+        with _output_errors(path):
+            # the file that a link points to is replaced, and the link stays
+            target = path if is_stream(path) else stack.enter_context(replacement(path.resolve()))
             file = stack.enter_context(target.open("w", encoding="utf-8", newline="\n"))
         try:
-            yield file
+            yield TextWriter(file, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 file.close()
             raise
-        with output_errors(path):
+        with _output_errors(path):
             stack.close()
 
 
-def _direct(path: Path) -> bool:
-    """A pipe or a device."""
+def is_stream(path: Path) -> bool:
+    """Return whether `path` is a pipe or a device."""
     return path.exists() and not path.is_file()
 
 
 @contextlib.contextmanager
-def output_errors(path: Path | None) -> Iterator[None]:
-    """Says which file cannot be written. A pipe that nobody reads is no error of the file."""
+def _output_errors(path: Path | None) -> Iterator[None]:
+    """Turn an OSError into an InputError that names the file, except a broken pipe, whose reader needs no more."""
     try:
         yield
     except BrokenPipeError:

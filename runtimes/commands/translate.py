@@ -1,15 +1,12 @@
-"""`edge-attn translate`: lines in, translations out, in order, as they come, in bounded memory."""
+"""`edge-attn translate`: translation of lines as they arrive, in order and in bounded memory."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
-import os
-import select
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,22 +17,18 @@ from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.base import DEFAULT
 from edge_attn.runtimes.commands.line_io import (
-    _decode,
-    _direct,
-    _open_input,
+    is_stream,
+    json_line,
     json_number,
+    open_input,
     open_output,
-    output_errors,
-    standard_output,
+    read_windows,
+    warn,
 )
 from edge_attn.runtimes.tasks.alignment import check_attention
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
-from edge_attn.text.corpus import LONGEST_LINE
-
-WINDOW = 1024
-"""Lines read ahead, at most, so that sentences of like length share a batch."""
-FORMATS = ("text", "jsonl", "moses")
+from edge_attn.text.corpus import LONGEST_LINE, decode_line
 
 
 def translate_file(
@@ -52,20 +45,32 @@ def translate_file(
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
 ) -> int:
-    """Translates each line of `input` (standard input) into `output` (standard output); gives the number of lines.
+    """Translate lines, and return their number. Lines that have arrived are answered before more input is awaited.
 
-    A line that has come is answered before the next is waited for, so a terminal or a pipe gets its answer at once.
-    Each line of the file `prefix` is what the translation of that line begins with; `suppress` are entries of the
-    target vocabulary that never come.
+    Args:
+        bundle: A bundle, or a checkpoint, which runs on torch.
+        input: Input file, one sentence per line; None is standard input.
+        output: Output file; None is standard output.
+        config: Search options.
+        format: `text` has one line for each hypothesis, `jsonl` one object for each input line, `moses` the n-best
+            format of Moses.
+        alignments: Output file of token alignments in Pharaoh format, one line for each input line.
+        replace_unknown: Replace each unknown word by the source word that it attends to most.
+        phrase_table: File of replacements for `replace_unknown`, one `source<TAB>target` per line.
+        prefix: File with the beginning of each translation, one per line.
+        suppress: Entries of the target vocabulary that are never generated.
+        runtime: Runtime of a bundle.
+        options: Options of the runtime.
 
     Raises:
-        InputError: a line that is not text, or a prefix that the model cannot say, named by its number; the lines
-            before it are answered. A phrase table that cannot be read.
-        UsageError: unknown words are to be replaced or alignments written, and the model has no attention; an option
-            that the model cannot serve; one file for translations and alignments.
+        InputError: a line is not text, a prefix contains an unknown token, or a file cannot be read or written. The
+            lines before it are answered first.
+        UsageError: an option does not fit the model, or one file is both `output` and `alignments`.
     """
-    if output and alignments and output.resolve() == alignments.resolve() and not _direct(output):
-        raise UsageError(f"{output} cannot hold both the translations and the alignments; give another file for one")
+    if output and alignments and output.resolve() == alignments.resolve() and not is_stream(output):
+        raise UsageError(
+            f"{output} cannot contain both the translations and the alignments; use another file for one of them"
+        )
     translator = Translator.open(bundle, runtime, options)
     config = translator.validate_config(config or SearchConfig(), suppress)
     if alignments:
@@ -75,54 +80,66 @@ def translate_file(
     )
     count = 0
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_open_input(input))
-        begun = stack.enter_context(_prefixes(prefix, translator, config)) if prefix else None
-        target = stack.enter_context(open_output(output)) if output else standard_output()
-        aligned = stack.enter_context(open_output(alignments)) if alignments else None
-        want = aligned is not None or format == "jsonl"
-        bar = stack.enter_context(tqdm(unit=" lines", disable=True if source.isatty() else None, file=sys.stderr))
-        for window in _windows(source):
-            lines = [line for line in window if isinstance(line, str)]
-            errors = [line for line in window if isinstance(line, InputError)]
-            prefixes: list[list[int]] | None = None
-            if begun is not None:
-                prefixes, missing = _take(begun, len(lines), count)
-                lines, errors = lines[: len(prefixes)], missing + errors
-            found = dict(translator.translate_iter(lines, config, want, phrase_table=phrases, prefixes=prefixes))
-            for i, line in enumerate(lines):
-                translation = found.pop(i)
-                if translation.cut:
-                    print(
-                        f"warning: line {count + 1} has more than {translator.max_source} tokens; "
-                        f"only the first were translated",
-                        file=sys.stderr,
-                    )
-                if math.isnan(translation.score):
-                    print(
-                        f"warning: line {count + 1} has no translation; the options leave nothing that can follow, or "
-                        f"the model gives no number",
-                        file=sys.stderr,
-                    )
-                with output_errors(output):
-                    target.write(_show(translation, line, count, config.returned, format))
-                if aligned is not None:
-                    with output_errors(alignments):
-                        aligned.write(translation.pharaoh() + "\n")
+        source = stack.enter_context(open_input(input))
+        prefixes = stack.enter_context(_open_prefixes(prefix, translator, config)) if prefix else None
+        writer = stack.enter_context(open_output(output))
+        alignment_writer = stack.enter_context(open_output(alignments)) if alignments else None
+        aligned = alignment_writer is not None or format == "jsonl"
+        disable = True if source.isatty() else None  # None: show progress only on a terminal
+        progress = stack.enter_context(tqdm(unit=" lines", disable=disable, file=sys.stderr))
+        for window in _translate_windows(translator, source, config, aligned, phrases, prefixes):
+            for line, translation in window:
                 count += 1
-            with output_errors(output):
-                target.flush()
-            bar.update(len(lines))
-            for error in errors:
-                raise error
-        if begun is not None and next(begun, None) is not None:
+                _warn_about(translation, count, translator.max_source)
+                writer.write(_format(translation, line, count, config.returned, format))
+                if alignment_writer is not None:
+                    alignment_writer.write(translation.pharaoh() + "\n")
+            writer.flush()
+            progress.update(len(window))
+        if prefixes is not None and _has_next(prefixes):
             raise InputError(f"{prefix} has more lines than the input, which has {count}")
     return count
 
 
-def _show(translation: Translation, line: str, index: int, n_best: int, format: str) -> str:
+def _translate_windows(
+    translator: Translator,
+    source: BinaryIO,
+    config: SearchConfig,
+    aligned: bool,
+    phrases: Mapping[str, str] | None,
+    prefixes: Iterator[list[int]] | None,
+) -> Iterator[list[tuple[str, Translation]]]:
+    """Yield lists of lines and their translations, as lines arrive.
+
+    Raises:
+        InputError: a line is not text, or has no valid prefix. The lines before it are yielded first.
+    """
+    count = 0
+    for lines in read_windows(source):
+        window_prefixes, error = (None, None) if prefixes is None else _take(prefixes, len(lines), count)
+        if window_prefixes is not None:
+            lines = lines[: len(window_prefixes)]
+        translations = dict(
+            translator.translate_iter(lines, config, aligned, phrase_table=phrases, prefixes=window_prefixes)
+        )
+        yield [(line, translations[i]) for i, line in enumerate(lines)]
+        count += len(lines)
+        if error is not None:
+            raise error
+
+
+def _warn_about(translation: Translation, number: int, max_source: int) -> None:
+    if translation.cut:
+        warn(f"line {number} has more than {max_source} tokens; only the first {max_source} were translated")
+    if math.isnan(translation.score):
+        warn(f"line {number} has no translation; the options exclude every token, or the model returns NaN")
+
+
+def _format(translation: Translation, line: str, number: int, n_best: int, format: str) -> str:
+    """Return the output for line `number` of the input, counted from 1."""
     hypotheses = translation.n_best or (translation,)
     if format == "jsonl":
-        shown = [
+        translations = [
             {
                 "text": h.text,
                 "score": json_number(h.score),
@@ -133,71 +150,47 @@ def _show(translation: Translation, line: str, index: int, n_best: int, format: 
             }
             for h in hypotheses
         ]
-        content = {"line": index + 1, "source": line, "source_tokens": translation.source_tokens, "translations": shown}
-        return json.dumps(content, ensure_ascii=False) + "\n"
-    if format == "moses":
-        return "".join(f"{index} ||| {h.text} ||| LogProb= {h.log_prob:.6f} ||| {h.score:.6f}\n" for h in hypotheses)
-    texts = [h.text for h in hypotheses]
-    return "".join(f"{text}\n" for text in texts + [""] * (n_best - len(texts)))
-
-
-def _windows(source: BinaryIO) -> Iterator[list[str | InputError]]:
-    """Lists of lines: at most WINDOW, and no more than can be had without waiting. One that is no text ends them."""
-    number, lines, rest, ended = 0, [], b"", False
-    while not ended:
-        chunk = os.read(source.fileno(), 1 << 16)
-        ended = not chunk
-        *whole, rest = (rest + chunk).split(b"\n")
-        if ended and rest:
-            whole.append(rest)
-        for raw in whole:
-            number += 1
-            lines.append(_decode(raw, number))
-            if isinstance(lines[-1], InputError):
-                yield lines
-                return
-            if len(lines) == WINDOW:
-                yield lines
-                lines = []
-        if len(rest) > LONGEST_LINE:
-            yield [*lines, _decode(rest, number + 1)]
-            return
-        if lines and (ended or not _ready(source)):
-            yield lines
-            lines = []
+        tokens = translation.source_tokens
+        return json_line({"line": number, "source": line, "source_tokens": tokens, "translations": translations})
+    if format == "moses":  # counts lines from 0
+        return "".join(
+            f"{number - 1} ||| {h.text} ||| LogProb= {h.log_prob:.6f} ||| {h.score:.6f}\n" for h in hypotheses
+        )
+    missing = n_best - len(hypotheses)
+    return "".join(f"{h.text}\n" for h in hypotheses) + "\n" * missing
 
 
 @contextlib.contextmanager
-def _prefixes(path: Path, translator: Translator, config: SearchConfig) -> Iterator[Iterator[list[int] | InputError]]:
-    """The tokens of each line of `path`, read as they are asked for. One that is no prefix ends them."""
+def _open_prefixes(path: Path, translator: Translator, config: SearchConfig) -> Iterator[Iterator[list[int]]]:
+    """Open a file of prefixes, and yield an iterator over the tokens of each line, which reads them on demand."""
+    with open_input(path) as file:
 
-    def each(file: BinaryIO) -> Iterator[list[int] | InputError]:
-        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
-            line = _decode(raw.removesuffix(b"\n"), number)
-            try:
-                if isinstance(line, InputError):
-                    raise line
-                yield translator.prefix(line, config)
-            except InputError as error:
-                yield InputError(f"{path}: {error}" if error is line else f"{path}: line {number}: {error}")
-                return
+        def tokens() -> Iterator[list[int]]:
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
+                where = f"{path}: line {number}"
+                line = decode_line(raw, where, number == 1)
+                try:
+                    yield translator.prefix(line, config)
+                except InputError as error:
+                    raise InputError(f"{where}: {error}") from error
 
-    with _open_input(path) as file:
-        yield each(file)
+        yield tokens()
 
 
-def _take(
-    prefixes: Iterator[list[int] | InputError], wanted: int, before: int
-) -> tuple[list[list[int]], list[InputError]]:
-    """The next prefixes up to the number `wanted`, and what keeps the others away."""
+def _take(prefixes: Iterator[list[int]], count: int, line: int) -> tuple[list[list[int]], InputError | None]:
+    """Return the next `count` prefixes, or those before an error and the error. `line` lines were read before."""
     taken: list[list[int]] = []
-    for prefix in itertools.islice(prefixes, wanted):
-        if isinstance(prefix, InputError):
-            return taken, [prefix]
-        taken.append(prefix)
-    missing = [InputError(f"line {before + len(taken) + 1} has no prefix")] if len(taken) < wanted else []
-    return taken, missing
+    try:
+        for tokens in itertools.islice(prefixes, count):
+            taken.append(tokens)
+    except InputError as error:
+        return taken, error
+    return taken, InputError(f"line {line + len(taken) + 1} has no prefix") if len(taken) < count else None
 
 
-def _ready(source: BinaryIO) -> bool:
-    return bool(select.select([source.fileno()], [], [], 0)[0])
+def _has_next(prefixes: Iterator[list[int]]) -> bool:
+    """Return whether there is another prefix, valid or not."""
+    try:
+        return next(prefixes, None) is not None
+    except InputError:
+        return True

@@ -1,4 +1,4 @@
-"""What the cache shows and clears, and folders that cannot hold one."""
+"""`edge-attn cache` lists and deletes engines, and reports unusable folders."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NOBODY = 65534
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    made = tmp_path / "engines"
-    made.mkdir()
-    return made
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    return folder
 
 
-def test_what_is_being_built_is_shown_and_left(tmp_path):
+def test_engine_being_built_is_listed_and_not_deleted(tmp_path):
     with start(tmp_path, 1.0) as process:
         wait_for(tmp_path / "log")
         first, last = list_cache(tmp_path).splitlines()
@@ -39,7 +39,7 @@ def test_what_is_being_built_is_shown_and_left(tmp_path):
     assert EngineCache(tmp_path).get(KEY) == ENGINE
 
 
-def test_list_and_clear(tmp_path):
+def test_list_and_clear_count_the_engines(tmp_path):
     assert list_cache(tmp_path) == f"{tmp_path / 'engines'}: 0 engines, 0.0 MB"
     build(EngineCache(tmp_path))
     for name in ("tensorrt-10.3.0-Orin-8.7.timing", "tensorrt-rtx-1.7.1-H200.kernels"):
@@ -63,7 +63,7 @@ def test_list_and_clear(tmp_path):
         (".tensorrt-10.3.0-Orin-8.7.timing.7.partial", False),
     ],
 )
-def test_what_a_killed_build_left_is_shown_and_cleared(tmp_path, folder, name, is_engine):
+def test_leftovers_of_a_killed_build_are_listed_and_deleted(tmp_path, folder, name, is_engine):
     (folder / name).write_bytes(bytes(2 * 10**6 * is_engine))
     *lines, last = list_cache(tmp_path).splitlines()
     count = "1 engine, 2.0 MB" if is_engine else "0 engines, 0.0 MB"
@@ -74,11 +74,11 @@ def test_what_a_killed_build_left_is_shown_and_cleared(tmp_path, folder, name, i
 
 
 @pytest.mark.parametrize("name", [f"{KEY.digest}.engine", "tensorrt-10.3.0-Orin-8.7.timing"])
-def test_what_cannot_be_removed_is_no_success(edge_attn_cli, tmp_path, folder, name):
+def test_engine_that_cannot_be_deleted_is_an_error(edge_attn_cli, tmp_path, folder, name):
     build(EngineCache(tmp_path), dataclasses.replace(KEY, gpu="Thor"))
     (folder / name / "in the way").mkdir(parents=True)
-    said = "removed 1 engine, 0.0 MB; 1 cannot be removed: Is a directory"
-    edge_attn_cli("cache", "clear", "--cache-dir", tmp_path, code=4, error=said)
+    error = "removed 1 engine, 0.0 MB; 1 cannot be removed: Is a directory"
+    edge_attn_cli("cache", "clear", "--cache-dir", tmp_path, code=4, error=error)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_cannot_be_removed_is_no_success(edge_attn_cli, tmp_path, folder, n
         {"what": "two\nlines"},
     ],
 )
-def test_a_record_of_anything_else_is_shown_as_damaged(tmp_path, folder, change):
+def test_invalid_record_is_listed_as_damaged(tmp_path, folder, change):
     build(EngineCache(tmp_path))
     path = folder / f"{KEY.digest}.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
@@ -103,18 +103,18 @@ def test_a_record_of_anything_else_is_shown_as_damaged(tmp_path, folder, change)
     build(EngineCache(tmp_path), dataclasses.replace(KEY, gpu="Thor"))
 
 
-def test_what_is_not_ours_is_left_alone(tmp_path):
+def test_foreign_files_are_not_deleted(tmp_path):
     folder = tmp_path / "engines"
     folder.mkdir()
-    others = {folder / "config.json", folder / "my.engine", folder / ".my.partial", tmp_path / "run.timing"}
-    for path in others:
+    foreign_files = {folder / "config.json", folder / "my.engine", folder / ".my.partial", tmp_path / "run.timing"}
+    for path in foreign_files:
         path.write_text("{}", encoding="utf-8")
     assert list_cache(tmp_path).endswith("0 engines, 0.0 MB")
     assert "removed 0 engines" in clear_cache(tmp_path)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == others
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == foreign_files
 
 
-def test_a_cache_that_is_a_file_is_refused(tmp_path):
+def test_file_instead_of_a_folder_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--cache-dir must be a folder, got the file"):
         list_cache(tmp_path / "file")
@@ -123,7 +123,7 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("set_to", "expected"), [("/somewhere", "/somewhere/edge-attn"), ("relative", None), ("", None), (None, None)]
 )
-def test_the_folder_is_in_the_users_cache(monkeypatch, set_to, expected):
+def test_default_folder_is_in_the_users_cache(monkeypatch, set_to, expected):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if set_to is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", set_to)
@@ -131,14 +131,14 @@ def test_the_folder_is_in_the_users_cache(monkeypatch, set_to, expected):
     assert cache_folder(Path("chosen")) == Path("chosen")
 
 
-# ---- folders that cannot hold a cache
+# ---- unusable folders
 
 VERBS = ("list", "clear")
 
 
 @pytest.fixture
 def is_nobody(tmp_path) -> Iterator[None]:
-    """This process may do what any user may: not enter `tmp_path / "private"`, not write to `tmp_path`."""
+    """Run the test as a user who can neither enter `tmp_path / "private"` nor write to `tmp_path`."""
     (tmp_path / "private").mkdir(mode=0)
     tmp_path.chmod(0o555)
     user = os.geteuid()
@@ -159,38 +159,38 @@ def is_nobody(tmp_path) -> Iterator[None]:
 @pytest.mark.usefixtures("is_nobody")
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("folder", ["private", "private/inside"])
-def test_a_folder_that_may_not_be_entered_is_a_sentence(edge_attn_cli, tmp_path, verb, folder):
-    said = "Permission denied; choose another folder"
-    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / folder, code=4, error=said)
+def test_inaccessible_folder_is_an_error(edge_attn_cli, tmp_path, verb, folder):
+    error = "Permission denied; choose another folder"
+    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / folder, code=4, error=error)
 
 
 @pytest.mark.usefixtures("is_nobody")
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_users_own_folder_may_not_be_entered(edge_attn_cli, monkeypatch, tmp_path, verb):
+def test_inaccessible_default_folder_is_an_error(edge_attn_cli, monkeypatch, tmp_path, verb):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "private"))
-    said = "Permission denied; choose another folder with --cache-dir"
-    edge_attn_cli("cache", verb, code=4, error=said)
+    error = "Permission denied; choose another folder with --cache-dir"
+    edge_attn_cli("cache", verb, code=4, error=error)
 
 
 @pytest.mark.usefixtures("is_nobody")
 @pytest.mark.parametrize("folder", ["private", "new"])
-def test_an_engine_that_may_not_be_kept_is_a_sentence(tmp_path, folder):
+def test_engine_that_cannot_be_stored_is_an_error(tmp_path, folder):
     with pytest.raises(InputError, match=r"cannot keep an engine: Permission denied; choose another folder"):
         build(EngineCache(tmp_path / folder))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("file/inside", "Not a directory")])
-def test_a_name_that_no_folder_can_have_is_a_sentence(edge_attn_cli, tmp_path, verb, name, reason):
+def test_invalid_folder_name_is_an_error(edge_attn_cli, tmp_path, verb, name, reason):
     (tmp_path / "file").touch()
-    said = f"cannot be used: {reason}; choose another folder"
-    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / name, code=4, error=said)
+    error = f"cannot be used: {reason}; choose another folder"
+    edge_attn_cli("cache", verb, "--cache-dir", tmp_path / name, code=4, error=error)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_user_without_a_home_is_asked_for_a_folder(edge_attn_cli, monkeypatch, verb):
+def test_user_without_home_must_choose_a_folder(edge_attn_cli, monkeypatch, verb):
     def unknown(user: int) -> None:
-        raise KeyError(f"getpwuid(): uid not found: {user}")
+        raise KeyError(user)
 
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""`edge-attn translate`: every option of the search reaches it, and prefixes come from a file, line by line."""
+"""`edge-attn translate` passes on every search option, and reads prefixes from a file line by line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pytest
 from paths import KINDS_FOLDER
 
-from edge_attn.runtimes.commands import translate as translate_file
+from edge_attn.runtimes.commands import line_io
 from edge_attn.text.corpus import LONGEST_LINE
 
 
@@ -19,18 +19,18 @@ def prefixes(tmp_path):
     return path
 
 
-def test_a_prefix_file_has_a_line_for_each_line(translate, prefixes, monkeypatch):
-    said = "le chat\nun chien\n"
+def test_each_line_begins_with_its_prefix(translate, prefixes, monkeypatch):
+    first_lines = "le chat\nun chien\n"
     lines = translate(b"a cat\na dog\nthe king\n", "--prefix", prefixes).stdout
-    assert lines.startswith(said)
-    assert lines.removeprefix(said).startswith("le petit roi")
-    monkeypatch.setattr(translate_file, "WINDOW", 1)
+    assert lines.startswith(first_lines)
+    assert lines.removeprefix(first_lines).startswith("le petit roi")
+    monkeypatch.setattr(line_io, "WINDOW", 1)
     assert translate(b"a cat\na dog\nthe king\n", "--prefix", prefixes).stdout == lines
 
 
 @pytest.mark.parametrize("window", [1, 100])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "error"),
     [
         (b"le\nun\n", "line 3 has no prefix"),
         (b"le\nun\nle\nla\n", "has more lines than the input, which has 3"),
@@ -40,28 +40,28 @@ def test_a_prefix_file_has_a_line_for_each_line(translate, prefixes, monkeypatch
         (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3: more than {LONGEST_LINE} bytes"),
     ],
 )
-def test_a_prefix_that_is_none_is_named_and_the_lines_before_it_are_answered(
-    translate, prefixes, monkeypatch, content, said, window
+def test_invalid_prefix_is_named_after_earlier_lines_are_answered(
+    translate, prefixes, monkeypatch, content, error, window
 ):
-    monkeypatch.setattr(translate_file, "WINDOW", window)
+    monkeypatch.setattr(line_io, "WINDOW", window)
     prefixes.write_bytes(content)
     options = ["--prefix", prefixes, "--max-length", 10]
-    found = translate(b"a cat\na dog\nthe king\n", *options, code=4, error=said).stdout
-    assert found.startswith("le chat\nun chien\n")
-    assert found.count("\n") == (3 if "more lines" in said else 2)
+    output = translate(b"a cat\na dog\nthe king\n", *options, code=4, error=error).stdout
+    assert output.startswith("le chat\nun chien\n")
+    assert output.count("\n") == (3 if "more lines" in error else 2)
 
 
-def test_a_prefix_file_that_cannot_be_read_is_named(translate, tmp_path):
+def test_unreadable_prefix_file_is_named(translate, tmp_path):
     translate(b"a cat\n", "--prefix", tmp_path / "absent", code=4, error="absent cannot be read: No such file")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero here")  # noqa: PTH110
-def test_a_prefix_without_end_is_refused(translate):
-    said = f"/dev/zero: line 1: more than {LONGEST_LINE} bytes"
-    translate(b"a cat\n", "--prefix", "/dev/zero", code=4, error=said)
+def test_endless_prefix_is_rejected(translate):
+    error = f"/dev/zero: line 1: more than {LONGEST_LINE} bytes"
+    translate(b"a cat\n", "--prefix", "/dev/zero", code=4, error=error)
 
 
-def test_alternatives_have_a_line_each(translate, prefixes):
+def test_alternatives_have_one_line_each(translate, prefixes):
     lines = translate(b"a cat\n\nthe king\n", "--prefix", prefixes, "--alternatives", 3, "--beam", 2).stdout.split("\n")
     assert len(lines) == 3 * 3 + 1
     assert lines[0] == "le chat"
@@ -70,7 +70,7 @@ def test_alternatives_have_a_line_each(translate, prefixes):
     assert lines[3:6] == ["", "", ""]
 
 
-def test_samples_need_no_beam_and_are_those_of_the_seed(translate):
+def test_samples_depend_on_the_seed(translate):
     options = ["--sample", "--temperature", 3, "--n-best", 4, "--top-k", 20, "--top-p", 0.95, "--seed"]
     first = translate(b"a cat\nthe king\n", *options, 1).stdout
     assert first.count("\n") == 8
@@ -87,33 +87,33 @@ def test_samples_need_no_beam_and_are_those_of_the_seed(translate):
         (["--min-length", 6, "--repetition-penalty", 9], lambda tokens: len(set(tokens)) >= 4),
     ],
 )
-def test_an_option_reaches_the_search(translate, options, expected):
+def test_option_reaches_the_search(translate, options, expected):
     content = json.loads(translate(b"a cat\n", "--format", "jsonl", *options).stdout)
     assert expected(content["translations"][0]["tokens"]), content
 
 
 def test_penalties_reach_the_search(translate):
-    lines = []
+    ratios = []
     for options in (
         ["--length-penalty-kind", "none"],
         ["--length-penalty-kind", "wu", "--length-penalty", 2],
         ["--length-penalty-kind", "none", "--coverage-penalty", 0.5],
     ):
-        found = json.loads(translate(b"a cat\n", "--format", "jsonl", *options).stdout)["translations"][0]
-        lines.append(found["score"] / found["log_prob"])
-    assert lines[0] == 1.0
-    assert lines[1] == pytest.approx(1 / (8 / 6) ** 2)
-    assert lines[2] > 1.0
+        [hypothesis] = json.loads(translate(b"a cat\n", "--format", "jsonl", *options).stdout)["translations"]
+        ratios.append(hypothesis["score"] / hypothesis["log_prob"])
+    assert ratios[0] == 1.0
+    assert ratios[1] == pytest.approx(1 / (8 / 6) ** 2)
+    assert ratios[2] > 1.0
 
 
-def test_groups_give_other_sentences(translate):
+def test_groups_change_the_translations(translate):
     options = ["--beam", 4, "--n-best", 4]
     plain = translate(b"the old king\n", *options).stdout
     assert translate(b"the old king\n", *options, "--groups", 4, "--diversity", 5).stdout != plain
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "error"),
     [
         (["--sample", "--beam", 4], "sampling draws one token at a time: it needs a beam of 1, got beam 4"),
         (["--seed", 3], "seed is for sampling, and sample is off"),
@@ -127,52 +127,54 @@ def test_groups_give_other_sentences(translate):
         (["--min-length", 9, "--max-length", 8], "min_length must be at most max_length (8), got 9"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(translate, options, said):
-    assert translate(b"a cat\n", *options, code=2, error=said).stdout == ""
+def test_invalid_options_are_a_usage_error(translate, options, error):
+    assert translate(b"a cat\n", *options, code=2, error=error).stdout == ""
 
 
 @pytest.mark.parametrize("options", [["--beam", 40], ["--suppress", "</s>"]])
-def test_what_the_bundle_cannot_serve_is_refused_without_a_line(translate, tmp_path, options):
+def test_unsupported_option_is_rejected_before_the_first_line(translate, tmp_path, options):
     translate(b"", "--output", tmp_path / "out", *options, code=2)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sample_has_any_limit(translate):
+def test_sampling_takes_any_maximum_length(translate):
     assert translate(b"a cat\n", "--sample", "--max-length", 10**12).stdout == "un chat\n"
 
 
 @pytest.mark.parametrize("options", [["--sample", "--temperature", 3], ["--min-length", 100, "--no-repeat-ngram", 2]])
-def test_padding_and_the_beginning_are_no_words(translate, options):
-    found = translate(b"a cat\n", "--n-best", 5, *options, *(["--seed", 2] if "--sample" in options else ["--beam", 5]))
-    assert "<pad>" not in found.stdout
-    assert "<s>" not in found.stdout
-    assert "chat" in found.stdout
+def test_padding_and_begin_symbols_are_never_generated(translate, options):
+    output = translate(
+        b"a cat\n", "--n-best", 5, *options, *(["--seed", 2] if "--sample" in options else ["--beam", 5])
+    ).stdout
+    assert "<pad>" not in output
+    assert "<s>" not in output
+    assert "chat" in output
 
 
-def test_the_help_says_what_counts(edge_attn_cli):
-    said = " ".join(edge_attn_cli("translate", "--help").stdout.split())
+def test_help_explains_the_options(edge_attn_cli):
+    text = " ".join(edge_attn_cli("translate", "--help").stdout.split())
     for words in (
-        "Tokens, at most, the end symbol counted.",
-        "what two of them find comes once, so fewer than --n-best may come.",
-        "begins with, whole words, a line each.",
-        "for equal lines too.",
-        "alpha: the power that --length-penalty-kind tells of.",
+        "Maximum number of tokens, including the end symbol.",
+        "Duplicates are removed, so fewer than --n-best translations may be returned.",
+        "File with the beginning of each translation, in whole words, one per line.",
+        "the same seed and line give the same samples.",
+        "Exponent alpha of the length penalty.",
     ):
-        assert words in said
+        assert words in text
 
 
-def test_translations_and_alignments_need_a_file_each(translate, tmp_path):
+def test_translations_and_alignments_need_two_files(translate, tmp_path):
     (tmp_path / "there").write_text("before")
     (tmp_path / "link").symlink_to("there")
     for one, other in (("out", "out"), ("out", "../" + tmp_path.name + "/out"), ("link", "there")):
         files = ["--output", tmp_path / one, "--alignments", tmp_path / other]
-        translate(b"a cat\n", *files, code=2, error="cannot hold both the translations and the alignments")
+        translate(b"a cat\n", *files, code=2, error="cannot contain both the translations and the alignments")
     assert (tmp_path / "there").read_text() == "before"
     translate(b"a cat\n", "--output", os.devnull, "--alignments", os.devnull)
 
 
-def test_a_model_without_attention_writes_no_alignments(edge_attn_cli, tmp_path):
+def test_model_without_attention_has_no_alignments(edge_attn_cli, tmp_path):
     bundle = KINDS_FOLDER / "none-gru.zip"
-    said = "an alignment needs attention weights, and this model has no attention"
-    edge_attn_cli("translate", bundle, "--alignments", tmp_path / "al", "--input", os.devnull, code=2, error=said)
+    error = "an alignment needs attention weights, and this model has no attention"
+    edge_attn_cli("translate", bundle, "--alignments", tmp_path / "al", "--input", os.devnull, code=2, error=error)
     assert list(tmp_path.iterdir()) == []
