@@ -76,7 +76,7 @@ class SearchConfig:
             ("seed", 0),
         ):
             if getattr(self, name) < minimum:
-                raise UsageError(f"{name} must be at minimum {minimum}, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
         for name, low, high in (
             ("length_penalty", 0.0, 10.0),
             ("coverage_penalty", 0.0, 10.0),
@@ -101,7 +101,7 @@ class SearchConfig:
             if self.beam != 1:
                 raise UsageError(f"sampling needs a beam of 1, got beam {self.beam}")
             if self.n_best < 1:
-                raise UsageError(f"n_best must be at minimum 1, got {self.n_best}")
+                raise UsageError(f"n_best must be at least 1, got {self.n_best}")
         elif not 1 <= self.n_best <= self.beam:
             raise UsageError(f"n_best must lie between 1 and the beam ({self.beam}), got {self.n_best}")
         for name in ("temperature", "top_k", "top_p", "seed"):

@@ -115,11 +115,11 @@ def test_groups_change_the_translations(translate):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--sample", "--beam", 4], "sampling draws one token at a time: it needs a beam of 1, got beam 4"),
+        (["--sample", "--beam", 4], "sampling needs a beam of 1, got beam 4"),
         (["--seed", 3], "seed is for sampling, and sample is off"),
         (["--groups", 2], "groups above 1 and a diversity above 0 need each other"),
         (["--suppress", "Hund"], "'Hund' cannot be suppressed: it is no entry of the target vocabulary"),
-        (["--alternatives", 2, "--n-best", 2], "alternatives are searched for one by one"),
+        (["--alternatives", 2, "--n-best", 2], "alternatives exclude sample, groups and n_best"),
         (["--sample", "--groups", 2], "sampling has no groups: leave out groups and diversity"),
         (["--sample", "--n-best", 8000], "at most 1024 hypotheses of a sentence live at a time, got 8000"),
         (["--alternatives", 300], "at most 1024 hypotheses of a sentence live at a time, got 1200"),
