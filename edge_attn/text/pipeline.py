@@ -1,4 +1,4 @@
-"""Text of a model: a tokenizer for each side, and encoding with truncation."""
+"""Text processing of a model: a tokenizer for each side, and source encoding with truncation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,37 @@ from edge_attn.text.tokenizers import EOS, Tokenizer
 
 @dataclass(frozen=True)
 class Text:
-    """Both sides of a model's text."""
+    """Source and target tokenizers of a model, both of one kind."""
 
     kind: str
+    """Kind of the tokenizers, a row of TOKENIZERS."""
     source: Tokenizer
     target: Tokenizer
 
     @classmethod
     def train(cls, kind: str, pairs: Sequence[tuple[str, str]], source_size: int, target_size: int) -> Text:
+        """Train both tokenizers on sentence pairs.
+
+        Args:
+            kind: Kind of the tokenizers, a row of TOKENIZERS.
+            pairs: The (source, target) sentences.
+            source_size: Maximum size of the source vocabulary.
+            target_size: Maximum size of the target vocabulary.
+
+        Raises:
+            InputError: the sentences are too few for the vocabulary, or the vocabulary is too small.
+        """
         tokenizer = resolve("tokenizer", TOKENIZERS, kind)
         source = tokenizer.train((pair[0] for pair in pairs), source_size)
         return cls(kind, source, tokenizer.train((pair[1] for pair in pairs), target_size))
 
     @classmethod
     def load(cls, read: Callable[[str], bytes]) -> Text:
-        """The text whose files `read` gives by their names, as `files` named them."""
+        """Load both tokenizers. `read` returns the content of a file by its name in `files`.
+
+        Raises:
+            InputError: a file is damaged, or the kind of tokenizer is unknown.
+        """
         try:
             kind = json.loads(read("text/text.json"))["kind"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -42,7 +58,7 @@ class Text:
         return cls(kind, **sides)
 
     def files(self) -> dict[str, bytes]:
-        """Every file of this text by its name in a bundle or checkpoint."""
+        """Return the content of every file of the tokenizers, by its name in a bundle or checkpoint."""
         return {
             "text/text.json": (json.dumps({"kind": self.kind}, sort_keys=True) + "\n").encode(),
             f"text/source{self.source.suffix}": self.source.to_bytes(),
@@ -50,11 +66,12 @@ class Text:
         }
 
     def encode_source(self, text: str) -> list[int]:
+        """Return the source ids of a sentence, with eos."""
         return [*self.source.encode(text), EOS]
 
 
 def encode_truncated(text: Text, sentence: str, max_source: int) -> tuple[list[int], bool]:
-    """The source ids of a sentence, and whether it was cut to `max_source`."""
+    """Return the source ids of a sentence, with eos, and whether it was truncated to `max_source` ids."""
     ids = text.encode_source(sentence)
     if len(ids) <= max_source:
         return ids, False

@@ -1,7 +1,7 @@
-"""Text to ids and back: SentencePiece pieces, whitespace words, or characters. Needs no torch.
+"""Tokenizers, which convert text to ids and back: SentencePiece pieces, words, or characters. Needs no torch.
 
 Every vocabulary starts with the same four entries: 0 <pad>, 1 <unk>, 2 <s> (bos), 3 </s> (eos).
-A source sentence is its entries and then eos; a target sentence is what stands between bos and eos.
+A source sequence is the ids of a sentence, then eos. A target sequence is bos, the ids of a sentence, eos.
 """
 
 from __future__ import annotations
@@ -19,35 +19,51 @@ SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 
 
 class Tokenizer(Protocol):
-    """One side's vocabulary."""
+    """Tokenizer of one side of a model, with its vocabulary."""
 
     suffix: str
+    """Suffix of the vocabulary's file."""
 
     @classmethod
-    def train(cls, lines: Iterable[str], size: int) -> Tokenizer: ...
+    def train(cls, lines: Iterable[str], size: int) -> Tokenizer:
+        """Train a vocabulary of at most `size` entries on sentences.
+
+        Raises:
+            InputError: no such vocabulary can be trained on these sentences.
+        """
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> Tokenizer: ...
+    def from_bytes(cls, data: bytes, name: str) -> Tokenizer:
+        """Load the vocabulary from the content of its file `name`.
 
-    def to_bytes(self) -> bytes: ...
+        Raises:
+            InputError: the file is damaged, or does not start with the four special entries.
+        """
 
-    def __len__(self) -> int: ...
+    def to_bytes(self) -> bytes:
+        """Return the content of the vocabulary's file."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def __len__(self) -> int:
+        """Return the size of the vocabulary."""
 
-    def pieces(self, ids: Sequence[int]) -> list[str]: ...
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without bos and eos."""
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the vocabulary entry of each id."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
 
     def surface_forms(self, text: str) -> list[str]:
-        """What each entry of `encode(text)` stands for in the text, also where it is unknown: one string an entry."""
+        """Return the part of the text that each id of `encode(text)` represents, also for unknown parts."""
 
     def join(self, pieces: Sequence[str]) -> str:
-        """The text of these pieces, as `decode` of their ids, but pieces outside the vocabulary stay as they are."""
+        """Return the text of pieces, as `decode` of their ids. Pieces outside the vocabulary are unchanged."""
 
 
 class SentencePieceTokenizer:
-    """Unigram pieces (Kudo 2018, https://arxiv.org/abs/1804.10959) by the sentencepiece library."""
+    """Tokenizer of unigram pieces (Kudo 2018, https://arxiv.org/abs/1804.10959), from the sentencepiece library."""
 
     suffix = ".model"
 
@@ -61,9 +77,9 @@ class SentencePieceTokenizer:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as error:
             raise InputError(f"{name} is not a SentencePiece model, or is damaged") from error
-        found = (self._model.pad_id(), self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
-        if found != (PAD, UNK, BOS, EOS):
-            raise InputError(f"{name} has (pad, unk, bos, eos) = {found}, expected {(PAD, UNK, BOS, EOS)}")
+        special_ids = (self._model.pad_id(), self._model.unk_id(), self._model.bos_id(), self._model.eos_id())
+        if special_ids != (PAD, UNK, BOS, EOS):
+            raise InputError(f"{name} has (pad, unk, bos, eos) = {special_ids}, expected {(PAD, UNK, BOS, EOS)}")
 
     @classmethod
     def train(cls, lines: Iterable[str], size: int) -> SentencePieceTokenizer:
@@ -86,8 +102,10 @@ class SentencePieceTokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            why = str(error).rpartition("] ")[2] or "the text is empty"
-            raise InputError(f"no SentencePiece model of {size} entries can be trained on this text: {why}") from error
+            reason = str(error).rpartition("] ")[2] or "the text is empty"
+            raise InputError(
+                f"no SentencePiece model of {size} entries can be trained on this text: {reason}"
+            ) from error
         return cls(model.getvalue(), "the trained model")
 
     @classmethod
@@ -110,8 +128,10 @@ class SentencePieceTokenizer:
         return str(self._model.decode([int(i) for i in ids]))
 
     def surface_forms(self, text: str) -> list[str]:
-        """Pieces without the mark of a word's beginning, so one that is nothing else is empty; a run of characters
-        that the vocabulary does not know is one piece. In the library's normal form (NFKC)."""
+        """Return the pieces of the text without the marker of a word's beginning, in the library's NFKC form.
+
+        A piece that is only the marker is an empty string. Consecutive unknown characters are one piece.
+        """
         return [str(piece).replace("▁", " ").strip() for piece in self._model.encode(text, out_type=str)]
 
     def join(self, pieces: Sequence[str]) -> str:
@@ -119,10 +139,11 @@ class SentencePieceTokenizer:
 
 
 class _ListTokenizer:
-    """A vocabulary that is a list of entries; how a text splits and joins is the subclasses' difference."""
+    """Tokenizer whose vocabulary is a list of entries. Subclasses define how a text is split and joined."""
 
     suffix = ".json"
-    joint: str
+    joiner: str
+    """Text between two entries."""
 
     def __init__(self, entries: Sequence[str], name: str = "the vocabulary") -> None:
         if tuple(entries[:4]) != SPECIAL or len(set(entries)) != len(entries):
@@ -171,13 +192,13 @@ class _ListTokenizer:
         return self._split(text)
 
     def join(self, pieces: Sequence[str]) -> str:
-        return self.joint.join(pieces)
+        return self.joiner.join(pieces)
 
 
 class WordTokenizer(_ListTokenizer):
-    """Words between white space."""
+    """Tokenizer of words, split at white space."""
 
-    joint = " "
+    joiner = " "
 
     @staticmethod
     def _split(text: str) -> list[str]:
@@ -185,9 +206,9 @@ class WordTokenizer(_ListTokenizer):
 
 
 class CharacterTokenizer(_ListTokenizer):
-    """Characters, white space among them."""
+    """Tokenizer of characters, with white space."""
 
-    joint = ""
+    joiner = ""
 
     @staticmethod
     def _split(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Text to ids and back, for each kind of tokenizer; damaged vocabularies are refused."""
+"""Tokenizers of each kind convert text to ids and back, and refuse damaged vocabularies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
+import hypothesis
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attn.errors import InputError
@@ -34,7 +34,7 @@ def text(request) -> Text:
     return Text.train(request.param, PAIRS, 60, 60)
 
 
-def test_what_was_trained_on_comes_back(text):
+def test_training_text_is_encoded_and_decoded(text):
     for source, target in PAIRS:
         ids = text.encode_source(source)
         assert ids[-1] == EOS
@@ -43,22 +43,22 @@ def test_what_was_trained_on_comes_back(text):
         assert not {PAD, UNK, BOS, EOS} & {*ids[:-1], *text.target.encode(target)}
 
 
-def test_the_four_special_ids(text):
+def test_special_entries_have_the_first_four_ids(text):
     assert (PAD, UNK, BOS, EOS) == (0, 1, 2, 3)
     for side in (text.source, text.target):
         assert tuple(side.pieces(range(4))) == SPECIAL
 
 
-def test_an_unknown_character_is_unk(text):
+def test_unknown_character_is_unk(text):
     assert UNK in text.source.encode("☃")
     assert all(i < len(text.source) for i in text.source.encode("the ☃ sat"))
 
 
-def test_a_special_name_in_the_text_is_only_text(text):
+def test_special_name_in_the_text_is_not_special(text):
     assert not {PAD, BOS, EOS} & set(text.source.encode("<pad> <s> </s>"))
 
 
-def test_files_hold_the_whole_text(text):
+def test_text_is_loaded_from_its_files(text):
     files = text.files()
     again = Text.load(files.__getitem__)
     assert again.kind == text.kind
@@ -67,32 +67,32 @@ def test_files_hold_the_whole_text(text):
     assert all(again.encode_source(line) == text.encode_source(line) for line in [*LINES, "", "☃ the"])
 
 
-def test_training_is_a_function_of_its_lines(text):
+def test_training_is_deterministic(text):
     assert Text.train(text.kind, PAIRS, 60, 60).files() == text.files()
 
 
-def test_the_vocabulary_stays_within_its_size():
+def test_vocabulary_size_is_limited():
     for kind in ("words", "characters"):
         tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 7)
         assert len(tokenizer) == 7
         assert len(tokenizer.encode("the cat")) > 0
-    assert WordTokenizer.train(["b b a", "c a b"], 6).pieces([4, 5]) == ["b", "a"]  # the most frequent are kept
+    assert WordTokenizer.train(["b b a", "c a b"], 6).pieces([4, 5]) == ["b", "a"]  # the most frequent entries
 
 
-def test_a_sentencepiece_vocabulary_larger_than_the_text_allows_is_made_smaller():
+def test_too_large_sentencepiece_vocabulary_is_reduced():
     assert 4 < len(SentencePieceTokenizer.train(LINES, 4000)) < 400
 
 
 @pytest.mark.parametrize(
-    ("lines", "size", "sentence"),
+    ("lines", "size", "message"),
     [
         (["the quick brown fox jumps over the lazy dog"], 10, "of 10 entries .*: Vocabulary size is smaller"),
         ([], 100, "the text is empty"),
         (["", "  "], 100, "the text is empty"),
     ],
 )
-def test_a_text_too_small_or_a_vocabulary_too_small_is_one_sentence(lines, size, sentence):
-    with pytest.raises(InputError, match=sentence) as caught:
+def test_too_small_text_or_vocabulary_is_an_input_error(lines, size, message):
+    with pytest.raises(InputError, match=message) as caught:
         SentencePieceTokenizer.train(lines, size)
     assert "src/" not in str(caught.value)
 
@@ -101,7 +101,7 @@ ENTRIES = [*SPECIAL, "a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("entries", "sentence"),
+    ("entries", "message"),
     [
         (["<unk>", "<pad>", "<s>", "</s>", "a"], "must list <pad>, <unk>, <s>, </s> first"),
         (["<pad>", "<unk>"], "must list"),
@@ -111,18 +111,18 @@ ENTRIES = [*SPECIAL, "a", "b"]
         ({"a": 1}, "must be a JSON list of strings"),
     ],
 )
-def test_a_damaged_list_is_refused(entries, sentence):
-    with pytest.raises(InputError, match=f"text/source.json.*{sentence}"):
+def test_damaged_list_is_refused(entries, message):
+    with pytest.raises(InputError, match=f"text/source.json.*{message}"):
         WordTokenizer.from_bytes(json.dumps(entries).encode(), "text/source.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"[", b'["\xff"]', b"[" * 100_000])
-def test_a_list_that_is_not_json_is_refused(data):
+def test_list_that_is_not_json_is_refused(data):
     with pytest.raises(InputError, match=r"text/source\.json is not JSON"):
         CharacterTokenizer.from_bytes(data, "text/source.json")
 
 
-def test_a_damaged_sentencepiece_model_is_refused(capfd):
+def test_damaged_sentencepiece_model_is_refused(capfd):
     whole = SentencePieceTokenizer.train(LINES, 60).to_bytes()
     for data in (b"", b"garbage" * 10, whole[: len(whole) // 2]):
         with pytest.raises(InputError, match=r"text/source\.model is not a SentencePiece model"):
@@ -130,7 +130,7 @@ def test_a_damaged_sentencepiece_model_is_refused(capfd):
     capfd.readouterr()
 
 
-def test_a_sentencepiece_model_with_other_special_ids_is_refused(tmp_path):
+def test_sentencepiece_model_with_other_special_ids_is_refused(tmp_path):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
@@ -144,7 +144,7 @@ def test_a_sentencepiece_model_with_other_special_ids_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"kind": "bytes"}', b'{"kind": ["words"]}', b'{"kind": null}', b"\xff"]
 )
-def test_a_text_that_does_not_name_its_kind_is_refused(content):
+def test_text_without_a_known_kind_is_refused(content):
     with pytest.raises(InputError, match=r"text/text\.json"):
         Text.load({"text/text.json": content}.__getitem__)
 
@@ -162,19 +162,19 @@ def test_text_loads_without_torch():
     assert result.stdout == "c b a\n" * 3, result.stderr
 
 
-CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]))  # what UTF-8 can hold
+CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]))  # all that UTF-8 encodes
 
 
-@given(st.lists(CHARACTERS, min_size=1))
-def test_characters_come_back_exactly(lines):
+@hypothesis.given(st.lists(CHARACTERS, min_size=1))
+def test_characters_are_decoded_exactly(lines):
     tokenizer = CharacterTokenizer.train(lines, 10**6)
     again = CharacterTokenizer.from_bytes(tokenizer.to_bytes(), "the vocabulary")
     for line in lines:
         assert again.decode(again.encode(line)) == line
 
 
-@given(st.lists(CHARACTERS, min_size=1))
-def test_words_come_back_with_one_space_between_them(lines):
+@hypothesis.given(st.lists(CHARACTERS, min_size=1))
+def test_words_are_decoded_with_single_spaces(lines):
     tokenizer = WordTokenizer.train(lines, 10**6)
     again = WordTokenizer.from_bytes(tokenizer.to_bytes(), "the vocabulary")
     for line in lines:
@@ -191,22 +191,22 @@ def test_words_come_back_with_one_space_between_them(lines):
         ("characters", "a ☃", ["a", " ", "☃"]),
     ],
 )
-def test_a_surface_is_what_the_user_wrote_for_an_entry(kind, sentence, surface_forms):
+def test_surface_forms_are_parts_of_the_text(kind, sentence, surface_forms):
     tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60)
     assert tokenizer.surface_forms(sentence) == surface_forms
     assert len(tokenizer.encode(sentence)) == len(surface_forms)
 
 
-def test_a_run_of_unknown_characters_is_one_surface_of_sentencepiece():
+def test_consecutive_unknown_characters_are_one_surface_form():
     tokenizer = SentencePieceTokenizer.train(LINES, 60)
     sentence = "the ☃☺ cat☃"
     surface_forms, ids = tokenizer.surface_forms(sentence), tokenizer.encode(sentence)
-    assert [surface for surface, i in zip(surface_forms, ids, strict=True) if i == UNK] == ["☃☺", "☃"]
+    assert [form for form, i in zip(surface_forms, ids, strict=True) if i == UNK] == ["☃☺", "☃"]
     assert "".join(surface_forms) == sentence.replace(" ", "")
-    assert not any("▁" in surface for surface in surface_forms)
+    assert not any("▁" in form for form in surface_forms)
 
 
-def test_pieces_join_to_what_their_ids_decode_to_and_strangers_stay(text):
+def test_joined_pieces_equal_decoded_ids(text):
     ids = text.target.encode(LINES[0])
     pieces = text.target.pieces(ids)
     assert text.target.join(pieces) == text.target.decode(ids)
@@ -214,7 +214,7 @@ def test_pieces_join_to_what_their_ids_decode_to_and_strangers_stay(text):
     assert text.target.join([*pieces, "☃"]).endswith("☃")
 
 
-@given(st.text())
-def test_there_is_a_surface_for_each_entry(line):
+@hypothesis.given(st.text())
+def test_every_id_has_a_surface_form(line):
     for tokenizer in TRAINED:
         assert len(tokenizer.surface_forms(line)) == len(tokenizer.encode(line))
