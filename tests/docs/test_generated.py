@@ -48,3 +48,4 @@ def test_every_key_has_its_default_and_meaning(generator):
     assert '| `cell` | string | `"gru"` |' in configuration
     assert "| `train` | string | required |" in configuration
     assert "| `beam` | int | `4` |" in configuration
+    assert "|  |\n" not in configuration + generator.commands()

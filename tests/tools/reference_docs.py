@@ -110,7 +110,10 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str, str]]:
     """Yield key, type, default and meaning of each field."""
     hints, meanings = typing.get_type_hints(kind), _field_docstrings(kind)
     for field in dataclasses.fields(kind):
-        yield f"`{field.name}`", _type(hints[field.name]), _default(field), _cell(meanings.get(field.name, ""))
+        hint, meaning = hints[field.name], meanings.get(field.name, "")
+        if dataclasses.is_dataclass(hint) and not meaning:
+            meaning = f"Table with the keys of `{hint.__name__}`."
+        yield f"`{field.name}`", _type(hint), _default(field), _cell(meaning)
 
 
 def _field_docstrings(kind: type[Any]) -> dict[str, str]:
