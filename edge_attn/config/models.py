@@ -33,7 +33,7 @@ class Seq2SeqConfig:
     """Attention score, as additive, dot or general (docs/attention.md lists all). none: a model without attention."""
     attention_size: int = 256
     """Size of the hidden layer of the energy for additive attention, or of all heads together for multi-head."""
-    normalizer: str = field(default="softmax", metadata={"formerly": "normaliser"})
+    normalizer: str = field(default="softmax", metadata={"formerly": "normaliser"})  # codespell:ignore normaliser
     """Map from energies to weights: softmax, or sparsemax (Martins and Astudillo 2016), whose weights can be 0."""
     focus: str = "global"
     """Attended positions. global: all; local-m, local-p: a window (Luong et al. 2015); hard: one (Xu et al. 2015)."""

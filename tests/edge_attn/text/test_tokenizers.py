@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
-import hypothesis
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attn.errors import InputError
@@ -165,7 +165,7 @@ def test_text_loads_without_torch():
 CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]))  # all that UTF-8 encodes
 
 
-@hypothesis.given(st.lists(CHARACTERS, min_size=1))
+@given(st.lists(CHARACTERS, min_size=1))
 def test_characters_are_decoded_exactly(lines):
     tokenizer = CharacterTokenizer.train(lines, 10**6)
     again = CharacterTokenizer.from_bytes(tokenizer.to_bytes(), "the vocabulary")
@@ -173,7 +173,7 @@ def test_characters_are_decoded_exactly(lines):
         assert again.decode(again.encode(line)) == line
 
 
-@hypothesis.given(st.lists(CHARACTERS, min_size=1))
+@given(st.lists(CHARACTERS, min_size=1))
 def test_words_are_decoded_with_single_spaces(lines):
     tokenizer = WordTokenizer.train(lines, 10**6)
     again = WordTokenizer.from_bytes(tokenizer.to_bytes(), "the vocabulary")
@@ -214,7 +214,7 @@ def test_joined_pieces_equal_decoded_ids(text):
     assert text.target.join([*pieces, "☃"]).endswith("☃")
 
 
-@hypothesis.given(st.text())
+@given(st.text())
 def test_every_id_has_a_surface_form(line):
     for tokenizer in TRAINED:
         assert len(tokenizer.surface_forms(line)) == len(tokenizer.encode(line))
