@@ -24,7 +24,7 @@ def bundle(toy_bundle) -> Bundle:
 
 def with_graph(bundle: Bundle, name: str, **changes: object) -> Bundle:
     graphs = {**bundle.manifest.graphs, name: dataclasses.replace(bundle.manifest.graphs[name], **changes)}
-    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle._files)
+    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle.files())
 
 
 def test_a_step_gives_what_the_manifest_says_and_takes_its_own_values_back(bundle):
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_graph_is_refused(bundle, file):
 @pytest.mark.parametrize("missing", ["encoder", "step"])
 def test_a_bundle_without_a_graph_that_the_task_needs_is_refused(bundle, missing):
     graphs = {name: graph for name, graph in bundle.manifest.graphs.items() if name != missing}
-    part = Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle._files)
+    part = Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle.files())
     with pytest.raises(BundleError, match=f"a seq2seq bundle needs the graph '{missing}'"):
         open_runtime(part, "ort-cpu")
 

@@ -251,7 +251,7 @@ def test_each_precision_runs_the_targets_own_graphs(bundle):
     for precision in ("fp32", "fp16"):
         made = Target("ort-cuda", precision, dict(bundle.manifest.graphs))
         manifest = dataclasses.replace(bundle.manifest, targets={made.name: made})
-        runtime = OnTheCpu(Bundle(bundle.path, manifest, bundle._files), RuntimeOptions(precision=precision))
+        runtime = OnTheCpu(Bundle(bundle.path, manifest, bundle.files()), RuntimeOptions(precision=precision))
         assert runtime.graphs is made.graphs
         assert runtime.precision == precision
 
