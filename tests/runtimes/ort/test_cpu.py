@@ -79,7 +79,7 @@ def test_a_file_that_is_no_graph_is_refused(bundle, file):
 def test_a_bundle_without_a_graph_that_the_task_needs_is_refused(bundle, missing):
     graphs = {name: graph for name, graph in bundle.manifest.graphs.items() if name != missing}
     part = Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle.files())
-    with pytest.raises(BundleError, match=f"a seq2seq bundle needs the graph '{missing}'"):
+    with pytest.raises(BundleError, match=f"an encoder-decoder bundle needs the graph '{missing}'"):
         open_runtime(part, "ort-cpu")
 
 
