@@ -17,7 +17,7 @@ from table_model import KNOWN, WORDS, TableModel, random_tables, table, translat
 
 import edge_attn
 from edge_attn.errors import InputError
-from edge_attn.parity import recorder
+from edge_attn.parity.recorder import run_teacher_forced
 from edge_attn.runtimes.commands import line_io, score
 from edge_attn.runtimes.commands.score import ScoreTotal
 from edge_attn.runtimes.tasks.translation import SourceCutWarning, Translator
@@ -109,7 +109,9 @@ def test_log_probs_are_those_of_forced_steps(model, pairs):
     sources = [model.text.encode_source(source) for source, _ in pairs]
     targets = [model.text.target.encode(target) for _, target in pairs]
     scores = model.score(pairs)
-    for result, expected in zip(scores, recorder._along(model.runtime, sources, targets), strict=True):
+    steps = run_teacher_forced(model.runtime, sources, targets)
+    for result, target, outputs in zip(scores, targets, steps, strict=True):
+        expected = outputs.log_probs[np.arange(len(target) + 1), [*target, EOS]]  # (tgt + 1)
         np.testing.assert_allclose(result.log_probs, expected, atol=1e-5)
         assert result.log_prob == pytest.approx(float(expected.sum()), abs=1e-5)
 
