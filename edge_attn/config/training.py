@@ -66,7 +66,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     """Highest learning rate of Adam, reached after the warm-up."""
     label_smoothing: float = 0.1
-    """Probability that the loss spreads over the whole vocabulary, in [0, 1)."""
+    """Probability that the loss spreads evenly over the vocabulary, in [0, 1)."""
     clip: float = 1.0
     """Maximum norm of the gradient, to which a larger one is clipped."""
     validate_every: int = 1000

@@ -24,7 +24,7 @@ from edge_attn.storage import locks
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold the write lock of `path`, after other writers have released it and leftovers of killed ones are repaired.
 
-    On a file system without locks nobody waits. What is written there is still complete.
+    On a file system without locks no writer waits, but every write is still complete.
 
     Raises:
         OSError: the parent folder can be neither written nor created, or a leftover cannot be repaired.

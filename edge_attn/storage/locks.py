@@ -17,12 +17,12 @@ from pathlib import Path
 def file_lock(path: Path, blocking: bool = True, on_wait: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Hold the lock `path`, an empty file that is removed at the end. Another user may own the file.
 
-    Yields False on a file system without locks, where nobody waits.
+    Yields True, or False on a file system without locks, where no process waits.
 
     Args:
         path: The lock file.
         blocking: Whether to wait for another process that holds the lock.
-        on_wait: Called before the wait, if there is one.
+        on_wait: Called once before a wait.
 
     Raises:
         BlockingIOError: another process holds the lock, and `blocking` is False.

@@ -56,7 +56,7 @@ def test_killed_process_releases_its_lock(tmp_path):
 
 
 def test_lock_file_removed_while_waiting_is_opened_again(tmp_path):
-    """A waiter gets the lock of a file that its holder has removed, which excludes nobody."""
+    """A waiter gets the lock of a file that its holder has removed, which excludes no other process."""
     path = tmp_path / "lock"
     first = locks.file_lock(path)
     first.__enter__()
