@@ -17,7 +17,7 @@ class Inspection:
     """Graphs with their inputs and outputs, files, precision, provenance and verification record of a bundle."""
 
     content: dict[str, Any]
-    """Manifest as JSON values, with the keys `path`, `bytes` and `text` added."""
+    """Manifest as JSON values, with the keys `path`, `bytes` and `text` added; `text` is null without text/."""
 
     def json(self) -> str:
         return json.dumps(self.content, indent=1, sort_keys=True) + "\n"
@@ -25,14 +25,16 @@ class Inspection:
     def __str__(self) -> str:
         content, text = self.content, self.content["text"]
         lines = [
-            f"{content['path']}: {content['family']}, {content['precision']}, {content['bytes'] / 1e6:.1f} MB, "
-            f"format {content['format']}",
-            f"text: {text['kind']}, {text['source_entries']} source and {text['target_entries']} target entries, "
+            f"{content['path']}: {content['family']}, task {content['task']}, {content['precision']}, "
+            f"{content['bytes'] / 1e6:.1f} MB, format {content['format']}",
             f"sources of up to {content['max_source']} tokens",
             *self._graph_lines(),
             f"verified at export: {_verification(content['verification'])}",
             *self._target_lines(),
         ]
+        if text is not None:
+            entries = f"{text['source_entries']} source and {text['target_entries']} target entries"
+            lines.insert(1, f"text: {text['kind']}, {entries}")
         lines += [f"{key}: {value}" for key, value in content["provenance"].items() if key != "graphs"]
         lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]
         lines += [f"file {name}: {file['size']} bytes, sha256 {file['sha256']}" for name, file in self._files()]
@@ -74,12 +76,12 @@ def inspect(bundle: Path) -> Inspection:
         BundleError: `bundle` is not a bundle.
     """
     opened = Bundle.open(bundle)
-    text = opened.text()
+    text = opened.text() if any(name.startswith("text/") for name in opened.manifest.files) else None
     content = {
         **dataclasses.asdict(opened.manifest),
         "path": str(bundle),
         "bytes": opened.size(),
-        "text": {"kind": text.kind, "source_entries": len(text.source), "target_entries": len(text.target)},
+        "text": text and {"kind": text.kind, "source_entries": len(text.source), "target_entries": len(text.target)},
     }
     return Inspection(json.loads(json.dumps(content)))  # JSON values: tuples are lists
 

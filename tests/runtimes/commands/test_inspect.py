@@ -33,7 +33,7 @@ def test_json_contains_the_manifest(edge_attn_cli, toy_bundle):
 def test_text_names_graphs_files_and_records(edge_attn_cli, toy_bundle):
     text = edge_attn_cli("inspect", toy_bundle).stdout
     for words in (
-        "seq2seq, fp32, 0.",
+        "seq2seq, task translation, fp32, 0.",
         "text: words, 31 source and 31 target entries, sources of up to 20 tokens",
         "graph encoder: graphs/encoder.onnx",
         "graph step: graphs/step.onnx",
