@@ -55,7 +55,7 @@ def _parse_overrides(ctx: click.Context, param: click.Parameter, values: tuple[s
 @runtime_options
 @click.pass_context
 def verify(ctx: click.Context, /, as_json: bool, junit: Path | None, **arguments: Any) -> None:
-    """Verify BUNDLE against the golden data, which the trained model computed.
+    """Verify BUNDLE against the results of its trained model.
 
     Exit code 0: parity holds. 1: it does not hold. 3: it could not be tested.
     """
@@ -70,7 +70,7 @@ def verify(ctx: click.Context, /, as_json: bool, junit: Path | None, **arguments
 @click.argument("bundle", type=PATH)
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show the graphs, ops, sizes, precision, provenance and verification record of BUNDLE."""
+    """Show graphs, ops, sizes and verification records of BUNDLE."""
     echo_result(resolve("verb", VERBS, "inspect")(bundle), as_json)
 
 
@@ -100,10 +100,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
 @cache_dir_option
 @click.pass_context
 def optimize(ctx: click.Context, /, **arguments: Any) -> None:
-    """Optimize the graphs of BUNDLE for one target, verify them, and add them to BUNDLE.
+    """Optimize the graphs of BUNDLE for one target.
 
-    Graphs that BUNDLE already contains are replaced only with --force. With --build alone their engines are built.
-    --profiles and --max-build-minutes then change the build settings, and BUNDLE stores the new ones.
+    The graphs are verified, and then added to BUNDLE. Graphs that BUNDLE already contains are replaced only with
+    --force. With --build alone their engines are built, and --profiles and --max-build-minutes change the build
+    settings that BUNDLE stores.
     """
     ctx.exit(resolve("verb", VERBS, "optimize")(say=click.echo, **arguments))
 
@@ -112,7 +113,10 @@ def optimize(ctx: click.Context, /, **arguments: Any) -> None:
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, /, as_json: bool) -> None:
-    """Check what this machine has for running bundles, and print the command that repairs each fault."""
+    """Check this machine, and print a repair command for each fault.
+
+    Exit code 0: no fault. 3: there is a fault.
+    """
     report = resolve("verb", VERBS, "doctor")()
     echo_result(report, as_json)
     ctx.exit(report.exit_code)
@@ -120,7 +124,7 @@ def doctor(ctx: click.Context, /, as_json: bool) -> None:
 
 @click.group()
 def cache() -> None:
-    """List or delete the engines that were built on this machine."""
+    """List or delete the engines built on this machine."""
 
 
 @cache.command("list")
@@ -142,5 +146,5 @@ def cache_clear(cache_dir: Path | None) -> None:
 @runtime_options
 @click.pass_context
 def demo(ctx: click.Context, /, out: Path, runtime: str, options: RuntimeOptions) -> None:
-    """Export the embedded English-French model, verify it, translate, and draw alignments."""
+    """Export, verify and run the embedded English-French model."""
     ctx.exit(resolve("verb", VERBS, "demo")(out, runtime, options, click.echo))

@@ -14,9 +14,13 @@ from edge_attn.registry import VERBS, resolve
 @click.argument("config", type=PATH)
 @click.option("--out", required=True, type=PATH, help="Checkpoint folder; an interrupted run is resumed.")
 @click.option("--data", type=PATH, help="Folder of the training data.  [default: the one in CONFIG]")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of torch threads; it can change the weights.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Number of torch threads. A fixed number makes the weights reproducible.",
+)
 def train(config: Path, out: Path, data: Path | None, threads: int | None) -> None:
-    """Train a model as described by the TOML file CONFIG (also under torchrun)."""
+    """Train a model from the TOML file CONFIG (also under torchrun)."""
     resolve("verb", VERBS, "train")(config, out, data, threads)
 
 
@@ -35,7 +39,7 @@ def train(config: Path, out: Path, data: Path | None, threads: int | None) -> No
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def export(checkpoint: Path, out: Path, candidates: int, sentences: Path | None, force: bool) -> None:
-    """Export CHECKPOINT to a bundle that runs without torch, verified before it is written."""
+    """Export CHECKPOINT to a verified bundle that runs without torch."""
     manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force)
     levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
     click.echo(f"{out}: {len(manifest.graphs)} graphs, {levels} on {manifest.verification['provider']}")

@@ -26,7 +26,10 @@ from edge_attn.registry import VERBS, resolve
 @search_options
 @click.option("--n-best", type=int, default=SearchConfig.n_best, show_default=True, help="Translations per line.")
 @click.option(
-    "--alternatives", type=int, default=0, help="Complete this many different first tokens (after the prefix)."
+    "--alternatives",
+    type=int,
+    default=0,
+    help="Number of different first tokens (after the prefix), each completed by its own search; 0 is off.",
 )
 @click.option("--prefix", type=PATH, help="File with the beginning of each translation, in whole words, one per line.")
 @click.option(
@@ -34,7 +37,7 @@ from edge_attn.registry import VERBS, resolve
     type=click.Choice(["text", "jsonl", "moses"]),
     default="text",
     show_default=True,
-    help="Output format; moses is the n-best format of Moses.",
+    help="Output format; moses is the n-best list of Moses.",
 )
 @click.option("--alignments", type=PATH, help="Output file for token alignments in Pharaoh format (i-j), one per line.")
 @click.option("--replace-unknown", is_flag=True, help="Replace unknown words by the source word they attend to most.")
@@ -43,7 +46,10 @@ from edge_attn.registry import VERBS, resolve
 )
 @runtime_options
 def translate(**arguments: Any) -> None:
-    """Translate lines with BUNDLE (or a checkpoint, on torch), in order."""
+    """Translate lines of text, in order.
+
+    BUNDLE can be a checkpoint, which runs on torch.
+    """
     resolve("verb", VERBS, "translate")(**arguments)
 
 
@@ -54,10 +60,12 @@ def translate(**arguments: Any) -> None:
 )
 @runtime_options
 def score(**arguments: Any) -> None:
-    """Score each target in TSV (also .gz) with BUNDLE (or a checkpoint): log-probabilities and perplexity.
+    """Compute log-probabilities and perplexity of the targets in TSV.
 
-    The totals are printed on standard error. The target text is tokenized again. The tokens can differ from those that
-    `translate` generated.
+    BUNDLE can be a checkpoint, which runs on torch. TSV can be compressed (.gz). The totals are printed on standard
+    error.
+
+    The target text is tokenized again. The tokens can differ from those that `translate` generated.
     """
     click.echo(resolve("verb", VERBS, "score")(**arguments), err=True)
 
@@ -69,10 +77,12 @@ def score(**arguments: Any) -> None:
 )
 @runtime_options
 def align(**arguments: Any) -> None:
-    """Align each target token in TSV (also .gz) with the source token it attends to most, in Pharaoh format (i-j).
+    """Align the tokens of each pair in TSV by attention weights.
 
-    BUNDLE may be a checkpoint. The target text is tokenized again. The tokens can differ from those that `translate`
-    generated.
+    Each target token j is aligned with the source token i that it attends to most, in Pharaoh format (i-j). BUNDLE can
+    be a checkpoint, which runs on torch. TSV can be compressed (.gz).
+
+    The target text is tokenized again. The tokens can differ from those that `translate` generated.
     """
     resolve("verb", VERBS, "align")(**arguments)
 
@@ -89,5 +99,9 @@ def align(**arguments: Any) -> None:
 @json_option
 @runtime_options
 def evaluate(as_json: bool, **arguments: Any) -> None:
-    """Compute BLEU and chrF of MODEL, a bundle or a checkpoint, on the pairs in TSV (also .gz)."""
+    """Compute BLEU and chrF of MODEL on the pairs in TSV.
+
+    MODEL is a bundle or a checkpoint, which runs on torch. TSV can be compressed (.gz). The first target of each source
+    is its reference.
+    """
     echo_result(resolve("verb", VERBS, "evaluate")(**arguments), as_json)

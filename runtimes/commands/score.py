@@ -87,7 +87,7 @@ def score(
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
 ) -> ScoreTotal:
-    """Score each target of `corpus` given its source, in order.
+    """Compute the log-probabilities of each target of `corpus`, in order.
 
     Args:
         bundle: A bundle, or a checkpoint, which runs on torch.
