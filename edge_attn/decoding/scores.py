@@ -34,7 +34,9 @@ def coverage_penalty(weights: np.ndarray, beta: float) -> float:
 
 
 def diverse_order(scores: np.ndarray, ids: np.ndarray, config: SearchConfig) -> np.ndarray:
-    """Rank the continuations of each group, best first. Group g ranks them by
+    """Rank the continuations of each group, best first.
+
+    Group g ranks them by
 
         scores - lambda * (number of hypotheses of the groups before g that continue with the same token)
 

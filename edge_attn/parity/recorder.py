@@ -31,7 +31,7 @@ RECORDED_BEAM = 5
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """Outputs of a runtime for one sentence along given target tokens."""
+    """Outputs of a runtime for one sentence along its target tokens."""
 
     encoder: dict[str, np.ndarray]
     """Outputs of the encoder: (src, ...) for those with one row a source token, else without that axis."""

@@ -1,4 +1,4 @@
-"""Log-probabilities of given translations, token by token (teacher forcing).
+"""Log-probabilities of existing translations, token by token (teacher forcing).
 
     log p(y | x) = sum_j log p(y_j | y_1 ... y_{j-1}, x),    perplexity = exp(-log p(y | x) / J)
 
@@ -31,7 +31,7 @@ class Score:
     tokens: tuple[str, ...]
     """Target tokens without the end symbol."""
     log_probs: tuple[float, ...]
-    """Log-probability of each token given those before it, the end symbol's last."""
+    """Log-probability of each token after those before it, the end symbol's last."""
     source_tokens: tuple[str, ...]
     unknown: int
     """Number of target tokens that are not in the vocabulary; each is scored as the unknown token."""
