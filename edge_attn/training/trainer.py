@@ -214,23 +214,27 @@ class Trainer:
             bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s", refresh=False)
             if progress.update % options.validate_every == 0 or progress.update == options.updates:
                 valid_loss = self.validate(valid)
-                better = valid_loss < progress.best
-                if better:
-                    progress.best, progress.bad_validations = valid_loss, 0
-                else:
-                    progress.bad_validations += 1
+                best = self._record_validation(valid_loss)
                 if self.rank == 0:
-                    if better:
-                        checkpoint.save_model(self.out, self.model, options.storage)
                     bar.write(
                         f"update {progress.update}, epoch {progress.epoch}: validation loss {valid_loss:.4f} a token"
-                        f"{' (best)' if better else ''}, {rate:.0f} tokens/s",
+                        f"{' (best)' if best else ''}, {rate:.0f} tokens/s",
                         file=sys.stderr,
                     )
             ended = progress.update == options.updates or progress.bad_validations >= options.patience
             if self.rank == 0 and (ended or progress.update % options.checkpoint_every == 0):
                 save_state(self.out, self.model, self.optimizer, progress)
         bar.close()
+
+    def _record_validation(self, loss: float) -> bool:
+        """Count the validation, save the model if its loss is the lowest, and return whether it is."""
+        if not loss < self.progress.best:
+            self.progress.bad_validations += 1
+            return False
+        self.progress.best, self.progress.bad_validations = loss, 0
+        if self.rank == 0:
+            checkpoint.save_model(self.out, self.model, self.options.storage)
+        return True
 
     def update(self, batch: Batch) -> float:
         """Run one step of Adam with this process's batch, and return its loss per token.

@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
 
 class AttentionWrapper(Attention):
-    """An attention over the energies of `score`, whose memory it uses."""
+    """Attention over the energies of `score`, whose memory it uses."""
 
     def __init__(self, score: Attention) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class General(Dot):
 
 
 class NoAttention(Attention):
-    """The context of every step is the encoder's last state (Cho et al. 2014)."""
+    """No attention: the context of every step is the encoder's last state (Cho et al. 2014)."""
 
     has_energy = False
 

@@ -92,6 +92,15 @@ class Predictive(Local):
     def __init__(
         self, score: Attention, window: int, query_size: int, attention_size: int, normalizer: str = "softmax"
     ) -> None:
+        """Build the layer.
+
+        Args:
+            score: Attention with energies.
+            window: D, the number of positions on each side of the center.
+            query_size: Size of the decoder's states.
+            attention_size: Size of the hidden layer that predicts the center.
+            normalizer: A name in NORMALIZERS.
+        """
         super().__init__(score, window, normalizer)
         self.inner = nn.Linear(query_size, attention_size, bias=False)
         self.v = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / math.sqrt(attention_size))

@@ -31,6 +31,14 @@ class Location(Attention):
     """e_j = (W s)_j: the weights depend on the decoder's state alone, not on the source words."""
 
     def __init__(self, query_size: int, value_size: int, attention_size: int, positions: int = 100) -> None:
+        """Build the layer.
+
+        Args:
+            query_size: Size of the decoder's states.
+            value_size: Size of the encoder's outputs.
+            attention_size: Not used.
+            positions: Number of source positions with a row of W.
+        """
         super().__init__()
         self.w = nn.Parameter(torch.empty(positions, query_size).uniform_(-1, 1) / math.sqrt(query_size))
 

@@ -52,6 +52,17 @@ class MultiHead(Attention):
     has_energy = False
 
     def __init__(self, query_size: int, value_size: int, attention_size: int, heads: int) -> None:
+        """Build the layer.
+
+        Args:
+            query_size: Size of the decoder's states.
+            value_size: Size of the encoder's outputs.
+            attention_size: Size of all heads together.
+            heads: Number of heads.
+
+        Raises:
+            ConfigError: attention_size is not divisible by heads.
+        """
         super().__init__()
         self.heads, self.scale = heads, _scale(attention_size, heads)
         self.query = nn.Linear(query_size, attention_size, bias=False)

@@ -45,7 +45,7 @@ class Pooling(nn.Module):
 
 
 class PooledAttention(Attention):
-    """The pooled source is the context of every step. It is computed once per sentence and ignores the query."""
+    """Attention whose context is the pooled source at every step. It is computed once per sentence."""
 
     has_energy = False
 

@@ -1,4 +1,4 @@
-"""What tests of single modules share: their ONNX models against torch, and in TensorRT."""
+"""Fixtures for tests of single modules: comparison of ONNX models with torch, and builds with TensorRT."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edge_attn.spec import GraphSpec
 
 
 @pytest.fixture(scope="session")
-def tensorrt_builds() -> Callable[..., None]:
-    """Builds a model with its functions, and inlined, with every axis dynamic."""
+def build_with_tensorrt() -> Callable[..., None]:
+    """Return a function that builds a model with its functions and inlined, with dynamic axes."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     from onnx.inliner import inline_local_functions
 
@@ -26,30 +26,30 @@ def tensorrt_builds() -> Callable[..., None]:
         profiles = [Profile(dict.fromkeys(axes, (1, 4, 32)))]
         for graph in (model, inline_local_functions(model)):
             source = graph.SerializeToString()
-            assert build_engine(load_tensorrt(rtx=True), source, spec, profiles, BuildConfig(), lambda *said: None)
+            assert build_engine(load_tensorrt(rtx=True), source, spec, profiles, BuildConfig(), lambda *messages: None)
 
     return build
 
 
 @pytest.fixture(scope="session")
-def runs_as_torch() -> Callable[..., None]:
-    """Traces a module, which must call the one op `op`, and runs it beside torch at many sizes, the zeros exact."""
+def check_against_torch() -> Callable[..., None]:
+    """Return a function that traces a module, which must call only `op`, and compares it with torch at many sizes."""
     import onnxruntime
     import torch
 
     from edge_attn.export.trace import trace
 
-    def run(module: Any, spec: GraphSpec, given: Callable[..., Sequence[Any]], op: str) -> None:
-        model = trace(module, spec, given(2, 3, 5))
+    def check(module: Any, spec: GraphSpec, make_inputs: Callable[..., Sequence[Any]], op: str) -> None:
+        model = trace(module, spec, make_inputs(2, 3, 5))
         assert [node.op_type for node in model.graph.node if node.domain == "edge_attn"] == [op]
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         for sizes in ((1, 1, 1), (2, 5, 3), (4, 2, 3), (4, 2, 30)):
-            tensors = given(*sizes)
+            tensors = make_inputs(*sizes)
             feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, tensors, strict=True)}
             with torch.no_grad():
-                wanted = module(*tensors)
-            for ours, theirs in zip(session.run(None, feed), wanted, strict=True):
+                expected = module(*tensors)
+            for ours, theirs in zip(session.run(None, feed), expected, strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
                 assert ((ours == 0) == (theirs.numpy() == 0)).all()
 
-    return run
+    return check

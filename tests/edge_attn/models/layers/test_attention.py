@@ -1,4 +1,4 @@
-"""Attention modules: each is its equation, and remembers weights, never a sentence."""
+"""Attention layers: each follows its equation and has no state of a sentence."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VALUE = {
     "keras-additive": HIDDEN,
     "none": 7,
 }
-"""The value size: e = s^T h needs states and values of one size, a projection does not."""
+"""Value size of each kind: e = s^T h needs queries and values of the same size, a projection does not."""
 SOFT = [name for name in VALUE if name != "none"]
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
 
@@ -48,12 +48,12 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
 
 def attention(name: str) -> nn.Module:
     torch.manual_seed(0)
-    made: nn.Module = resolve("attention", ATTENTIONS, name)(HIDDEN, VALUE[name], ATTN)
-    return made.double()
+    module: nn.Module = resolve("attention", ATTENTIONS, name)(HIDDEN, VALUE[name], ATTN)
+    return module.double()
 
 
 def sentence(name: str, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """query, values and the encoder's summary."""
+    """Return query, values and the encoder's summary."""
     return (
         random_tensor(3, 2, HIDDEN, seed=seed),
         random_tensor(3, SRC, VALUE[name], seed=seed + 1),
@@ -67,7 +67,7 @@ def attend(module: Any, query: Tensor, values: Tensor, summary: Tensor) -> tuple
 
 
 def equation(module: nn.Module, query: Tensor, values: Tensor) -> tuple[np.ndarray, ...]:
-    """What the paper says, from the module's weights and the op's float64 oracle."""
+    """Return context and weights of the paper's equation, from the op's float64 oracle and the layer's weights."""
     p = {name: value.detach().numpy() for name, value in module.named_parameters()}
     s, h, mask = query.numpy(), values.numpy(), MASK.numpy()
     match module:
@@ -96,26 +96,26 @@ def equation(module: nn.Module, query: Tensor, values: Tensor) -> tuple[np.ndarr
     raise AssertionError(f"{type(module).__name__} has no equation here")
 
 
-def test_every_row_of_the_table_is_tested_here_or_in_a_file_of_its_own() -> None:
+def test_every_kind_has_a_test_file() -> None:
     files = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
-    elsewhere = {row.partition(":")[0].rpartition(".")[2] for row in ATTENTIONS.values()} - {"attention"}
-    assert elsewhere <= files
+    modules = {row.partition(":")[0].rpartition(".")[2] for row in ATTENTIONS.values()} - {"attention"}
+    assert modules <= files
     assert {name for name, row in ATTENTIONS.items() if ".attention:" in row} <= VALUE.keys() <= ATTENTIONS.keys()
 
 
 @pytest.mark.parametrize("name", SOFT)
 @torch.no_grad()
-def test_a_module_says_its_equation(name: str) -> None:
+def test_layer_follows_its_equation(name: str) -> None:
     module, (query, values, summary) = attention(name), sentence(name)
     context, weights = attend(module, query, values, summary)
-    wanted_context, wanted_weights = equation(module, query, values)
-    np.testing.assert_allclose(context, wanted_context, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(weights, wanted_weights, rtol=1e-12, atol=1e-12)
+    expected_context, expected_weights = equation(module, query, values)
+    np.testing.assert_allclose(context, expected_context, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SOFT)
 @torch.no_grad()
-def test_weights_sum_to_one_over_real_tokens_and_are_zero_elsewhere(name: str) -> None:
+def test_weights_sum_to_one_over_real_tokens(name: str) -> None:
     context, weights = attend(attention(name), *sentence(name))
     assert context.shape == (3, 2, VALUE[name])
     assert weights.shape == (3, 2, SRC)
@@ -125,7 +125,7 @@ def test_weights_sum_to_one_over_real_tokens_and_are_zero_elsewhere(name: str) -
 
 
 @pytest.mark.parametrize("name", SOFT)
-def test_gradients_are_right_and_reach_every_parameter(name: str) -> None:
+def test_gradients_are_correct_and_reach_every_parameter(name: str) -> None:
     module, (query, values, summary) = attention(name), sentence(name)
     inputs = (query.requires_grad_(), values.requires_grad_())
     assert torch.autograd.gradcheck(lambda q, h: attend(module, q, h, summary), inputs)
@@ -139,7 +139,7 @@ def test_gradients_are_right_and_reach_every_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOFT)
 @torch.no_grad()
-def test_steps_one_at_a_time_say_what_all_say_together(name: str) -> None:
+def test_single_steps_equal_all_steps(name: str) -> None:
     module, (query, values, summary) = attention(name), sentence(name)
     memory = module.prepare(values, MASK, summary)
     context, weights = module(query, memory)
@@ -149,8 +149,8 @@ def test_steps_one_at_a_time_say_what_all_say_together(name: str) -> None:
 
 @pytest.mark.parametrize("name", VALUE)
 @torch.no_grad()
-def test_a_module_remembers_no_sentence(name: str) -> None:
-    """Two sentences may be read in any order, their memories kept side by side."""
+def test_layer_has_no_state_of_a_sentence(name: str) -> None:
+    """Two memories can be used in any order."""
     module, (query, first, summary) = attention(name), sentence(name)
     _, second, other_summary = sentence(name, seed=10)
     attributes, weights = set(vars(module)), {key: value.clone() for key, value in module.state_dict().items()}
@@ -164,7 +164,7 @@ def test_a_module_remembers_no_sentence(name: str) -> None:
 
 
 @torch.no_grad()
-def test_no_attention_gives_the_summary_at_every_step_and_no_weights() -> None:
+def test_no_attention_returns_the_summary_without_weights() -> None:
     module, (query, values, summary) = attention("none"), sentence("none")
     context, weights = module(query, module.prepare(values, MASK, summary))
     assert weights is None

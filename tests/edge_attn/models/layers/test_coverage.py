@@ -1,4 +1,4 @@
-"""Coverage: a state that sums the weights, and a feature of the energy, around every score that has one."""
+"""Coverage: its state is the sum of the weights, and it is a feature of every score's energy."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import encoder_decoder_graphs
-from edge_attn.models.layers.attention import Additive, Attention, Memory, State
+from edge_attn.models.layers.attention import Additive, Memory, State
 from edge_attn.models.layers.coverage import Coverage
 from edge_attn.models.layers.normalizers import NORMALIZERS, context_and_weights
 from edge_attn.models.seq2seq import Seq2Seq, make_attention
 from edge_attn.ops import masked_softmax
 from edge_attn.parity import golden, recorder
-from edge_attn.reference import ModelReferences
+from edge_attn.reference import Reference
 from edge_attn.registry import ATTENTIONS, resolve
 
 torch.set_num_threads(1)
 
 SIZE, ATTN, SRC, TGT = 6, 5, 4, 2
 WITHOUT = {"none", "pooling", "multi-head"}
-"""What has no energy of each source position."""
+"""Kinds without an energy for each source position."""
 SCORES = [name for name in ATTENTIONS if name not in WITHOUT]
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
 STEPS = 3
@@ -38,22 +38,22 @@ def config(name: str, **options: Any) -> Seq2SeqConfig:
 
 
 def coverage(name: str, weight: float = -0.7, **options: Any) -> Coverage:
-    """With a weight that is not the starting one."""
+    """Return a coverage layer with the weight w_c."""
     torch.manual_seed(0)
-    made = make_attention(config(name, **options), SIZE, SIZE)
-    assert isinstance(made, Coverage)
-    torch.nn.init.constant_(made.w, weight)
-    return made.double()
+    module = make_attention(config(name, **options), SIZE, SIZE)
+    assert isinstance(module, Coverage)
+    torch.nn.init.constant_(module.w, weight)
+    return module.double()
 
 
 def sentence() -> tuple[list[Tensor], Tensor]:
-    """The queries of each step, and the values."""
+    """Return the queries of each step, and the values."""
     torch.manual_seed(1)
     return [torch.randn(3, TGT, SIZE).double() for _ in range(STEPS)], torch.randn(3, SRC, SIZE).double()
 
 
 def steps(module: Coverage, queries: list[Tensor], memory: Memory) -> tuple[list[Tensor], list[Tensor], State]:
-    """Contexts and weights of each step, and the state after the last; every query has a coverage of its own."""
+    """Return contexts and weights of each step, and the last state; every query has its own coverage."""
     state = {name: tensor.expand(-1, TGT, -1) for name, tensor in module.start(memory).items()}
     contexts, weights = [], []
     for query in queries:
@@ -66,7 +66,7 @@ def steps(module: Coverage, queries: list[Tensor], memory: Memory) -> tuple[list
 
 @pytest.mark.parametrize("name", SCORES)
 @torch.no_grad()
-def test_the_first_step_is_that_of_the_score_alone(name: str) -> None:
+def test_first_step_equals_the_score(name: str) -> None:
     module, (queries, values) = coverage(name), sentence()
     memory = module.prepare(values, MASK, values[:, 0])
     torch.testing.assert_close(module(queries[0], memory), module.score(queries[0], memory))
@@ -74,9 +74,9 @@ def test_the_first_step_is_that_of_the_score_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 @torch.no_grad()
-def test_a_weight_of_zero_with_which_training_starts_changes_nothing(name: str) -> None:
-    started = make_attention(config(name), SIZE, SIZE)
-    assert (started.w == 0).all()
+def test_initial_weight_of_zero_changes_nothing(name: str) -> None:
+    untrained = make_attention(config(name), SIZE, SIZE)
+    assert (untrained.w == 0).all()
     module, (queries, values) = coverage(name, weight=0.0), sentence()
     memory = module.prepare(values, MASK, values[:, 0])
     for query, context in zip(queries, steps(module, queries, memory)[0], strict=True):
@@ -86,7 +86,7 @@ def test_a_weight_of_zero_with_which_training_starts_changes_nothing(name: str) 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("name", SCORES)
 @torch.no_grad()
-def test_the_state_is_the_sum_of_the_weights_so_far(name: str, normalizer: str) -> None:
+def test_state_is_the_sum_of_the_weights(name: str, normalizer: str) -> None:
     module, (queries, values) = coverage(name, normalizer=normalizer), sentence()
     memory = module.prepare(values, MASK, values[:, 0])
     assert {key: tuple(value.shape) for key, value in module.start(memory).items()} == {"coverage": (3, 1, SRC)}
@@ -97,7 +97,7 @@ def test_the_state_is_the_sum_of_the_weights_so_far(name: str, normalizer: str) 
 
 
 def equation(module: Coverage, query: np.ndarray, values: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """The weights by See et al. 2017, equation 11, from the additive score's own weights."""
+    """Return the weights of See et al. 2017, equation 11, from the parameters of the additive score."""
     p = {name: value.detach().numpy() for name, value in module.named_parameters()}
     keys = values @ p["score.keys.weight"].T + p["score.keys.bias"]
     inner = (query @ p["score.query.weight"].T)[:, :, None] + keys[:, None] + covered[..., None] * p["w"]
@@ -105,21 +105,21 @@ def equation(module: Coverage, query: np.ndarray, values: np.ndarray, covered: n
 
 
 @torch.no_grad()
-def test_an_additive_score_has_the_feature_inside_its_tanh() -> None:
+def test_additive_score_adds_the_feature_inside_its_tanh() -> None:
     module, (queries, values) = coverage("additive"), sentence()
     torch.nn.init.uniform_(module.w, -2, 2)
     _, weights, _ = steps(module, queries, module.prepare(values, MASK, values[:, 0]))
     covered = np.zeros((3, TGT, SRC))
     for query, ours in zip(queries, weights, strict=True):
-        wanted = equation(module, query.numpy(), values.numpy(), covered)
-        np.testing.assert_allclose(ours, wanted, rtol=1e-12, atol=1e-12)
-        covered = covered + wanted
+        expected = equation(module, query.numpy(), values.numpy(), covered)
+        np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+        covered = covered + expected
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("name", [name for name in SCORES if name not in ("additive", "concat")])
 @torch.no_grad()
-def test_every_other_score_has_it_added_to_its_energy(name: str, normalizer: str) -> None:
+def test_other_scores_add_the_feature_to_the_energy(name: str, normalizer: str) -> None:
     module, (queries, values) = coverage(name, normalizer=normalizer), sentence()
     memory = module.prepare(values, MASK, values[:, 0])
     covered = torch.zeros(3, TGT, SRC).double()
@@ -132,20 +132,20 @@ def test_every_other_score_has_it_added_to_its_energy(name: str, normalizer: str
 
 @pytest.mark.parametrize("name", SCORES)
 @torch.no_grad()
-def test_a_query_hears_only_of_its_own_coverage(name: str) -> None:
-    """Beams are queries: each goes on alone with what it attended to."""
+def test_queries_have_independent_coverage(name: str) -> None:
+    """Beams are queries: each has its own state."""
     module, (queries, values) = coverage(name), sentence()
     memory = module.prepare(values, MASK, values[:, 0])
     together, _, _ = steps(module, queries, memory)
     for t in range(TGT):
         state = module.start(memory)
-        for query, whole in zip(queries, together, strict=True):
+        for query, all_contexts in zip(queries, together, strict=True):
             context, _, state = module.step(query[:, t : t + 1], memory, state)
-            torch.testing.assert_close(context, whole[:, t : t + 1])
+            torch.testing.assert_close(context, all_contexts[:, t : t + 1])
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_gradients_are_right_and_reach_every_parameter(name: str) -> None:
+def test_gradients_are_correct_and_reach_every_parameter(name: str) -> None:
     module, (queries, values) = coverage(name), sentence()
 
     def last_context(values: Tensor) -> Tensor:
@@ -161,54 +161,54 @@ def test_gradients_are_right_and_reach_every_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 @torch.no_grad()
-def test_folded_contexts_are_those_multiplied_by_the_weight(name: str) -> None:
+def test_projected_values_give_projected_contexts(name: str) -> None:
     module, (queries, values) = coverage(name), sentence()
     memory, weight = module.prepare(values, MASK, values[:, 0]), torch.randn(2, SIZE).double()
-    folded = module.project_values(memory, weight)
-    assert folded is not None
+    projected = module.project_values(memory, weight)
+    assert projected is not None
     contexts, weights, _ = steps(module, queries, memory)
-    torch.testing.assert_close(steps(module, queries, folded)[:2], ([c @ weight.T for c in contexts], weights))
+    torch.testing.assert_close(steps(module, queries, projected)[:2], ([c @ weight.T for c in contexts], weights))
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT & ATTENTIONS.keys()))
-def test_an_attention_without_energies_is_refused(name: str) -> None:
-    assert resolve("attention", ATTENTIONS, name).energy is Attention.energy
+def test_attention_without_energy_is_refused(name: str) -> None:
+    assert not resolve("attention", ATTENTIONS, name).has_energy
     with pytest.raises(ConfigError, match=f"attention = '{name}' has no energy for each source position"):
         make_attention(config(name, heads=2, attention_size=4), SIZE, SIZE)
 
 
-def test_an_additive_score_has_a_vector_and_every_other_a_number() -> None:
+def test_weight_is_a_vector_for_additive_and_a_number_for_others() -> None:
     shapes = {name: tuple(coverage(name).w.shape) for name in SCORES}
     additive = [name for name in SCORES if resolve("attention", ATTENTIONS, name) is Additive]
     assert shapes == {name: (ATTN,) if name in additive else () for name in SCORES}
 
 
 @pytest.mark.parametrize(("name", "when"), [("additive", "before"), ("location", "after"), ("keras-concat", "before")])
-def test_a_model_with_coverage_and_input_feeding_exports_both_as_state(name: str, when: str) -> None:
-    """`graph_model` holds each graph to torch at other sizes; the state is reordered by parents in it."""
+def test_coverage_and_input_feeding_are_exported_states(name: str, when: str) -> None:
+    """`graph_model` compares each graph with torch at other sizes; the graph reorders the state by parents."""
     torch.manual_seed(0)
     model = Seq2Seq(config(name, input_feeding=True, attend=when, cell="lstm"), 12, 12)
     torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
-    made = encoder_decoder_graphs(model, candidates=4)
-    encoder, step = made["encoder"].spec, made["step"].spec
-    starts = {t.name: t.shape for t in encoder.outputs if t.name.startswith("state.")}
-    assert starts["state.attention.coverage"] == ("batch", 1, "src")
-    assert starts["state.feed"] == ("batch", 1, SIZE)
+    modules = encoder_decoder_graphs(model, candidates=4)
+    encoder, step = modules["encoder"].spec, modules["step"].spec
+    initial = {t.name: t.shape for t in encoder.outputs if t.name.startswith("state.")}
+    assert initial["state.attention.coverage"] == ("batch", 1, "src")
+    assert initial["state.feed"] == ("batch", 1, SIZE)
     following = {t.name: t.shape for t in step.outputs if t.name.startswith("next_state.")}
     assert following["next_state.attention.coverage"] == ("batch", "beam", "src")
-    for graph, module in made.items():
+    for graph, module in modules.items():
         graph_model(graph, module, module.spec)
 
 
 @pytest.mark.parametrize("name", ["additive", "location"])
-def test_what_golden_data_says_of_coverage_depends_neither_on_padding_nor_on_neighbours(name: str) -> None:
-    """Its state has a column for each source token: of a short sentence in a batch only its own count."""
+def test_golden_coverage_is_independent_of_batch_and_padding(name: str) -> None:
+    """The state has a column for each source token; columns of padding do not count."""
     torch.manual_seed(0)
     model = Seq2Seq(config(name, input_feeding=True), 12, 12)
     torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
     sources, targets = [[4, 5, 6, 7, 8, 9, 3], [10, 3], [5, 5, 6, 3]], [[4, 5], [6, 7, 8], []]
-    together = recorder.run_teacher_forced(ModelReferences(model).reference, sources, targets)
-    alone = recorder.run_teacher_forced(ModelReferences(model).reference, sources, targets, batch=1)
+    together = recorder.run_teacher_forced(Reference(model), sources, targets)
+    alone = recorder.run_teacher_forced(Reference(model), sources, targets, batch=1)
     for one, other, source, target in zip(together, alone, sources, targets, strict=True):
         assert one.encoder["state.attention.coverage"].shape == (len(source), 1)
         assert one.states["next_state.attention.coverage"].shape == (len(target) + 1, golden.PROJECTIONS)

@@ -1,4 +1,4 @@
-"""Hard attention: one position at inference, seeded samples in training, and the gradients of either estimator."""
+"""Hard attention: one position at inference, seeded samples in training, and gradients of both estimators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 HIDDEN, ATTN, SRC = 6, 5, 4
 SCORES = {"dot": HIDDEN, "general": 7, "concat": 7, "scaled": HIDDEN}
-"""Value sizes."""
+"""Value size of each score."""
 MASK = torch.arange(SRC) < torch.tensor([[SRC], [3], [0]])
 
 
@@ -44,22 +44,22 @@ def softmax_of(module: Hard, query: Tensor, memory: Memory) -> Tensor:
     return torch_ops.masked_softmax(module.score.energy(query, memory), MASK[:, None, :])
 
 
-# ---- at inference
+# ---- inference
 
 
 @pytest.mark.parametrize("training", TRAININGS)
 @pytest.mark.parametrize("score", SCORES)
 @torch.no_grad()
-def test_at_inference_a_module_takes_the_largest_energy_and_remembers_nothing(score: str, training: str) -> None:
+def test_inference_takes_the_largest_energy(score: str, training: str) -> None:
     module = hard(score, training).eval()
     query, memory = sentence(module, score)
     assert module.start(memory) == {}
     context, weights, state = module.step(query, memory, {})
-    wanted = hard_op.oracle(
+    expected = hard_op.oracle(
         module.score.energy(query, memory).numpy(), memory["values"].numpy(), MASK[:, None, :].numpy()
     )
-    np.testing.assert_allclose(context, wanted[0], rtol=1e-12)
-    np.testing.assert_array_equal(weights, wanted[1])
+    np.testing.assert_allclose(context, expected[0], rtol=1e-12)
+    np.testing.assert_array_equal(weights, expected[1])
     assert state == {}
     torch.testing.assert_close(module(query, memory), (context, weights))
     assert all(torch.equal(context[b, t], memory["values"][b, weights[b, t].argmax()]) for b in (0, 1) for t in (0, 1))
@@ -67,7 +67,7 @@ def test_at_inference_a_module_takes_the_largest_energy_and_remembers_nothing(sc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @torch.no_grad()
-def test_the_first_of_equals_is_chosen_and_padding_never(dtype: torch.dtype) -> None:
+def test_first_of_equal_energies_is_chosen(dtype: torch.dtype) -> None:
     energy = torch.tensor([[[1.0, 3.0, 3.0, 3.0], [2.0, 2.0, 1.0, 9.0], [9.0, -8.0, -8.0, 9.0]]], dtype=dtype)
     mask = torch.tensor([[[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 0]]], dtype=torch.bool)
     _, weights = hard_attention(energy, torch.eye(4, dtype=dtype)[None], mask)
@@ -78,7 +78,7 @@ def test_the_first_of_equals_is_chosen_and_padding_never(dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("training", TRAININGS)
-def test_in_training_samples_follow_the_softmax(training: str) -> None:
+def test_training_samples_follow_the_softmax(training: str) -> None:
     module = hard("general", training).train()
     query, memory = sentence(module, "general")
     counts, draws = torch.zeros(3, 2, SRC).double(), 4000
@@ -95,24 +95,24 @@ def test_in_training_samples_follow_the_softmax(training: str) -> None:
 
 
 @pytest.mark.parametrize("training", TRAININGS)
-def test_samples_are_those_of_the_seed(training: str) -> None:
+def test_samples_depend_on_the_seed(training: str) -> None:
     module = hard("concat", training).train()
     query, memory = sentence(module, "concat", tgt=50)
 
-    def drawn(seed: int) -> Tensor:
+    def sample(seed: int) -> Tensor:
         torch.manual_seed(seed)
         weights: Tensor = module(query, memory)[1]
         return weights.detach()
 
-    assert torch.equal(drawn(1), drawn(1))
-    assert not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(sample(1), sample(1))
+    assert not torch.equal(sample(1), sample(2))
 
 
 # ---- gradients
 
 
 @pytest.mark.parametrize("mask", [MASK[:, None, :], MASK[:, None, :].expand(-1, 2, -1)])
-def test_the_gradient_of_the_op_is_that_of_the_softmax(mask: Tensor) -> None:
+def test_op_has_the_gradient_of_the_softmax(mask: Tensor) -> None:
     energy, values = random_tensor(3, 2, SRC, seed=1).requires_grad_(), random_tensor(3, SRC, 5, seed=2)
     downstream, on_weights = random_tensor(3, 2, 5, seed=3), random_tensor(3, 2, SRC, seed=4)
 
@@ -120,16 +120,16 @@ def test_the_gradient_of_the_op_is_that_of_the_softmax(mask: Tensor) -> None:
         return (context * downstream).sum() + (weights * on_weights).sum()
 
     soft = torch_ops.masked_softmax(energy, mask)
-    (wanted,) = torch.autograd.grad(loss(soft @ values, soft), energy)
-    (given,) = torch.autograd.grad(loss(*hard_attention(energy, values, mask)), energy)
-    torch.testing.assert_close(given, wanted)
-    assert (given[2] == 0).all()
-    assert (given[1, :, 3] == 0).all()
+    (expected,) = torch.autograd.grad(loss(soft @ values, soft), energy)
+    (actual,) = torch.autograd.grad(loss(*hard_attention(energy, values, mask)), energy)
+    torch.testing.assert_close(actual, expected)
+    assert (actual[2] == 0).all()
+    assert (actual[1, :, 3] == 0).all()
 
 
 @pytest.mark.parametrize("score", ["general", "concat"])
 @pytest.mark.parametrize("training", TRAININGS)
-def test_gradients_reach_every_parameter_and_padding_gets_none(training: str, score: str) -> None:
+def test_gradients_reach_every_parameter_but_no_padding(training: str, score: str) -> None:
     module = hard(score, training).train()
     query = random_tensor(3, 2, HIDDEN, seed=1)
     values = random_tensor(3, SRC, SCORES[score], seed=2).requires_grad_()
@@ -146,7 +146,7 @@ def test_gradients_reach_every_parameter_and_padding_gets_none(training: str, sc
         assert (value.grad != 0).any(), parameter
 
 
-def test_by_reward_no_gradient_passes_through_the_choice() -> None:
+def test_reinforce_passes_no_gradient_through_the_choice() -> None:
     module = hard("general", "reinforce").train()
     query, memory = sentence(module, "general")
     query.requires_grad_()
@@ -157,25 +157,25 @@ def test_by_reward_no_gradient_passes_through_the_choice() -> None:
     assert torch.autograd.grad(state["choice"].sum(), query)[0] is not None
 
 
-def test_the_choice_is_the_log_probability_of_what_was_chosen() -> None:
+def test_choice_is_its_log_probability() -> None:
     module = hard("general", "reinforce").train()
     query, memory = sentence(module, "general")
     _, weights, state = module.step(query, memory, {})
     assert weights is not None
-    wanted = (softmax_of(module, query, memory) * weights).sum(-1, keepdim=True)
+    expected = (softmax_of(module, query, memory) * weights).sum(-1, keepdim=True)
     assert state.keys() == {"choice"}
-    torch.testing.assert_close(state["choice"][:2].exp(), wanted[:2])
+    torch.testing.assert_close(state["choice"][:2].exp(), expected[:2])
     assert (state["choice"][2] == 0).all()
 
 
-def test_rewarded_samples_estimate_the_gradient_of_the_expected_reward() -> None:
-    """The mean of (r - b) d log pi is d E[r], whatever b is (Williams 1992)."""
+def test_samples_estimate_the_gradient_of_the_reward() -> None:
+    """The mean of (r - b) d log pi is d E[r] for every b (Williams 1992)."""
     module = hard("general", "reinforce").train()
     query, memory = sentence(module, "general", tgt=1)
     rewards = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     weight = next(module.score.parameters())
-    expected = (softmax_of(module, query, memory)[0] @ rewards).sum()
-    (wanted,) = torch.autograd.grad(expected, weight, retain_graph=True)
+    expected_reward = (softmax_of(module, query, memory)[0] @ rewards).sum()
+    (expected,) = torch.autograd.grad(expected_reward, weight, retain_graph=True)
     query = query[:1].expand(20000, -1, -1)
     memory = {name: tensor[:1].expand(20000, *tensor.shape[1:]) for name, tensor in memory.items()}
     for baseline in (0.0, 1.5):
@@ -183,11 +183,11 @@ def test_rewarded_samples_estimate_the_gradient_of_the_expected_reward() -> None
         _, weights, state = module.step(query, memory, {})
         assert weights is not None
         advantage = (weights @ rewards)[:, :, None] - baseline
-        (found,) = torch.autograd.grad((advantage * state["choice"]).mean(), weight, retain_graph=True)
-        assert (found - wanted).norm() < 0.1 * wanted.norm()
+        (actual,) = torch.autograd.grad((advantage * state["choice"]).mean(), weight, retain_graph=True)
+        assert (actual - expected).norm() < 0.1 * expected.norm()
 
 
-def test_an_unknown_training_is_one_sentence() -> None:
+def test_unknown_training_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"^hard_training must be one of straight-through, reinforce, got 'evolution'$"
     ):
@@ -197,7 +197,7 @@ def test_an_unknown_training_is_one_sentence() -> None:
 # ---- export
 
 
-class Whole(nn.Module):
+class HardLayer(nn.Module):
     def __init__(self, module: Attention) -> None:
         super().__init__()
         self.module = module
@@ -208,7 +208,7 @@ class Whole(nn.Module):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_hard_attention_exports_as_one_node_and_runs_at_other_sizes(score: str, runs_as_torch: Any) -> None:
+def test_export_is_one_node_and_equals_torch(score: str, check_against_torch: Any) -> None:
     module = hard(score).float().eval()
     spec = GraphSpec(
         "attention.onnx",
@@ -223,8 +223,8 @@ def test_hard_attention_exports_as_one_node_and_runs_at_other_sizes(score: str, 
         ),
     )
 
-    def given(batch: int, tgt: int, src: int) -> list[Tensor]:
+    def make_inputs(batch: int, tgt: int, src: int) -> list[Tensor]:
         floats = random_tensor(batch, tgt, HIDDEN, seed=1), random_tensor(batch, src, SCORES[score], seed=2)
         return [*(tensor.float() for tensor in floats), torch.arange(src) < torch.arange(src, src - batch, -1)[:, None]]
 
-    runs_as_torch(Whole(module), spec, given, "HardAttention")
+    check_against_torch(HardLayer(module), spec, make_inputs, "HardAttention")

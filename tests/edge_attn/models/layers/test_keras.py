@@ -1,4 +1,4 @@
-"""Keras' attention layers: equal to Keras itself, on its torch backend, for every option, mask and empty row."""
+"""Keras' attention layers equal Keras on its torch backend, for every option and mask."""
 
 from __future__ import annotations
 
@@ -38,53 +38,53 @@ VALUE_MASKS = {
     "late": [[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 1]],
     "some rows": [[0, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]],
 }
-"""With the causal mask, `late` has queries without a key too."""
+"""With the causal mask `late` has queries without a key too."""
 QUERY_MASKS = {"none": None, "ragged": [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]}
 
 
 def layer(kind: str, keras_empty_rows: bool) -> KerasLayer:
-    """With weights that are none of the starting ones."""
+    """Return a layer with random weights."""
     torch.manual_seed(len(kind))
-    made, options = KINDS[kind]
-    sizes = {"size": SIZE} if made is KerasAdditiveAttention else {}
-    module: KerasLayer = made(**sizes, **options, keras_empty_rows=keras_empty_rows)
+    layer_class, options = KINDS[kind]
+    sizes = {"size": SIZE} if layer_class is KerasAdditiveAttention else {}
+    module: KerasLayer = layer_class(**sizes, **options, keras_empty_rows=keras_empty_rows)
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -1.5, 1.5)
     return module
 
 
-def given(own_key: bool, value_mask: str, query_mask: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def make_inputs(own_key: bool, value_mask: str, query_mask: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     shapes = {"query": (BATCH, TGT, SIZE), "value": (BATCH, SRC, SIZE), "key": (BATCH, SRC, SIZE)}
-    made: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         name: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for name, shape in shapes.items()
     }
-    made["key"] = made["key"] if own_key else None
+    inputs["key"] = inputs["key"] if own_key else None
     for name, mask in (("query_mask", QUERY_MASKS[query_mask]), ("value_mask", VALUE_MASKS[value_mask])):
-        made[name] = None if mask is None else torch.tensor(mask, dtype=torch.bool)
-    return made
+        inputs[name] = None if mask is None else torch.tensor(mask, dtype=torch.bool)
+    return inputs
 
 
-def keras_says(keras: Any, module: KerasLayer, kind: str, causal: bool, inputs: dict[str, Any]) -> list[Tensor]:
-    """What Keras' own layer says with the weights of `module`."""
-    made, options = KINDS[kind]
-    name = {KerasAttention: "Attention", KerasAdditiveAttention: "AdditiveAttention"}[made]
+def keras_outputs(keras: Any, module: KerasLayer, kind: str, causal: bool, inputs: dict[str, Any]) -> list[Tensor]:
+    """Return context and weights of Keras' layer with the weights of `module`."""
+    layer_class, options = KINDS[kind]
+    name = {KerasAttention: "Attention", KerasAdditiveAttention: "AdditiveAttention"}[layer_class]
     theirs = getattr(keras.layers, name)(**options)
     tensors = [inputs[key] for key in ("query", "value", "key") if inputs[key] is not None]
     theirs.build([tensor.shape for tensor in tensors])
     theirs.set_weights([parameter.detach().numpy() for parameter in module.parameters()])
     mask = [inputs["query_mask"], inputs["value_mask"]]
-    said = theirs(
+    outputs = theirs(
         tensors,
         mask=None if mask == [None, None] else mask,
         return_attention_scores=True,
         use_causal_mask=causal,
     )
-    return [tensor.detach() for tensor in said]
+    return [tensor.detach() for tensor in outputs]
 
 
 def empty_rows(inputs: dict[str, Any], causal: bool) -> Tensor:
-    """(batch, tgt): the queries whose keys are all masked."""
+    """Return the queries whose keys are all masked (batch, tgt)."""
     mask = torch.ones(BATCH, TGT, SRC, dtype=torch.bool)
     if inputs["value_mask"] is not None:
         mask = mask & inputs["value_mask"][:, None, :]
@@ -99,33 +99,33 @@ def empty_rows(inputs: dict[str, Any], causal: bool) -> Tensor:
 @pytest.mark.parametrize("own_key", [False, True], ids=["no key", "key"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_layer_is_equal_to_keras_itself(
+def test_layer_equals_keras(
     keras: Any, kind: str, own_key: bool, value_mask: str, query_mask: str, causal: bool
 ) -> None:
-    module, inputs = layer(kind, keras_empty_rows=True), given(own_key, value_mask, query_mask)
-    wanted = keras_says(keras, module, kind, causal, inputs)
-    torch.testing.assert_close(list(module(**inputs, causal=causal)), wanted, rtol=0, atol=1e-6)
+    module, inputs = layer(kind, keras_empty_rows=True), make_inputs(own_key, value_mask, query_mask)
+    expected = keras_outputs(keras, module, kind, causal, inputs)
+    torch.testing.assert_close(list(module(**inputs, causal=causal)), expected, rtol=0, atol=1e-6)
 
     ours = layer(kind, keras_empty_rows=False)(**inputs, causal=causal)
     empty = empty_rows(inputs, causal)
     assert empty.any() == (value_mask == "some rows" or (causal and value_mask == "late"))
-    for actual, theirs in zip(ours, wanted, strict=True):
+    for actual, theirs in zip(ours, expected, strict=True):
         assert (actual[empty] == 0).all()
         torch.testing.assert_close(actual[~empty], theirs[~empty], rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
-def test_the_attribute_of_empty_rows_matters(keras: Any) -> None:
-    """Keras attends to masked keys where there is no other; the comparison above would see it."""
-    inputs = given(True, "some rows", "none")
-    wanted = keras_says(keras, layer("dot", True), "dot", False, inputs)
+def test_keras_attends_to_masked_keys_of_empty_rows(keras: Any) -> None:
+    """The test above would detect the difference."""
+    inputs = make_inputs(True, "some rows", "none")
+    expected = keras_outputs(keras, layer("dot", True), "dot", False, inputs)
     _, weights = layer("dot", keras_empty_rows=False)(**inputs)
-    assert (wanted[1][0].sum(-1) - 1).abs().max() < 1e-6
-    assert (wanted[1] - weights).abs().max() > 0.1
+    assert (expected[1][0].sum(-1) - 1).abs().max() < 1e-6
+    assert (expected[1] - weights).abs().max() > 0.1
 
 
 def equation(kind: str, module: KerasLayer, inputs: dict[str, Any], causal: bool) -> tuple[np.ndarray, ...]:
-    """The docstring's in float64 numpy."""
+    """Return context and weights of the equation in the docstring, in float64 numpy."""
     p = {name: value.detach().numpy() for name, value in module.named_parameters()}
     q, v, k = (inputs[name].numpy() for name in ("query", "value", "key"))
     scale = p.get("scale", 1.0)
@@ -145,16 +145,16 @@ def equation(kind: str, module: KerasLayer, inputs: dict[str, Any], causal: bool
 @pytest.mark.parametrize("value_mask", ["ragged", "late", "some rows"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_layer_says_its_equation(kind: str, value_mask: str, causal: bool) -> None:
-    module, inputs = layer(kind, False).double(), given(True, value_mask, "ragged", torch.float64)
+def test_layer_follows_its_equation(kind: str, value_mask: str, causal: bool) -> None:
+    module, inputs = layer(kind, False).double(), make_inputs(True, value_mask, "ragged", torch.float64)
     for ours, theirs in zip(module(**inputs, causal=causal), equation(kind, module, inputs, causal), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
         assert (ours.numpy()[theirs == 0] == 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_right_and_reach_every_parameter(kind: str) -> None:
-    module, inputs = layer(kind, False).double(), given(True, "some rows", "ragged", torch.float64)
+def test_gradients_are_correct_and_reach_every_parameter(kind: str) -> None:
+    module, inputs = layer(kind, False).double(), make_inputs(True, "some rows", "ragged", torch.float64)
     tensors = [inputs[name].requires_grad_() for name in ("query", "value", "key")]
     masks = (inputs["query_mask"], inputs["value_mask"])
     assert torch.autograd.gradcheck(lambda *t: module(*t, *masks), tensors)
@@ -166,8 +166,8 @@ def test_gradients_are_right_and_reach_every_parameter(kind: str) -> None:
         assert (parameter.grad != 0).all(), name
 
 
-class Whole(nn.Module):
-    """A user's own, around a layer with all that it can be given."""
+class MaskedLayer(nn.Module):
+    """A user's module that calls the layer with all of its inputs."""
 
     def __init__(self, inner: KerasLayer, causal: bool) -> None:
         super().__init__()
@@ -193,10 +193,8 @@ OUTPUTS = {"context": ("float32", ["batch", "tgt", 7]), "weights": ("float32", [
 @pytest.mark.parametrize(("causal", "keras_empty_rows"), [(False, False), (True, True)])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_layer_exports_and_runs_at_other_sizes(
-    kind: str, causal: bool, keras_empty_rows: bool, tmp_path: Path
-) -> None:
-    module = Whole(layer(kind, keras_empty_rows), causal)
+def test_export_equals_torch_at_other_sizes(kind: str, causal: bool, keras_empty_rows: bool, tmp_path: Path) -> None:
+    module = MaskedLayer(layer(kind, keras_empty_rows), causal)
     edge_attn.export_module(module, tmp_path / "keras.onnx", INPUTS, OUTPUTS)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -210,13 +208,13 @@ def test_a_layer_exports_and_runs_at_other_sizes(
             torch.rand(batch, src) < 0.7,
         ]
         inputs[4][0] = False
-        said = session.run(None, {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=True)})
-        for ours, theirs in zip(said, module(*inputs), strict=True):
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=True)})
+        for ours, theirs in zip(outputs, module(*inputs), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-        assert (said[1][0] == 0).all() != keras_empty_rows
+        assert (outputs[1][0] == 0).all() != keras_empty_rows
 
 
-def test_a_layer_without_masks_exports_by_itself(tmp_path: Path) -> None:
+def test_layer_without_masks_exports(tmp_path: Path) -> None:
     module = KerasAttention(score_mode="concat")
     inputs = {name: INPUTS[name] for name in ("query", "value")} | {"value": ("float32", ["batch", "src", SIZE])}
     outputs = {"context": ("float32", ["batch", "tgt", SIZE]), "weights": ("float32", ["batch", "tgt", "src"])}
@@ -224,19 +222,19 @@ def test_a_layer_without_masks_exports_by_itself(tmp_path: Path) -> None:
     assert (tmp_path / "keras.onnx").is_file()
 
 
-def test_a_score_mode_that_keras_does_not_have_is_refused() -> None:
+def test_unknown_score_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="score_mode must be one of dot, concat, got 'general'"):
         KerasAttention(score_mode="general")
 
 
-def test_sizes_that_differ_are_refused() -> None:
+def test_different_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match="got a query of size 6 and values of size 8; use 'general'"):
         KerasDot(6, 8, 4)
 
 
-def test_the_product_above_holds_every_combination() -> None:
-    """Of use_scale, score_mode and layer: whoever adds an option has to say so here."""
-    told = {(made, *sorted(options.items())) for made, options in KINDS.values()}
+def test_kinds_are_every_combination_of_options() -> None:
+    """A new option of use_scale, score_mode or layer must change this test."""
+    tested = {(layer_class, *sorted(options.items())) for layer_class, options in KINDS.values()}
     attention = itertools.product((False, True), ("dot", "concat"))
     every = {(KerasAttention, ("score_mode", mode), ("use_scale", scale)) for scale, mode in attention}
-    assert told == every | {(KerasAdditiveAttention, ("use_scale", scale)) for scale in (False, True)}
+    assert tested == every | {(KerasAdditiveAttention, ("use_scale", scale)) for scale in (False, True)}

@@ -1,4 +1,4 @@
-"""Local attention is a window over any score: where it stands, its edges, its gradients, and its export."""
+"""Local attention: the position and the edges of its window, gradients and export."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 HIDDEN, ATTN, SRC = 6, 5, 9
 SCORES = {"dot": HIDDEN, "general": 7, "concat": 7, "scaled": HIDDEN}
-"""Value sizes."""
+"""Value size of each score."""
 KINDS = ("local-m", "local-p")
 MASK = torch.arange(SRC) < torch.tensor([[SRC], [4], [0]])
 ORACLES = {"softmax": local_op.OP.oracle, "sparsemax": local_op.SPARSE_OP.oracle}
@@ -35,11 +35,11 @@ def random_tensor(*shape: int, seed: int) -> Tensor:
 def local(kind: str, score: str, window: int = 2, normalizer: str = "softmax") -> Local:
     torch.manual_seed(0)
     inner: Attention = resolve("attention", ATTENTIONS, score)(HIDDEN, SCORES[score], ATTN)
-    made = {
+    module = {
         "local-m": lambda: Monotonic(inner, window, normalizer),
         "local-p": lambda: Predictive(inner, window, HIDDEN, ATTN, normalizer),
     }[kind]()
-    return made.double()
+    return module.double()
 
 
 def sentence(module: Local, score: str, tgt: int = 3) -> tuple[Tensor, Memory]:
@@ -48,7 +48,7 @@ def sentence(module: Local, score: str, tgt: int = 3) -> tuple[Tensor, Memory]:
 
 
 def positions(module: Local, query: Tensor) -> np.ndarray:
-    """p_t as the paper says it."""
+    """Return p_t of the paper's equation."""
     if isinstance(module, Monotonic):
         return np.broadcast_to(np.arange(query.shape[1])[None, :, None], (*query.shape[:2], 1)).astype(np.float64)
     assert isinstance(module, Predictive)
@@ -62,16 +62,16 @@ def positions(module: Local, query: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_module_says_its_equation(kind: str, score: str, window: int, normalizer: str) -> None:
+def test_layer_follows_its_equation(kind: str, score: str, window: int, normalizer: str) -> None:
     module = local(kind, score, window, normalizer)
     query, memory = sentence(module, score)
     context, weights = module(query, memory)
-    wanted_context, wanted_weights = ORACLES[normalizer](
+    expected_context, expected_weights = ORACLES[normalizer](
         module.score.energy(query, memory).numpy(), positions(module, query), memory["values"].numpy(),
         MASK[:, None, :].numpy(), window=window, gaussian=int(kind == "local-p"),
     )  # fmt: skip
-    np.testing.assert_allclose(weights, wanted_weights, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(context, wanted_context, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(context, expected_context, rtol=1e-12, atol=1e-12)
     assert (context[2] == 0).all()
 
 
@@ -95,22 +95,22 @@ def test_a_module_says_its_equation(kind: str, score: str, window: int, normaliz
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @torch.no_grad()
-def test_the_window_holds_both_its_ends_and_ends_at_the_sentence(
+def test_window_includes_both_ends_within_the_sentence(
     position: float, window: int, inside: list[int], dtype: torch.dtype
 ) -> None:
     module = local("local-m", "dot", window).to(dtype)
     query, values = torch.zeros(1, 1, HIDDEN, dtype=dtype), random_tensor(1, SRC, HIDDEN, seed=2).to(dtype)
     memory = module.prepare(values, MASK[:1], values[:, 0])
     context, weights = module.attend_at(torch.full((1, 1, 1), position, dtype=dtype), query, memory)
-    wanted = torch.zeros(SRC, dtype=dtype)
-    wanted[inside] = 1 / max(1, len(inside))
-    torch.testing.assert_close(weights[0, 0], wanted)
-    torch.testing.assert_close(context[0, 0], wanted @ values[0])
-    assert ((weights[0, 0] == 0) == (wanted == 0)).all()
+    expected = torch.zeros(SRC, dtype=dtype)
+    expected[inside] = 1 / max(1, len(inside))
+    torch.testing.assert_close(weights[0, 0], expected)
+    torch.testing.assert_close(context[0, 0], expected @ values[0])
+    assert ((weights[0, 0] == 0) == (expected == 0)).all()
 
 
 @torch.no_grad()
-def test_the_gaussian_has_half_the_window_as_its_sigma_and_is_not_renormalised() -> None:
+def test_gaussian_has_sigma_of_half_the_window() -> None:
     module = local("local-p", "dot", window=4)
     values = random_tensor(1, SRC, HIDDEN, seed=2)
     memory = module.prepare(values, MASK[:1], values[:, 0])
@@ -122,8 +122,8 @@ def test_the_gaussian_has_half_the_window_as_its_sigma_and_is_not_renormalised()
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @torch.no_grad()
-def test_local_m_past_a_short_sentence_attends_to_nothing(normalizer: str) -> None:
-    """Four tokens, two on either side: the seventh target position sees none of them."""
+def test_local_m_after_the_sentence_has_zero_weights(normalizer: str) -> None:
+    """With four tokens and D = 2 the window of the seventh target position is outside the sentence."""
     module = local("local-m", "general", window=2, normalizer=normalizer)
     query, memory = sentence(module, "general", tgt=8)
     context, weights = module(query, memory)
@@ -133,7 +133,7 @@ def test_local_m_past_a_short_sentence_attends_to_nothing(normalizer: str) -> No
 
 
 @torch.no_grad()
-def test_local_p_stays_within_the_real_tokens() -> None:
+def test_local_p_is_within_the_real_tokens() -> None:
     module = local("local-p", "general")
     assert isinstance(module, Predictive)
     query, memory = sentence(module, "general", tgt=50)
@@ -149,7 +149,7 @@ def test_local_p_stays_within_the_real_tokens() -> None:
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_steps_one_at_a_time_say_what_all_say_together(kind: str, normalizer: str) -> None:
+def test_single_steps_equal_all_steps(kind: str, normalizer: str) -> None:
     module = local(kind, "concat", normalizer=normalizer)
     query, memory = sentence(module, "concat", tgt=4)
     context, weights = module(query, memory)
@@ -161,12 +161,12 @@ def test_steps_one_at_a_time_say_what_all_say_together(kind: str, normalizer: st
         before = {name: tensor.clone() for name, tensor in state.items()}
         one, one_weights, following = module.step(query[:, t : t + 1], memory, state)
         torch.testing.assert_close((one, one_weights), (context[:, t : t + 1], weights[:, t : t + 1]))
-        assert all(torch.equal(before[name], state[name]) for name in before)  # nothing is changed in place
+        assert all(torch.equal(before[name], state[name]) for name in before)  # the state is not changed in place
         state = following
 
 
 @torch.no_grad()
-def test_the_beams_of_local_m_stand_at_the_same_step() -> None:
+def test_beams_of_local_m_have_the_same_position() -> None:
     module = local("local-m", "dot")
     query, memory = sentence(module, "dot")
     position = torch.full((3, 3, 1), 2.0).double()
@@ -183,12 +183,12 @@ def test_the_beams_of_local_m_stand_at_the_same_step() -> None:
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_right_and_reach_every_parameter(kind: str, score: str, normalizer: str) -> None:
+def test_gradients_are_correct_and_reach_every_parameter(kind: str, score: str, normalizer: str) -> None:
     module = local(kind, score, window=3, normalizer=normalizer)
     query, memory = sentence(module, score)
     values = memory["values"]
     if normalizer == "sparsemax":
-        query = 0.1 * query  # a support of one key is flat
+        query = 0.1 * query  # a support of one key has gradient zero
 
     def attend(query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         context, weights = module(query, module.prepare(values, MASK, values[:, 0]))
@@ -224,7 +224,7 @@ class Step(nn.Module):
     [("dot", "softmax"), ("general", "softmax"), ("concat", "softmax"), ("general", "sparsemax")],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: str, normalizer: str) -> None:
+def test_exported_step_is_one_node_and_equals_torch(kind: str, score: str, normalizer: str) -> None:
     module = Step(local(kind, score, window=2, normalizer=normalizer).float())
     size = SCORES[score]
     spec = GraphSpec(
@@ -242,7 +242,7 @@ def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: st
         ),
     )
 
-    def given(batch: int, tgt: int, src: int) -> list[Tensor]:
+    def make_inputs(batch: int, tgt: int, src: int) -> list[Tensor]:
         mask = torch.arange(src) < torch.arange(src, src - batch, -1)[:, None]
         position = torch.randint(0, src + 4, (batch, tgt, 1), generator=torch.Generator().manual_seed(src))
         floats = random_tensor(batch, tgt, HIDDEN, seed=1), random_tensor(batch, src, size, seed=2)
@@ -252,12 +252,12 @@ def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: st
         with torch.no_grad():
             return [tensor.numpy() for tensor in module(*tensors)]
 
-    model = trace(module, spec, given(2, 3, 5))
+    model = trace(module, spec, make_inputs(2, 3, 5))
     name = {"softmax": "LocalAttention", "sparsemax": "SparseLocalAttention"}[normalizer]
     assert [node.op_type for node in model.graph.node if node.domain == "edge_attn"] == [name]
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for sizes in ((1, 1, 1), (2, 5, 3), (4, 2, 30)):
-        tensors = given(*sizes)
+        tensors = make_inputs(*sizes)
         feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, tensors, strict=True)}
         for ours, theirs in zip(session.run(None, feed), forward(*tensors), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -270,12 +270,12 @@ def test_a_step_exports_as_one_node_and_runs_at_other_sizes(kind: str, score: st
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("window", [0, -1])
-def test_a_window_below_one_is_one_sentence(kind: str, window: int) -> None:
+def test_window_below_one_is_refused(kind: str, window: int) -> None:
     with pytest.raises(ConfigError, match=f"^window must be at least 1, got {window}$"):
         local(kind, "dot", window)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_normaliser_is_one_sentence(kind: str) -> None:
+def test_unknown_normalizer_is_refused(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, got 'entmax'$"):
         local(kind, "dot", 2, "entmax")

@@ -1,4 +1,4 @@
-"""Location-based attention: decided by position alone, for sentences shorter and longer than W."""
+"""Location-based attention, for sentences shorter and longer than W."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 HIDDEN, VALUE, POSITIONS = 6, 5, 4
 SOURCES = (1, 3, POSITIONS, 7)
-"""Shorter than W, as long, longer."""
+"""Source lengths shorter than W, as long as W and longer."""
 
 
 def location() -> Location:
@@ -30,7 +30,7 @@ def location() -> Location:
 
 
 def sentence(src: int, tgt: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """query, values, mask: a full row, a row of one token, an empty row."""
+    """Return query, values and mask: a full row, a row of one token, an empty row."""
     torch.manual_seed(src)
     lengths = torch.tensor([src, 1, 0])
     query, values = torch.randn(3, tgt, HIDDEN).double(), torch.randn(3, src, VALUE).double()
@@ -39,28 +39,28 @@ def sentence(src: int, tgt: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("src", SOURCES)
 @torch.no_grad()
-def test_the_module_says_its_equation(src: int) -> None:
+def test_layer_follows_its_equation(src: int) -> None:
     module, (query, values, mask) = location(), sentence(src)
     context, weights = module(query, module.prepare(values, mask, values[:, 0]))
-    wanted = oracle(query.numpy(), module.w.numpy(), values.numpy(), mask.numpy())
-    np.testing.assert_allclose(context, wanted[0], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(weights, wanted[1], rtol=1e-12, atol=1e-12)
+    expected = oracle(query.numpy(), module.w.numpy(), values.numpy(), mask.numpy())
+    np.testing.assert_allclose(context, expected[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(weights, expected[1], rtol=1e-12, atol=1e-12)
     assert (weights[:, :, POSITIONS:] == 0).all()
     torch.testing.assert_close(weights[0].sum(-1), torch.ones(3).double())
 
 
-def test_the_oracle_says_luongs_equation() -> None:
-    """a_t = softmax(W h_t), of which a short sentence takes the top part."""
+def test_oracle_follows_luongs_equation() -> None:
+    """Compare with a_t = softmax(W h_t), whose first rows a short sentence uses."""
     module, (query, values, mask) = location(), sentence(3)
     _, weights = oracle(query.numpy(), module.w.detach().numpy(), values.numpy(), mask.numpy())
-    wanted = (query[0] @ module.w.T)[:, :3].softmax(-1).detach()
-    np.testing.assert_allclose(weights[0], wanted, rtol=1e-12)
+    expected = (query[0] @ module.w.T)[:, :3].softmax(-1).detach()
+    np.testing.assert_allclose(weights[0], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("src", SOURCES)
 @torch.no_grad()
-def test_what_is_made_of_its_energies_leaves_out_positions_past_w(src: int, normalizer: str) -> None:
+def test_weights_are_zero_past_w(src: int, normalizer: str) -> None:
     module, (query, values, mask) = location(), sentence(src)
     memory = module.prepare(values, mask, values[:, 0])
     _, weights = context_and_weights(module.energy(query, memory), values, memory["mask"], normalizer)
@@ -70,7 +70,7 @@ def test_what_is_made_of_its_energies_leaves_out_positions_past_w(src: int, norm
 
 
 @torch.no_grad()
-def test_the_source_says_nothing_of_the_weights() -> None:
+def test_weights_are_independent_of_the_source() -> None:
     module, (query, values, mask) = location(), sentence(POSITIONS)
     context, weights = module(query, module.prepare(values, mask, values[:, 0]))
     other, same = module(query, module.prepare(values.flip(1), mask, values[:, 0]))
@@ -78,7 +78,7 @@ def test_the_source_says_nothing_of_the_weights() -> None:
     assert not torch.equal(context, other)
 
 
-def test_a_row_of_w_hears_only_of_sentences_that_reach_it() -> None:
+def test_rows_past_the_sentence_have_no_gradient() -> None:
     module, (query, values, mask) = location(), sentence(2)
     context, _ = module(query, module.prepare(values, mask, values[:, 0]))
     context.square().sum().backward()
@@ -88,23 +88,23 @@ def test_a_row_of_w_hears_only_of_sentences_that_reach_it() -> None:
 
 
 @torch.no_grad()
-def test_folded_contexts_are_those_multiplied_by_the_weight() -> None:
+def test_projected_values_give_projected_contexts() -> None:
     module, (query, values, mask) = location(), sentence(3)
     memory, weight = module.prepare(values, mask, values[:, 0]), torch.randn(2, VALUE).double()
     context, weights = module(query, memory)
-    folded = module.project_values(memory, weight)
-    assert folded is not None
-    torch.testing.assert_close(module(query, folded), (context @ weight.T, weights))
+    projected = module.project_values(memory, weight)
+    assert projected is not None
+    torch.testing.assert_close(module(query, projected), (context @ weight.T, weights))
 
 
-def test_the_configuration_says_the_positions() -> None:
-    made = make_attention(Seq2SeqConfig(attention="location", positions=17), HIDDEN, VALUE)
-    assert isinstance(made, Location)
-    assert made.w.shape == (17, HIDDEN)
+def test_positions_come_from_the_configuration() -> None:
+    module = make_attention(Seq2SeqConfig(attention="location", positions=17), HIDDEN, VALUE)
+    assert isinstance(module, Location)
+    assert module.w.shape == (17, HIDDEN)
 
 
-class Whole(nn.Module):
-    """A user's own."""
+class LocationLayer(nn.Module):
+    """A user's module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class Whole(nn.Module):
 
 
 @torch.no_grad()
-def test_it_exports_and_runs_on_sentences_of_any_length(tmp_path: Path) -> None:
-    module = Whole()
+def test_export_equals_torch_at_every_length(tmp_path: Path) -> None:
+    module = LocationLayer()
     inputs = {
         "query": ("float32", ["batch", "tgt", HIDDEN]),
         "values": ("float32", ["batch", "src", VALUE]),
@@ -128,8 +128,8 @@ def test_it_exports_and_runs_on_sentences_of_any_length(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "location.onnx", providers=["CPUExecutionProvider"])
     for src in (*SOURCES, 50):
         query, values, mask = sentence(src)
-        given = (query.float(), values.float(), mask)
-        said = session.run(None, {name: tensor.numpy() for name, tensor in zip(inputs, given, strict=True)})
-        for ours, theirs in zip(said, module(*given), strict=True):
+        tensors = (query.float(), values.float(), mask)
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(inputs, tensors, strict=True)})
+        for ours, theirs in zip(outputs, module(*tensors), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
             assert (ours[theirs.numpy() == 0] == 0).all()

@@ -1,4 +1,4 @@
-"""LSTMN: a layer is its oracle in both directions, a cell is the layer a step at a time, and both reach TensorRT."""
+"""LSTMN: the layer equals its oracle in both directions, the cell equals the op step by step, and both export."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def random_tensor(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def shaken(module: nn.Module) -> Any:
-    """In float64, with biases that are not zero."""
+def randomized(module: nn.Module) -> Any:
+    """Return the module in float64 with random parameters."""
     for i, parameter in enumerate(module.double().parameters()):
         parameter.data += 0.3 * random_tensor(*parameter.shape, seed=i)
     return module
@@ -37,27 +37,27 @@ def shaken(module: nn.Module) -> Any:
 
 def layer() -> LstmnLayer:
     torch.manual_seed(0)
-    made: LstmnLayer = shaken(LstmnLayer("lstmn", SIZE, HIDDEN))
-    return made
+    module: LstmnLayer = randomized(LstmnLayer("lstmn", SIZE, HIDDEN))
+    return module
 
 
 def cell(tape: int = TAPE) -> LstmnCell:
     torch.manual_seed(0)
-    made: LstmnCell = shaken(LstmnCell(SIZE, HIDDEN, tape))
-    return made
+    module: LstmnCell = randomized(LstmnCell(SIZE, HIDDEN, tape))
+    return module
 
 
-def started(module: LstmnCell, batch: int = 3, beam: int = 2) -> dict[str, Tensor]:
+def initial_state(module: LstmnCell, batch: int = 3, beam: int = 2) -> dict[str, Tensor]:
     return module.start(
         {name: random_tensor(batch, beam, HIDDEN, seed=i) for i, name in enumerate(module.final_states)}
     )
 
 
 def run(module: LstmnCell, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """x (batch, beam, time, size) -> outputs (batch, beam, time, hidden), the last state."""
+    """Return outputs (batch, beam, time, hidden) and the last state for x (batch, beam, time, size)."""
     outputs = []
-    for now in x.unbind(2):
-        output, state = module(nn.functional.linear(now, *module.projection()), state)
+    for x_t in x.unbind(2):
+        output, state = module(nn.functional.linear(x_t, *module.projection()), state)
         outputs.append(output)
     return torch.stack(outputs, 2), state
 
@@ -66,24 +66,24 @@ def run(module: LstmnCell, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def test_a_layer_is_the_oracle_over_each_row_and_over_each_row_turned_round() -> None:
+def test_layer_equals_the_oracle_in_both_directions() -> None:
     module, x = layer(), random_tensor(4, 7, SIZE)
-    output, ends = module(x, torch.tensor(LENGTHS))
-    turned = x.clone()
+    output, finals = module(x, torch.tensor(LENGTHS))
+    reversed_x = x.clone()
     for row, length in enumerate(LENGTHS):
-        turned[row, :length] = x[row, :length].flip(0)
-    for d, way in enumerate((x, turned)):
+        reversed_x[row, :length] = x[row, :length].flip(0)
+    for d, x_d in enumerate((x, reversed_x)):
         weights = [parameter[d].numpy() for parameter in (module.w, module.r, module.b, module.u, module.v)]
-        wanted, *wanted_ends, _ = map(torch.from_numpy, op.oracle(way.numpy(), np.array(LENGTHS), *weights))
+        expected, *expected_finals, _ = map(torch.from_numpy, op.oracle(x_d.numpy(), np.array(LENGTHS), *weights))
         part = slice(d * HIDDEN, (d + 1) * HIDDEN)
         for row, length in enumerate(LENGTHS):
             actual = output[row, :length, part]
-            torch.testing.assert_close(actual.flip(0) if d else actual, wanted[row, :length], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(actual.flip(0) if d else actual, expected[row, :length], rtol=1e-12, atol=1e-12)
             assert (output[row, length:] == 0).all()
-        torch.testing.assert_close([end[:, part] for end in ends], wanted_ends, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close([final[:, part] for final in finals], expected_finals, rtol=1e-12, atol=1e-12)
 
 
-def test_the_gradient_is_that_of_the_values() -> None:
+def test_gradient_is_correct() -> None:
     module = layer()
     inputs = [random_tensor(4, 3, SIZE), *(p[0].detach() for p in (module.w, module.r, module.b, module.u, module.v))]
     lengths = torch.tensor([3, 2, 0, 1])
@@ -94,12 +94,12 @@ def test_the_gradient_is_that_of_the_values() -> None:
     assert torch.autograd.gradcheck(call, [tensor.requires_grad_() for tensor in inputs])
 
 
-def test_padding_and_empty_rows_get_and_give_no_gradient() -> None:
+def test_padding_and_empty_rows_have_no_gradient() -> None:
     module, lengths = layer(), torch.tensor(LENGTHS)
     x = random_tensor(4, 7, SIZE).requires_grad_()
-    with torch.autograd.set_detect_anomaly(True):  # a NaN on the way raises, even one that is masked later
-        output, ends = module(x, lengths)
-        (output.square().sum() + sum(end.square().sum() for end in ends)).backward()
+    with torch.autograd.set_detect_anomaly(True):  # raises for every NaN, even one that is masked later
+        output, finals = module(x, lengths)
+        (output.square().sum() + sum(final.square().sum() for final in finals)).backward()
     padding = torch.arange(7) >= lengths[:, None]
     assert x.grad is not None
     assert (x.grad[padding] == 0).all()
@@ -109,7 +109,7 @@ def test_padding_and_empty_rows_get_and_give_no_gradient() -> None:
         assert (parameter.grad != 0).flatten(1).any(1).all(), name
 
 
-def test_weights_start_within_glorots_bound_of_one_block_and_biases_at_zero() -> None:
+def test_initial_weights_are_within_glorots_bound() -> None:
     torch.manual_seed(0)
     module = LstmnLayer("lstmn", 30, 20)
     for weight, size in ((module.w, 30), (module.r, 20), (module.u, 20)):
@@ -122,53 +122,53 @@ def test_weights_start_within_glorots_bound_of_one_block_and_biases_at_zero() ->
 
 
 @torch.no_grad()
-def test_a_cell_stepped_from_an_empty_tape_is_the_op() -> None:
+def test_cell_from_an_empty_tape_equals_the_op() -> None:
     module, x = cell(), random_tensor(3, 2, TAPE, SIZE)
-    empty = {name: torch.zeros_like(value) for name, value in started(module).items()}
+    empty = {name: torch.zeros_like(value) for name, value in initial_state(module).items()}
     output, state = run(module, x, empty)
     weights = [p.numpy() for p in (module.w, module.r, module.bias, module.u, module.v)]
-    wanted, last, _, _ = op.oracle(x.flatten(0, 1).numpy(), np.full(6, TAPE), *weights)
-    np.testing.assert_allclose(output.flatten(0, 1), wanted, rtol=1e-12, atol=1e-12)
+    expected, last, _, _ = op.oracle(x.flatten(0, 1).numpy(), np.full(6, TAPE), *weights)
+    np.testing.assert_allclose(output.flatten(0, 1), expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(module.query(state).flatten(0, 1), last, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-def test_what_a_decoder_starts_from_is_the_tapes_first_entry() -> None:
-    """So the first step is that of an LSTM: of one entry the summary is that entry."""
+def test_initial_state_is_the_first_entry_of_the_tape() -> None:
+    """With one entry the summary is that entry, so the first step equals an LSTM's."""
     module, x = cell(), random_tensor(3, 2, SIZE)
-    state = started(module)
+    state = initial_state(module)
     assert (state["count"] == 1).all()
-    given = {name: random_tensor(3, 2, HIDDEN, seed=i) for i, name in enumerate(module.final_states)}
-    assert torch.equal(module.query(state), given["hidden"])
+    initial = {name: random_tensor(3, 2, HIDDEN, seed=i) for i, name in enumerate(module.final_states)}
+    assert torch.equal(module.query(state), initial["hidden"])
 
     lstm = LstmCell(SIZE, HIDDEN).double()
     gates = slice(0, 4 * HIDDEN)
     lstm.load_state_dict({"w": module.w[gates], "r": module.r[gates], "bias": module.bias[gates]})
-    wanted, _ = lstm(nn.functional.linear(x, *lstm.projection()), given)
+    expected, _ = lstm(nn.functional.linear(x, *lstm.projection()), initial)
     actual, _ = module(nn.functional.linear(x, *module.projection()), state)
-    torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_full_tape_forgets_its_oldest_entry_alone() -> None:
-    """It goes on as a longer tape does on which nothing but the newest entries is real."""
+def test_full_tape_drops_only_its_oldest_entry() -> None:
+    """It continues as a longer tape does whose older slots are empty."""
     short, long, x = cell(3), cell(), random_tensor(3, 2, 6, SIZE)
-    outputs, state = run(short, x[:, :, :5], started(short))
-    unlimited, _ = run(long, x, started(long))
+    outputs, state = run(short, x[:, :, :5], initial_state(short))
+    unlimited, _ = run(long, x, initial_state(long))
     torch.testing.assert_close(outputs[:, :, :3], unlimited[:, :, :3], rtol=1e-12, atol=1e-12)
     assert not torch.isclose(outputs[:, :, 3], unlimited[:, :, 3]).any()
 
-    _, kept = run(long, x[:, :, :5], started(long))
+    _, long_state = run(long, x[:, :, :5], initial_state(long))
     for name in ("keys", "states"):
-        kept[name][:, :, : TAPE - 3] = 1e3
-        kept[name][:, :, TAPE - 3 :] = state[name]
-    kept["count"][:], kept["query"] = 3, state["query"]
-    torch.testing.assert_close(run(short, x[:, :, 5:], state)[0], run(long, x[:, :, 5:], kept)[0])
+        long_state[name][:, :, : TAPE - 3] = 1e3
+        long_state[name][:, :, TAPE - 3 :] = state[name]
+    long_state["count"][:], long_state["query"] = 3, state["query"]
+    torch.testing.assert_close(run(short, x[:, :, 5:], state)[0], run(long, x[:, :, 5:], long_state)[0])
 
 
 @torch.no_grad()
-def test_hypotheses_are_rows_of_their_own() -> None:
-    module, x, state = cell(), random_tensor(3, 2, 4, SIZE), started(cell())
+def test_hypotheses_are_independent() -> None:
+    module, x, state = cell(), random_tensor(3, 2, 4, SIZE), initial_state(cell())
     together, _ = run(module, x, state)
     for batch, beam in itertools.product(range(3), range(2)):
         one = (slice(batch, batch + 1), slice(beam, beam + 1))
@@ -177,14 +177,14 @@ def test_hypotheses_are_rows_of_their_own() -> None:
 
 
 @torch.no_grad()
-def test_the_state_keeps_its_shapes_and_types() -> None:
+def test_state_has_constant_shapes_and_types() -> None:
     module = cell()
-    first = started(module)
+    first = initial_state(module)
     _, last = run(module, random_tensor(3, 2, 2 * TAPE, SIZE), first)
     assert {n: (v.shape, v.dtype) for n, v in first.items()} == {n: (v.shape, v.dtype) for n, v in last.items()}
 
 
-# ---- on its way to a device
+# ---- export
 
 
 class Step(nn.Module):
@@ -200,12 +200,12 @@ class Step(nn.Module):
         return (output, *(following[name] for name in state))
 
 
-class Ends(LstmnLayer):
-    """A layer whose outputs stand side by side."""
+class FlatLayer(LstmnLayer):
+    """A layer that returns one flat tuple."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> Any:
-        output, ends = super().forward(x, lengths)
-        return output, *ends
+        output, finals = super().forward(x, lengths)
+        return output, *finals
 
 
 ROW = ["batch", "beam"]
@@ -215,12 +215,12 @@ STATE = {
     "query": ("float32", [*ROW, HIDDEN]),
     "count": ("int64", [*ROW, 1], [0, 2 * TAPE]),
 }
-END = ("float32", ["batch", 2 * HIDDEN])
+FINAL = ("float32", ["batch", 2 * HIDDEN])
 MODULES = {
     "layer": (
-        Ends("lstmn", SIZE, HIDDEN),
+        FlatLayer("lstmn", SIZE, HIDDEN),
         {"x": ("float32", ["batch", "src", SIZE]), "lengths": ("int64", ["batch"], [0, "src"])},
-        {"output": ("float32", ["batch", "src", 2 * HIDDEN]), "last": END, "last_cell": END},
+        {"output": ("float32", ["batch", "src", 2 * HIDDEN]), "last": FINAL, "last_cell": FINAL},
         ["IntraAttention", "IntraAttention"],
     ),
     "step": (
@@ -233,13 +233,13 @@ MODULES = {
 
 
 def exported(name: str, path: Path) -> GraphSpec:
-    """Checked against torch in ONNX Runtime, at twelve shapes, by `export_module` itself."""
+    """Export the module; `export_module` compares it with torch at twelve shapes."""
     module, inputs, outputs, _ = MODULES[name]
     return export_module(module, path, inputs, outputs)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_it_exports_with_one_node_an_op_and_says_what_torch_says(name: str, tmp_path: Path) -> None:
+def test_export_has_one_node_for_each_op(name: str, tmp_path: Path) -> None:
     exported(name, tmp_path / "module.onnx")
     nodes = onnx.load(tmp_path / "module.onnx").graph.node
     assert [node.op_type for node in nodes if node.domain == "edge_attn"] == MODULES[name][3]
@@ -248,6 +248,6 @@ def test_it_exports_with_one_node_an_op_and_says_what_torch_says(name: str, tmp_
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", MODULES)
-def test_tensorrt_builds_it_with_its_functions_and_without(name: str, tmp_path: Path, tensorrt_builds: Any) -> None:
+def test_tensorrt_builds_the_export(name: str, tmp_path: Path, build_with_tensorrt: Any) -> None:
     spec = exported(name, tmp_path / "module.onnx")
-    tensorrt_builds(onnx.load(tmp_path / "module.onnx"), spec)
+    build_with_tensorrt(onnx.load(tmp_path / "module.onnx"), spec)

@@ -1,4 +1,4 @@
-"""Multi-head attention is torch's own where that is defined, its equation elsewhere; a cache changes no number."""
+"""Multi-head attention equals torch's where torch defines it, and its equation elsewhere; also with a cache."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def random_tensor(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def apart(x: Tensor) -> Tensor:
-    """(batch, tgt, heads * size) -> (batch, heads, tgt, size)."""
+def split_heads(x: Tensor) -> Tensor:
+    """Return x (batch, tgt, heads * size) as (batch, heads, tgt, size)."""
     return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
@@ -44,23 +44,23 @@ def apart(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 2], ids=["unmasked", "masked"])
 @pytest.mark.parametrize("tgt", [1, 3, 5])
 @torch.no_grad()
-def test_it_is_torchs_scaled_dot_product_attention(tgt: int, rows: int, causal: int, dtype: torch.dtype) -> None:
-    """torch's `is_causal` counts from the first key, which is our rule where there are as many queries as keys."""
+def test_op_equals_torchs_scaled_dot_product_attention(tgt: int, rows: int, causal: int, dtype: torch.dtype) -> None:
+    """With as many queries as keys our causal rule is torch's `is_causal`, which counts from the first key."""
     query, keys, values = (random_tensor(rows, n, SIZE, seed=n, dtype=dtype) for n in (tgt, 5, 5))
     scale = 1 / math.sqrt(SIZE / HEADS)
     actual, _ = multi_head_dot_attention(query, keys, values, MASK[:rows], HEADS, scale, causal)
     sdpa = nn.functional.scaled_dot_product_attention
     if rows == 1 and tgt == 5:
-        wanted = sdpa(apart(query), apart(keys), apart(values), is_causal=bool(causal))
+        expected = sdpa(split_heads(query), split_heads(keys), split_heads(values), is_causal=bool(causal))
     else:
         mask = MASK[:rows, None, None, :] & (torch.ones(tgt, 5).tril(5 - tgt).bool() if causal else True)
-        wanted = sdpa(apart(query), apart(keys), apart(values), attn_mask=mask)
-    torch.testing.assert_close(actual, wanted.transpose(1, 2).flatten(2))
+        expected = sdpa(split_heads(query), split_heads(keys), split_heads(values), attn_mask=mask)
+    torch.testing.assert_close(actual, expected.transpose(1, 2).flatten(2))
 
 
 @pytest.mark.parametrize("causal", [0, 1])
-def test_the_gradient_is_that_of_the_values(causal: int) -> None:
-    """Five queries of five keys, of six of which the first sees none, and a row with no key."""
+def test_gradient_is_correct(causal: int) -> None:
+    """The first of six queries attends to none of five keys, and one row has no key."""
     floats = [random_tensor(3, n, SIZE, seed=i).requires_grad_() for i, n in enumerate((6, 5, 5))]
 
     def call(*inputs: Tensor) -> Any:
@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_the_values(causal: int) -> None:
 
 
 @torch.no_grad()
-def test_the_last_queries_over_a_cache_of_past_keys_say_what_all_say_together() -> None:
+def test_last_queries_over_a_cache_equal_all_queries() -> None:
     query, keys, values = (random_tensor(3, 5, SIZE, seed=seed) for seed in range(3))
     context, weights = multi_head_dot_attention(query, keys, values, MASK, HEADS, 0.5, 1)
     for last in (1, 2, 4):
@@ -88,12 +88,12 @@ def attention(heads: int = HEADS) -> MultiHead:
 
 
 @torch.no_grad()
-def test_cross_attention_is_its_equation_and_its_weights_the_mean_over_heads() -> None:
+def test_cross_attention_follows_its_equation() -> None:
     module, query, values = attention(), random_tensor(3, 2, 4), random_tensor(3, 5, 7, seed=2)
     context, weights = module(query, module.prepare(values, MASK, values[:, 0]))
     w = {name: value.numpy().T for name, value in module.state_dict().items()}
     s, h = query.numpy(), values.numpy()
-    heads, shares = op.oracle(
+    heads, head_weights = op.oracle(
         s @ w["query.weight"],
         h @ w["keys.weight"],
         h @ w["values.weight"],
@@ -102,21 +102,21 @@ def test_cross_attention_is_its_equation_and_its_weights_the_mean_over_heads() -
         scale=1 / math.sqrt(SIZE / HEADS),
     )
     np.testing.assert_allclose(context, heads @ w["output.weight"], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(weights, shares.mean(1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(weights, head_weights.mean(1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(weights.sum(-1), MASK.any(1)[:, None].double().expand(3, 2))
     assert (context[2] == 0).all()
     assert (weights[2] == 0).all()
 
 
 @torch.no_grad()
-def test_one_head_is_scaled_dot_attention_over_what_is_projected() -> None:
+def test_one_head_equals_scaled_dot_attention() -> None:
     module, query, values = attention(heads=1), random_tensor(3, 2, 4), random_tensor(3, 5, 7, seed=2)
     memory = module.prepare(values, MASK, values[:, 0])
     context, weights = Scaled(SIZE, SIZE, SIZE)(module.query(query), memory)
     torch.testing.assert_close(module(query, memory), (module.output(context), weights), rtol=1e-12, atol=1e-12)
 
 
-def test_heads_that_do_not_divide_the_size_are_refused() -> None:
+def test_indivisible_size_is_refused() -> None:
     with pytest.raises(ConfigError, match="got 5 heads and attention_size 12"):
         attention(heads=5)
     with pytest.raises(ConfigError, match="got 5 heads"):
@@ -133,56 +133,56 @@ def self_attention() -> SelfAttention:
 
 @pytest.mark.parametrize("causal", [False, True])
 @torch.no_grad()
-def test_self_attention_is_torchs_multi_head_attention(causal: bool) -> None:
+def test_self_attention_equals_torchs_multi_head_attention(causal: bool) -> None:
     module, x, mask = self_attention(), random_tensor(2, 5, SIZE), MASK[:2]
     theirs = nn.MultiheadAttention(SIZE, HEADS, bias=False, batch_first=True, dtype=torch.float64)
     theirs.load_state_dict({"in_proj_weight": module.input.weight, "out_proj.weight": module.output.weight})
     later = torch.ones(5, 5, dtype=torch.bool).triu(1) if causal else None
-    wanted = theirs(x, x, x, key_padding_mask=~mask, attn_mask=later, average_attn_weights=False)
-    torch.testing.assert_close(module(x, mask, causal), wanted, rtol=1e-12, atol=1e-12)
+    expected = theirs(x, x, x, key_padding_mask=~mask, attn_mask=later, average_attn_weights=False)
+    torch.testing.assert_close(module(x, mask, causal), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("slots", [5, SLOTS, 20])
 @torch.no_grad()
-def test_steps_with_a_cache_say_what_the_causal_whole_says(slots: int) -> None:
+def test_cached_steps_equal_causal_attention(slots: int) -> None:
     module, x = self_attention(), random_tensor(3, 5, SIZE)
-    wanted, _ = module(x, torch.ones(3, 5, dtype=torch.bool), causal=True)
+    expected, _ = module(x, torch.ones(3, 5, dtype=torch.bool), causal=True)
     state = module.start(3, slots)
     for t in range(5):
         output, state = module.step(x[:, t : t + 1], state)
-        torch.testing.assert_close(output[:, 0], wanted[:, t], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(output[:, 0], expected[:, t], rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_full_cache_is_a_window_of_the_newest() -> None:
+def test_full_cache_is_a_window_of_the_newest() -> None:
     module, x = self_attention(), random_tensor(3, 7, SIZE)
     state = module.start(3, 3)
     for t in range(7):
         output, state = module.step(x[:, t : t + 1], state)
-        seen = x[:, max(0, t - 2) : t + 1]
-        wanted, _ = module(seen, torch.ones(seen.shape[:2], dtype=torch.bool), causal=True)
-        torch.testing.assert_close(output[:, 0], wanted[:, -1], rtol=1e-12, atol=1e-12)
+        window = x[:, max(0, t - 2) : t + 1]
+        expected, _ = module(window, torch.ones(window.shape[:2], dtype=torch.bool), causal=True)
+        torch.testing.assert_close(output[:, 0], expected[:, -1], rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-def test_hypotheses_have_caches_of_their_own() -> None:
+def test_hypotheses_have_independent_caches() -> None:
     module, x = self_attention(), random_tensor(3, 2, 4, SIZE)
     state = {name: value.expand(-1, 2, *value.shape[2:]) for name, value in module.start(3, SLOTS).items()}
     together = []
-    for now in x.unbind(2):
-        output, state = module.step(now, state)
+    for x_t in x.unbind(2):
+        output, state = module.step(x_t, state)
         together.append(output)
     for beam, row in itertools.product(range(2), range(3)):
-        wanted, _ = module(x[row : row + 1, beam], torch.ones(1, 4, dtype=torch.bool), causal=True)
+        expected, _ = module(x[row : row + 1, beam], torch.ones(1, 4, dtype=torch.bool), causal=True)
         actual = torch.stack(together, 2)[row, beam]
-        torch.testing.assert_close(actual, wanted[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(actual, expected[0], rtol=1e-12, atol=1e-12)
 
 
-# ---- on its way to a device
+# ---- export
 
 
 class Step(nn.Module):
-    """Self-attention a position at a time, its cache as inputs and outputs."""
+    """Self-attention one position at a time, with its cache as inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,14 +233,14 @@ MODULES: dict[str, tuple[nn.Module, dict[str, Any], dict[str, Any]]] = {
 
 
 def exported(name: str, path: Path) -> GraphSpec:
-    """Checked against torch in ONNX Runtime, at twelve shapes, by `export_module` itself."""
+    """Export the module; `export_module` compares it with torch at twelve shapes."""
     module, inputs, outputs = MODULES[name]
     spec: GraphSpec = export_module(module, path, inputs, outputs)
     return spec
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_it_exports_with_one_node_and_says_what_torch_says(name: str, tmp_path: Path) -> None:
+def test_export_is_one_node(name: str, tmp_path: Path) -> None:
     exported(name, tmp_path / "module.onnx")
     nodes = onnx.load(tmp_path / "module.onnx").graph.node
     assert [node.op_type for node in nodes if node.domain == "edge_attn"] == ["MultiHeadDotAttention"]
@@ -248,20 +248,20 @@ def test_it_exports_with_one_node_and_says_what_torch_says(name: str, tmp_path: 
 
 
 @torch.no_grad()
-def test_an_exported_step_says_what_the_causal_whole_says(tmp_path: Path) -> None:
+def test_exported_steps_equal_causal_attention(tmp_path: Path) -> None:
     exported("step", tmp_path / "step.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "step.onnx", providers=["CPUExecutionProvider"])
     module, x = MODULES["step"][0].attention, random_tensor(2, SLOTS, SIZE, dtype=torch.float32)
-    wanted, _ = module(x, torch.ones(2, SLOTS, dtype=torch.bool), causal=True)
+    expected, _ = module(x, torch.ones(2, SLOTS, dtype=torch.bool), causal=True)
     state = [value.numpy() for value in module.start(2, SLOTS).values()]
     for t in range(SLOTS):
-        named = dict(zip(("x", *STATE), (x[:, t : t + 1].numpy(), *state), strict=True))
-        output, *state = session.run(None, named)
-        np.testing.assert_allclose(output[:, 0], wanted[:, t], rtol=1e-5, atol=1e-6)
+        inputs = dict(zip(("x", *STATE), (x[:, t : t + 1].numpy(), *state), strict=True))
+        output, *state = session.run(None, inputs)
+        np.testing.assert_allclose(output[:, 0], expected[:, t], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", MODULES)
-def test_tensorrt_builds_it_with_its_function_and_without(name: str, tmp_path: Path, tensorrt_builds: Any) -> None:
+def test_tensorrt_builds_the_export(name: str, tmp_path: Path, build_with_tensorrt: Any) -> None:
     spec = exported(name, tmp_path / "module.onnx")
-    tensorrt_builds(onnx.load(tmp_path / "module.onnx"), spec)
+    build_with_tensorrt(onnx.load(tmp_path / "module.onnx"), spec)

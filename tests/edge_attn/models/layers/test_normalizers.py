@@ -1,4 +1,4 @@
-"""Softmax and sparsemax over energies: values as the oracles say, gradients, masks of either shape, ties."""
+"""Softmax and sparsemax over energies: values of the oracles, gradients, masks of both shapes, ties."""
 
 from __future__ import annotations
 
@@ -23,33 +23,34 @@ torch.set_num_threads(1)
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
 ORACLES = {"softmax": masked_softmax, "sparsemax": sparsemax_op.sparsemax}
 KINDS = {"additive": 7, "dot": 6, "general": 7, "scaled": 6}
-"""Value sizes."""
+"""Value size of each kind."""
 
 
 def random_tensor(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_every_normaliser_is_tested_here() -> None:
+def test_every_normalizer_is_tested() -> None:
     assert set(ORACLES) == set(NORMALIZERS)
 
 
-@pytest.mark.parametrize("mask", [MASK, MASK[:, None, :], MASK[:, None, :].expand(-1, 2, -1)], ids=["2d", "one", "own"])
+@pytest.mark.parametrize("mask", [MASK, MASK[:, None, :], MASK[:, None, :].expand(-1, 2, -1)], ids=["2d", "one", "tgt"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @torch.no_grad()
-def test_attend_says_the_equation_for_masks_of_either_shape(normalizer: str, mask: Tensor) -> None:
+def test_weights_equal_the_oracle_for_both_mask_shapes(normalizer: str, mask: Tensor) -> None:
     energy, values = random_tensor(3, 2, 5, seed=1), random_tensor(3, 5, 4, seed=2)
     context, weights = context_and_weights(energy, values, mask, normalizer)
-    wanted = ORACLES[normalizer](energy.numpy(), MASK[:, None, :].numpy())
-    np.testing.assert_allclose(weights, wanted, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(context, wanted @ values.numpy(), rtol=1e-12, atol=1e-12)
+    expected = ORACLES[normalizer](energy.numpy(), MASK[:, None, :].numpy())
+    np.testing.assert_allclose(weights, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(context, expected @ values.numpy(), rtol=1e-12, atol=1e-12)
     assert (weights[2] == 0).all()
     assert (context[2] == 0).all()
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_gradients_are_right_and_padding_gets_none(normalizer: str) -> None:
-    energy = (0.2 * random_tensor(3, 2, 5, seed=1)).requires_grad_()  # no key alone in the support, where it is flat
+def test_gradients_are_correct_and_zero_for_padding(normalizer: str) -> None:
+    # Small energies, because a support of one key has gradient zero.
+    energy = (0.2 * random_tensor(3, 2, 5, seed=1)).requires_grad_()
     values = random_tensor(3, 5, 4, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda e, h: context_and_weights(e, h, MASK, normalizer), (energy, values))
     context, weights = context_and_weights(energy, values, MASK, normalizer)
@@ -59,7 +60,7 @@ def test_gradients_are_right_and_padding_gets_none(normalizer: str) -> None:
     assert (energy.grad[:2] != 0).any(-1).all()
 
 
-def test_an_unknown_normaliser_is_one_sentence() -> None:
+def test_unknown_normalizer_is_refused() -> None:
     energy = random_tensor(3, 2, 5, seed=1)
     with pytest.raises(ConfigError, match=r"^normalizer must be one of softmax, sparsemax, got 'entmax'$"):
         context_and_weights(energy, energy.transpose(1, 2), MASK, "entmax")
@@ -69,7 +70,7 @@ def test_an_unknown_normaliser_is_one_sentence() -> None:
 
 
 def sorted_sparsemax(z: Tensor) -> Tensor:
-    """Martins and Astudillo 2016, algorithm 1."""
+    """Return the sparsemax of Martins and Astudillo 2016, algorithm 1."""
     largest_first = z.sort(-1, descending=True).values
     sums = largest_first.cumsum(-1)
     k = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype)
@@ -79,7 +80,7 @@ def sorted_sparsemax(z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 0.3, 1.0, 10.0, 1e6])
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
-def test_sparsemax_without_sorting_is_that_of_the_paper(size: int, scale: float) -> None:
+def test_sparsemax_without_sorting_equals_the_paper(size: int, scale: float) -> None:
     z = scale * random_tensor(200, size, seed=size)
     weights = sparsemax(z, torch.ones(size, dtype=torch.bool))
     torch.testing.assert_close(weights, sorted_sparsemax(z), rtol=1e-12, atol=1e-9 if scale == 1e6 else 1e-12)
@@ -87,7 +88,7 @@ def test_sparsemax_without_sorting_is_that_of_the_paper(size: int, scale: float)
 
 
 @pytest.mark.parametrize(
-    ("energy", "wanted"),
+    ("energy", "expected"),
     [
         ([1.0, 1.0, 1.0, 1.0], [0.25, 0.25, 0.25, 0.25]),
         ([5.0, 5.0, 1.0], [0.5, 0.5, 0.0]),
@@ -99,14 +100,14 @@ def test_sparsemax_without_sorting_is_that_of_the_paper(size: int, scale: float)
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sparsemax_by_hand(energy: list[float], wanted: list[float], dtype: torch.dtype) -> None:
+def test_sparsemax_equals_values_by_hand(energy: list[float], expected: list[float], dtype: torch.dtype) -> None:
     weights = sparsemax(torch.tensor(energy, dtype=dtype), torch.ones(len(energy), dtype=torch.bool))
-    torch.testing.assert_close(weights, torch.tensor(wanted, dtype=dtype))
-    assert ((weights == 0) == (torch.tensor(wanted) == 0)).all()
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=dtype))
+    assert ((weights == 0) == (torch.tensor(expected) == 0)).all()
 
 
-def test_the_jacobian_of_sparsemax_is_that_of_its_support() -> None:
-    """diag(s) - s s^T / |S|, s the support's indicator (Martins and Astudillo 2016, section 2.5)."""
+def test_sparsemax_has_the_papers_jacobian() -> None:
+    """Compare with diag(s) - s s^T / |S|, s the support's indicator (Martins and Astudillo 2016, section 2.5)."""
     z, mask = torch.tensor([1.0, 0.7, 0.4, -3.0, 0.9], dtype=torch.float64), torch.tensor([1, 1, 1, 1, 0]).bool()
     s = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     assert torch.equal(sparsemax(z, mask) > 0, s.bool())
@@ -119,22 +120,22 @@ def test_the_jacobian_of_sparsemax_is_that_of_its_support() -> None:
 
 @pytest.mark.parametrize("penalty", [4.0, 1e9])
 @torch.no_grad()
-def test_a_penalty_is_heard_by_rows_with_no_key_alone(penalty: float) -> None:
+def test_penalty_changes_only_rows_with_no_key(penalty: float) -> None:
     energy, values = random_tensor(3, 2, 5, seed=1).float(), random_tensor(3, 5, 4, seed=2).float()
     _, plain = context_and_weights(energy, values, MASK, "softmax")
     context, weights = softmax_attention(energy, values, MASK[:, None, :], penalty)
     assert torch.equal(weights[:2], plain[:2])
     torch.testing.assert_close(weights[2], (energy[2] - penalty).softmax(-1), rtol=0, atol=0)
     torch.testing.assert_close(context[2], weights[2] @ values[2])
-    if penalty == 1e9:  # beside which fp32 forgets energies near one, as in Keras
+    if penalty == 1e9:  # fp32 rounds energies near one away, as in Keras
         assert (weights[2] == 0.2).all()
 
 
-# ---- as an option of every soft kind
+# ---- as an option of every kind
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_kind_with_sparsemax_is_sparsemax_of_its_energies_and_learns(name: str) -> None:
+def test_kind_with_sparsemax_normalizes_its_energies(name: str) -> None:
     torch.manual_seed(0)
     module: nn.Module = resolve("attention", ATTENTIONS, name)(6, KINDS[name], 5).double()
     module.normalizer = "sparsemax"  # type: ignore[assignment]
@@ -154,7 +155,7 @@ def test_a_kind_with_sparsemax_is_sparsemax_of_its_energies_and_learns(name: str
 # ---- export
 
 
-class Whole(nn.Module):
+class SparseLayer(nn.Module):
     def __init__(self, module: Attention) -> None:
         super().__init__()
         self.module = module
@@ -165,7 +166,7 @@ class Whole(nn.Module):
 
 
 @pytest.mark.parametrize("score", KINDS)
-def test_sparsemax_exports_as_one_node_and_runs_at_other_sizes(score: str, runs_as_torch: Any) -> None:
+def test_export_is_one_node_and_equals_torch(score: str, check_against_torch: Any) -> None:
     torch.manual_seed(0)
     module: Attention = resolve("attention", ATTENTIONS, score)(6, KINDS[score], 5)
     module.normalizer = "sparsemax"
@@ -182,8 +183,8 @@ def test_sparsemax_exports_as_one_node_and_runs_at_other_sizes(score: str, runs_
         ),
     )
 
-    def given(batch: int, tgt: int, src: int) -> list[Tensor]:
+    def make_inputs(batch: int, tgt: int, src: int) -> list[Tensor]:
         floats = random_tensor(batch, tgt, 6, seed=1), random_tensor(batch, src, KINDS[score], seed=2)
         return [*(tensor.float() for tensor in floats), torch.arange(src) < torch.arange(src, src - batch, -1)[:, None]]
 
-    runs_as_torch(Whole(module), spec, given, "SparsemaxAttention")
+    check_against_torch(SparseLayer(module), spec, make_inputs, "SparsemaxAttention")

@@ -1,4 +1,4 @@
-"""Attention pooling: in a user's classifier, and as the context of every step."""
+"""Attention pooling, in a user's classifier and as the context of every step."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def pooling() -> Pooling:
 
 def pooled(normalizer: str = "softmax") -> PooledAttention:
     torch.manual_seed(0)
-    made = PooledAttention(QUERY, VALUE, ATTN).double()
-    made.normalizer = normalizer
-    return made
+    module = PooledAttention(QUERY, VALUE, ATTN).double()
+    module.normalizer = normalizer
+    return module
 
 
 @torch.no_grad()
-def test_the_layer_says_its_equation() -> None:
+def test_layer_follows_its_equation() -> None:
     module, h = pooling(), values()
     context, weights = module(h, MASK)
     p = {name: value.numpy() for name, value in module.named_parameters()}
-    wanted = oracle(h.numpy(), MASK.numpy(), p["hidden.weight"], p["hidden.bias"], p["u"])
-    np.testing.assert_allclose(context, wanted[0], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(weights, wanted[1], rtol=1e-12, atol=1e-12)
+    expected = oracle(h.numpy(), MASK.numpy(), p["hidden.weight"], p["hidden.bias"], p["u"])
+    np.testing.assert_allclose(context, expected[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(weights, expected[1], rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-def test_the_oracle_says_the_papers_equations() -> None:
-    """One row at a time, without a mask: Yang et al. 2016, equations 5 to 7."""
+def test_oracle_follows_the_papers_equations() -> None:
+    """Compare row by row, without a mask, with Yang et al. 2016, equations 5 to 7."""
     module, h = pooling(), values()
     context, weights = oracle(h.numpy(), MASK.numpy(), *(p.numpy() for p in module.hidden.parameters()), module.u)
     for row in range(2):
@@ -64,7 +64,7 @@ def test_the_oracle_says_the_papers_equations() -> None:
 
 
 @torch.no_grad()
-def test_padding_says_nothing_and_a_row_of_padding_is_zero() -> None:
+def test_padding_is_ignored_and_empty_row_is_zero() -> None:
     module, h = pooling(), values()
     context, weights = module(h, MASK)
     changed = h.masked_fill(~MASK[:, :, None], 1e3)
@@ -73,7 +73,7 @@ def test_padding_says_nothing_and_a_row_of_padding_is_zero() -> None:
     assert (context[2] == 0).all()
 
 
-def test_gradients_are_right_and_reach_every_parameter() -> None:
+def test_gradients_are_correct_and_reach_every_parameter() -> None:
     module, h = pooling(), values().requires_grad_()
     assert torch.autograd.gradcheck(lambda h: module(h, MASK), (h,))
     context, weights = module(h, MASK)
@@ -86,7 +86,7 @@ def test_gradients_are_right_and_reach_every_parameter() -> None:
 
 
 class Classifier(nn.Module):
-    """A user's own: tokens -> class, and which tokens decided it."""
+    """A user's module, from tokens to class log-probabilities and token weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Classifier(nn.Module):
 
 
 @torch.no_grad()
-def test_a_users_classifier_exports_with_one_node_and_runs_at_other_sizes(tmp_path: Path) -> None:
+def test_exported_classifier_is_one_node_and_equals_torch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Classifier()
     edge_attn.export_module(
@@ -115,39 +115,39 @@ def test_a_users_classifier_exports_with_one_node_and_runs_at_other_sizes(tmp_pa
     session = onnxruntime.InferenceSession(tmp_path / "classifier.onnx", providers=["CPUExecutionProvider"])
     for batch, src in ((1, 1), (3, 9), (5, 50)):
         tokens, length = torch.randint(20, (batch, src)), torch.randint(src + 1, (batch,))
-        said = session.run(None, {"tokens": tokens.numpy(), "length": length.numpy()})
-        for ours, theirs in zip(said, module(tokens, length), strict=True):
+        outputs = session.run(None, {"tokens": tokens.numpy(), "length": length.numpy()})
+        for ours, theirs in zip(outputs, module(tokens, length), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
             assert (ours[theirs.numpy() == 0] == 0).all()
 
 
 @pytest.mark.parametrize("normalizer", ["softmax", "sparsemax"])
 @torch.no_grad()
-def test_as_an_attention_it_says_the_same_at_every_step(normalizer: str) -> None:
+def test_attention_is_the_same_at_every_step(normalizer: str) -> None:
     module, h = pooled(normalizer), values()
     memory = module.prepare(h, MASK, h[:, 0])
     context, weights = module(torch.randn(3, 2, QUERY).double(), memory)
     energy = torch.tanh(module.pooling.hidden(h)) @ module.pooling.u
-    kept = energy.masked_fill(~MASK, float("-inf")).softmax(-1).nan_to_num()
-    wanted = kept if normalizer == "softmax" else sparsemax(energy, MASK)
+    softmax = energy.masked_fill(~MASK, float("-inf")).softmax(-1).nan_to_num()
+    expected = softmax if normalizer == "softmax" else sparsemax(energy, MASK)
     assert weights is not None
     for t in range(2):
-        torch.testing.assert_close(weights[:, t], wanted)
-        torch.testing.assert_close(context[:, t], (wanted[:, :, None] * h).sum(1))
+        torch.testing.assert_close(weights[:, t], expected)
+        torch.testing.assert_close(context[:, t], (expected[:, :, None] * h).sum(1))
 
 
 @torch.no_grad()
-def test_folded_contexts_are_those_multiplied_by_the_weight() -> None:
+def test_projected_values_give_projected_contexts() -> None:
     module, h, weight = pooled(), values(), torch.randn(2, VALUE).double()
     memory, query = module.prepare(h, MASK, h[:, 0]), torch.randn(3, 2, QUERY).double()
     context, weights = module(query, memory)
-    folded = module.project_values(memory, weight)
-    assert folded is not None
-    torch.testing.assert_close(module(query, folded), (context @ weight.T, weights))
+    projected = module.project_values(memory, weight)
+    assert projected is not None
+    torch.testing.assert_close(module(query, projected), (context @ weight.T, weights))
 
 
 @pytest.mark.parametrize("option", [{"coverage": True}, {"focus": "local-m", "window": 2}, {"focus": "hard"}], ids=str)
-def test_what_a_query_decides_is_refused(option: dict[str, object]) -> None:
-    """A pooled source is made before there is a query."""
+def test_wrapper_of_pooling_is_refused(option: dict[str, object]) -> None:
+    """Pooling has no energy that depends on a query."""
     with pytest.raises(ConfigError, match="attention = 'pooling' has no energy for each source position"):
         make_attention(Seq2SeqConfig(attention="pooling", **option), QUERY, VALUE)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Recurrent layers and cells say what torch's own say, once their gates stand in torch's order."""
+"""Recurrent layers and cells equal torch's after a reordering of their gates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_attn.registry import resolve
 torch.set_num_threads(1)
 
 FROM_TORCH = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
-"""Where each of our gates (z r h; i o f c) stands in torch's order (r z n; i f g o)."""
+"""Index of each of our gates (z r h; i o f c) in torch's order (r z n; i f g o)."""
 SIZE, HIDDEN = 5, 4
 CELLS: dict[str, type[Cell]] = {"gru": GruCell, "lstm": LstmCell}
 
@@ -32,9 +32,10 @@ def torch_layer(cell: str) -> nn.Module:
 
 def our_layer(cell: str, theirs: nn.Module) -> RecurrentLayer:
     weights, layer = dict(theirs.named_parameters()), RecurrentLayer(cell, SIZE, HIDDEN).double()
-    for d, end in enumerate(("", "_reverse")):
+    for d, suffix in enumerate(("", "_reverse")):
         w, r, bias_w, bias_r = (
-            in_our_order(cell, weights[f"{part}_l0{end}"]) for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            in_our_order(cell, weights[f"{part}_l0{suffix}"])
+            for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
         layer.w.data[d], layer.r.data[d], layer.b.data[d] = w, r, torch.cat([bias_w, bias_r])
     return layer
@@ -46,42 +47,42 @@ def sequences(*shape: int) -> Tensor:
 
 @torch.no_grad()
 def torch_states(module: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Output and final states of torch's layer in our shapes, each state (batch, 2 hidden)."""
+    """Return output and final states of torch's layer in our shapes, each state (batch, 2 hidden)."""
     output, states = module(x)
     states = states if isinstance(states, tuple) else (states,)
     return output, tuple(state.transpose(0, 1).flatten(1) for state in states)
 
 
 @pytest.mark.parametrize("cell", GATES)
-def test_a_layer_is_torchs_after_the_gates_are_turned(cell: str) -> None:
+def test_layer_equals_torch(cell: str) -> None:
     theirs = torch_layer(cell)
     x = sequences(3, 6, SIZE)
     output, finals = our_layer(cell, theirs)(x, torch.full((3,), 6))
-    wanted, wanted_finals = torch_states(theirs, x)
+    expected, expected_finals = torch_states(theirs, x)
     assert len(finals) == len(CELLS[cell].final_states)
-    torch.testing.assert_close(output, wanted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(finals, wanted_finals, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(finals, expected_finals, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", GATES)
 @torch.no_grad()
-def test_a_row_says_what_it_says_alone_and_its_padding_says_nothing(cell: str) -> None:
+def test_row_is_independent_of_padding_and_batch(cell: str) -> None:
     theirs, lengths = torch_layer(cell), [2, 6, 1, 5]
     layer, x = our_layer(cell, theirs), sequences(4, 6, SIZE)
     for row, length in enumerate(lengths):
         x[row, length:] = 1e3
     output, finals = layer(x, torch.tensor(lengths))
     for row, length in enumerate(lengths):
-        wanted, wanted_finals = torch_states(theirs, x[row : row + 1, :length])
-        torch.testing.assert_close(output[row : row + 1, :length], wanted, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(tuple(f[row : row + 1] for f in finals), wanted_finals, rtol=1e-12, atol=1e-12)
+        expected, expected_finals = torch_states(theirs, x[row : row + 1, :length])
+        torch.testing.assert_close(output[row : row + 1, :length], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(tuple(f[row : row + 1] for f in finals), expected_finals, rtol=1e-12, atol=1e-12)
         assert (output[row, length:] == 0).all()
 
 
 @pytest.mark.parametrize("lengths", [(0, 3, 0), (0, 0, 0)])
 @pytest.mark.parametrize("cell", GATES)
 @torch.no_grad()
-def test_an_empty_row_gives_zeros(cell: str, lengths: tuple[int, ...]) -> None:
+def test_empty_row_is_zero(cell: str, lengths: tuple[int, ...]) -> None:
     layer = our_layer(cell, torch_layer(cell))
     output, finals = layer(sequences(3, 4, SIZE), torch.tensor(lengths))
     assert output.shape == (3, 4, 2 * HIDDEN)
@@ -91,7 +92,7 @@ def test_an_empty_row_gives_zeros(cell: str, lengths: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("cell", GATES)
-def test_the_shapes_of_the_parameters_are_onnx_shapes(cell: str) -> None:
+def test_parameters_have_onnx_shapes(cell: str) -> None:
     gates, layer = GATES[cell], RecurrentLayer(cell, SIZE, HIDDEN)
     assert {name: tuple(value.shape) for name, value in layer.named_parameters()} == {
         "w": (2, gates * HIDDEN, SIZE),
@@ -101,7 +102,7 @@ def test_the_shapes_of_the_parameters_are_onnx_shapes(cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", GATES)
-def test_weights_start_within_glorots_bound_of_one_gate_and_biases_at_zero(cell: str) -> None:
+def test_initial_weights_are_within_glorots_bound(cell: str) -> None:
     torch.manual_seed(0)
     layer = RecurrentLayer(cell, 30, 20)
     for weight, size in ((layer.w, 30), (layer.r, 20)):
@@ -138,7 +139,7 @@ def step(ours: Cell, x: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return following
 
 
-def test_every_kind_of_cell_has_its_layer() -> None:
+def test_every_cell_has_a_layer() -> None:
     assert registry.CELLS.keys() == registry.LAYERS.keys()
     for name, cell in CELLS.items():
         assert resolve("cell", registry.CELLS, name) is cell
@@ -147,28 +148,28 @@ def test_every_kind_of_cell_has_its_layer() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
-def test_a_cell_is_torchs_after_the_gates_are_turned(cell: str) -> None:
+def test_cell_equals_torch(cell: str) -> None:
     theirs, x, state = torch_cell(cell), sequences(3, SIZE), states(cell, 3)
-    given = tuple(state.values())
-    wanted = theirs(x, given if len(given) > 1 else given[0])
+    initial = tuple(state.values())
+    expected = theirs(x, initial if len(initial) > 1 else initial[0])
     actual = tuple(step(our_cell(cell, theirs), x, state).values())
-    torch.testing.assert_close(actual, wanted if len(state) > 1 else (wanted,), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, expected if len(state) > 1 else (expected,), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
-def test_a_cell_takes_any_axes_before_the_last(cell: str) -> None:
-    """(batch, beam, ...) is how the search calls it."""
+def test_cell_accepts_a_beam_axis(cell: str) -> None:
+    """The search calls it with states (batch, beam, ...)."""
     ours, x, state = our_cell(cell, torch_cell(cell)), sequences(3, 2, SIZE), states(cell, 3, 2)
     actual = step(ours, x, state)
-    wanted = step(ours, x.flatten(0, 1), {name: s.flatten(0, 1) for name, s in state.items()})
-    torch.testing.assert_close({n: a.flatten(0, 1) for n, a in actual.items()}, wanted, rtol=1e-12, atol=1e-12)
+    expected = step(ours, x.flatten(0, 1), {name: s.flatten(0, 1) for name, s in state.items()})
+    torch.testing.assert_close({n: a.flatten(0, 1) for n, a in actual.items()}, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @torch.no_grad()
-def test_a_cell_stepped_from_zero_is_the_first_direction_of_the_layer(cell: str) -> None:
-    """So a decoder's cell and an encoder's layer mean the same by the same name."""
+def test_cell_from_zero_equals_the_first_direction(cell: str) -> None:
+    """A decoder cell and an encoder layer of the same name have the same equations."""
     layer, ours = our_layer(cell, torch_layer(cell)), CELLS[cell](SIZE, HIDDEN).double()
     bias_w, bias_r = layer.b[0].chunk(2)
     biases = {"gru": {"bias_w": bias_w, "bias_r": bias_r}, "lstm": {"bias": bias_w + bias_r}}[cell]

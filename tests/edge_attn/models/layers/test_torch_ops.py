@@ -1,4 +1,4 @@
-"""The torch writing of each op beyond its values (tests/ops/test_conformance.py): gradients, registration, export."""
+"""The torch implementation of each op: gradients, registration, export. Values: tests/edge_attn/ops."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def random_tensor(*shape: int, seed: int, dtype: torch.dtype = torch.float64) ->
 
 
 def attention_inputs(kind: str, v: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """query, keys, values, mask and, for the additive op, v; each but the mask records gradients."""
+    """Return query, keys, values, mask and, for the additive op, v; all but the mask record gradients."""
     floats = [random_tensor(*shape, seed=i, dtype=dtype) for i, shape in enumerate([(2, 2, 4), (2, 3, 4), (2, 3, 5)])]
     inputs = [*floats, torch.tensor(MASKS[kind], dtype=torch.bool)]
     if v:
@@ -58,22 +58,20 @@ def dot(*inputs: Tensor) -> Any:
 
 ATTENTION_OPS = [pytest.param(additive, True, id="additive"), pytest.param(dot, False, id="dot")]
 
-# ---- the gradient of attention
+# ---- gradients of attention
 
 
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize(("op", "v"), ATTENTION_OPS)
-def test_the_gradient_of_attention_is_that_of_its_values(op: Callable[..., Any], v: bool, kind: str) -> None:
+def test_attention_gradient_is_correct(op: Callable[..., Any], v: bool, kind: str) -> None:
     assert torch.autograd.gradcheck(op, attention_inputs(kind, v))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("op", "v"), ATTENTION_OPS)
-def test_a_row_with_no_key_has_gradient_zero_and_leaves_its_neighbours_theirs(
-    op: Callable[..., Any], v: bool, dtype: torch.dtype
-) -> None:
+def test_row_without_key_has_zero_gradient(op: Callable[..., Any], v: bool, dtype: torch.dtype) -> None:
     inputs = attention_inputs("some rows", v, dtype)
-    with torch.autograd.set_detect_anomaly(True):  # a NaN on the way raises, even one that is masked later
+    with torch.autograd.set_detect_anomaly(True):  # raises for every NaN, even one that is masked later
         context, weights = op(*inputs)
         assert (context[1] == 0).all()
         assert (weights[1] == 0).all()
@@ -86,7 +84,7 @@ def test_a_row_with_no_key_has_gradient_zero_and_leaves_its_neighbours_theirs(
 
 
 @pytest.mark.parametrize(("op", "v"), ATTENTION_OPS)
-def test_a_key_that_is_masked_gets_no_gradient(op: Callable[..., Any], v: bool) -> None:
+def test_masked_key_has_zero_gradient(op: Callable[..., Any], v: bool) -> None:
     inputs = attention_inputs("ragged", v)
     context, weights = op(*inputs)
     (context.square().sum() + weights.square().sum()).backward()
@@ -96,7 +94,7 @@ def test_a_key_that_is_masked_gets_no_gradient(op: Callable[..., Any], v: bool) 
         assert (tensor.grad[1, 1] != 0).any()
 
 
-def test_masked_softmax_is_softmax_over_what_is_allowed() -> None:
+def test_masked_softmax_is_softmax_over_unmasked_keys() -> None:
     energy = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     mask = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 0]], dtype=torch.bool)
     weights = torch_ops.masked_softmax(energy, mask)
@@ -106,31 +104,31 @@ def test_masked_softmax_is_softmax_over_what_is_allowed() -> None:
     assert (weights[2] == 0).all()
 
 
-# ---- the gradient of the recurrent ops, against torch's own modules
+# ---- gradients of the recurrent ops, compared with torch's modules
 
 TORCH_MODULES = {"gru": nn.GRU, "lstm": nn.LSTM}
 FROM_TORCH = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
-"""Where each of our gates (z r h; i o f c) stands in torch's order (r z n; i f g o)."""
+"""Index of each of our gates (z r h; i o f c) in torch's order (r z n; i f g o)."""
 SIZE, HIDDEN = 5, 4
 
 
 def in_our_order(cell: str, parameters: dict[str, Tensor]) -> list[Tensor]:
-    """w, r, b from a torch module's parameters, or from their gradients."""
+    """Return w, r and b from a torch module's parameters, or from their gradients."""
 
-    def turned(name: str) -> Tensor:
+    def reordered(name: str) -> Tensor:
         gates = parameters[name].chunk(GATES[cell])
         return torch.cat([gates[i] for i in FROM_TORCH[cell]])
 
-    ends = ["", "_reverse"] if "weight_ih_l0_reverse" in parameters else [""]
+    suffixes = ["", "_reverse"] if "weight_ih_l0_reverse" in parameters else [""]
     w, r, bias_w, bias_r = (
-        torch.stack([turned(f"{part}_l0{end}") for end in ends])
+        torch.stack([reordered(f"{part}_l0{suffix}") for suffix in suffixes])
         for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     return [w, r, torch.cat([bias_w, bias_r], 1)]
 
 
 def torch_row_by_row(module: nn.Module, x: Tensor, lengths: list[int]) -> list[Tensor]:
-    """output and final states of each row alone, as long as it is: no packing, no padding."""
+    """Return output and final states of each row alone, without packing or padding."""
     outputs, finals = [], []
     for row, length in zip(x, lengths, strict=True):
         output, states = module(row[None, :length])
@@ -141,7 +139,7 @@ def torch_row_by_row(module: nn.Module, x: Tensor, lengths: list[int]) -> list[T
 
 
 def loss(outputs: list[Tensor]) -> Tensor:
-    """A number that hears every output, each element with another weight; more rows do not change those before."""
+    """Return a sum in which each output element has its own weight, independent of later rows."""
     return torch.stack(
         [(o.flatten() * torch.arange(o.numel(), dtype=o.dtype).add(i).sin()).sum() for i, o in enumerate(outputs)]
     ).sum()
@@ -153,7 +151,7 @@ def torch_module(cell: str, bidirectional: bool) -> nn.Module:
 
 
 def our_gradients(cell: str, module: nn.Module, x: Tensor, lengths: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs, and the gradients of x, w, r and b."""
+    """Return the outputs, and the gradients of x, w, r and b."""
     weights = in_our_order(cell, {name: value.detach() for name, value in module.named_parameters()})
     x, *weights = (tensor.clone().requires_grad_() for tensor in (x, *weights))
     outputs = list({"gru": torch_ops.gru, "lstm": torch_ops.lstm}[cell](x, torch.tensor(lengths), *weights))
@@ -162,7 +160,7 @@ def our_gradients(cell: str, module: nn.Module, x: Tensor, lengths: list[int]) -
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
 @pytest.mark.parametrize("cell", GATES)
-def test_values_and_gradients_are_those_of_torch_modules(cell: str, bidirectional: bool) -> None:
+def test_values_and_gradients_equal_torch(cell: str, bidirectional: bool) -> None:
     module, lengths = torch_module(cell, bidirectional), [3, 7, 1]
     x = random_tensor(3, 7, SIZE, seed=1)
     theirs_x = x.clone().requires_grad_()
@@ -177,7 +175,7 @@ def test_values_and_gradients_are_those_of_torch_modules(cell: str, bidirectiona
 
 
 @pytest.mark.parametrize("cell", GATES)
-def test_a_row_of_length_zero_adds_nothing_to_any_gradient(cell: str) -> None:
+def test_row_of_length_zero_has_zero_gradient(cell: str) -> None:
     module = torch_module(cell, bidirectional=True)
     x = random_tensor(3, 4, SIZE, seed=2)
     outputs, (grad_x, *grads) = our_gradients(cell, module, x, [4, 2, 0])
@@ -192,11 +190,11 @@ def test_a_row_of_length_zero_adds_nothing_to_any_gradient(cell: str) -> None:
     assert all((gradient == 0).all() for gradient in gradients)
 
 
-# ---- how they are registered
+# ---- registration
 
 
 def call(name: str, requires_grad: bool) -> tuple[Any, tuple[Any, ...]]:
-    """The op of the case, and what it is called with; one row has no key."""
+    """Return the op of the case and its arguments; one row has no key."""
     tensors = [torch.from_numpy(array) for array in inputs(name, "float64", "some rows", 3, 2).values()]
     tensors = [t.clone().requires_grad_(requires_grad and t.is_floating_point()) for t in tensors]
     return REGISTERED[CASES[name].op], (*tensors, *CASES[name].attributes.values())
@@ -204,14 +202,14 @@ def call(name: str, requires_grad: bool) -> tuple[Any, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_torch_finds_the_registration_sound(name: str, requires_grad: bool) -> None:
-    """torch's own check of custom ops: schema, autograd, and that the fake op has the shapes of the real one."""
+def test_torch_accepts_the_registration(name: str, requires_grad: bool) -> None:
+    """Run torch's check of custom ops: schema, autograd, and equal shapes of the fake and the real op."""
     op, args = call(name, requires_grad)
     torch.library.opcheck(op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_is_said_with_and_without_gradients(name: str) -> None:
+def test_values_are_equal_with_and_without_gradients(name: str) -> None:
     op, recorded = call(name, True)
     _, plain = call(name, False)
     with_gradient = op(*recorded)
@@ -220,15 +218,15 @@ def test_the_same_is_said_with_and_without_gradients(name: str) -> None:
         without = op(*recorded)
     with torch.inference_mode():
         inference = op(*plain)
-    for first, *others in zip(with_gradient, without, inference, op(*plain), strict=True):
-        assert all(not other.requires_grad and torch.equal(first, other) for other in others)
+    for first, *rest in zip(with_gradient, without, inference, op(*plain), strict=True):
+        assert all(not other.requires_grad and torch.equal(first, other) for other in rest)
 
 
-# ---- a user's own module exports by the same path
+# ---- export of a user's module
 
 
 class Reader(nn.Module):
-    """A user's own: reads a sequence, then answers queries about it."""
+    """A user's module: an encoder and an attention over its outputs."""
 
     def __init__(self, cell: str, attention: str) -> None:
         super().__init__()
@@ -258,7 +256,7 @@ READER = GraphSpec(
 
 
 def reader_inputs(batch: int, src: int, tgt: int) -> list[Tensor]:
-    """The first row is full; where there are more, the second is empty."""
+    """Return inputs whose first row is full and whose second row, if any, is empty."""
     lengths = torch.tensor([src, 0, *range(1, src + 1), *[1] * batch][:batch])
     x = random_tensor(batch, src, SIZE, seed=src, dtype=torch.float32)
     return [x, lengths, random_tensor(batch, tgt, 2 * HIDDEN, seed=tgt, dtype=torch.float32)]
@@ -273,17 +271,17 @@ def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarra
 
 
 def assert_one_node_each(model: onnx.ModelProto, ops: dict[str, int]) -> None:
-    """Ours are called so often, by the call rules, with their bodies attached; and nothing of them was taken apart."""
+    """Check that the model calls our ops this often, by the call rules, with their bodies and not decomposed."""
     ours = [node for node in model.graph.node if node.domain == DOMAIN]
     assert Counter(node.op_type for node in ours) == ops
     assert {function.name for function in model.functions} == set(ops)
     assert not {"GRU", "LSTM", "Softmax", "Tanh", "Sigmoid"} & {node.op_type for node in model.graph.node}
     for node in ours:
         declared = lower.op(node.op_type)
-        given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        assert given.pop("plugin_namespace") == b"edge_attn"
-        assert given.pop("plugin_version") == b"1"
-        assert set(given) == set(declared.attributes)
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        assert attributes.pop("plugin_namespace") == b"edge_attn"
+        assert attributes.pop("plugin_version") == b"1"
+        assert set(attributes) == set(declared.attributes)
         assert len(node.input) == len(declared.inputs)
         assert len(node.output) == len(declared.outputs)
         assert all([*node.input, *node.output])
@@ -298,9 +296,7 @@ def assert_one_node_each(model: onnx.ModelProto, ops: dict[str, int]) -> None:
         ("lstm", "scaled", {"Lstm": 1, "DotAttention": 1}),
     ],
 )
-def test_a_users_module_exports_with_one_node_an_op_and_runs_at_other_sizes(
-    cell: str, attention: str, ops: dict[str, int]
-) -> None:
+def test_export_has_one_node_for_each_op_and_equals_torch(cell: str, attention: str, ops: dict[str, int]) -> None:
     torch.manual_seed(0)
     module = Reader(cell, attention)
     model = trace(module, READER, reader_inputs(batch=2, src=5, tgt=3))
@@ -312,9 +308,9 @@ def test_a_users_module_exports_with_one_node_an_op_and_runs_at_other_sizes(
         for src in (1, 4, 50):
             inputs = reader_inputs(batch, src, tgt=1 + batch % 2)
             with torch.no_grad():
-                wanted = [tensor.numpy() for tensor in module(*inputs)]
+                expected = [tensor.numpy() for tensor in module(*inputs)]
             actual = run(model, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
-            for ours, theirs in zip(actual, wanted, strict=True):
+            for ours, theirs in zip(actual, expected, strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
                 assert (ours[theirs == 0] == 0).all()
             if batch > 1:
@@ -322,7 +318,7 @@ def test_a_users_module_exports_with_one_node_an_op_and_runs_at_other_sizes(
 
 
 class OneWay(nn.Module):
-    """A user's own stack of two forward GRUs, of which only the second one's last state leaves."""
+    """A user's stack of two forward GRUs that returns the last state of the second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -339,7 +335,7 @@ class OneWay(nn.Module):
 ONE_WAY = GraphSpec("one_way.onnx", READER.inputs[:2], (TensorSpec("last", "float32", ("batch", HIDDEN)),))
 
 
-def test_a_stack_is_one_node_a_layer_and_outputs_nobody_uses_keep_their_names() -> None:
+def test_stack_is_one_node_for_each_layer() -> None:
     torch.manual_seed(0)
     module = OneWay()
     model = trace(module, ONE_WAY, reader_inputs(batch=2, src=5, tgt=1)[:2])
@@ -347,18 +343,18 @@ def test_a_stack_is_one_node_a_layer_and_outputs_nobody_uses_keep_their_names() 
     for batch, src in ((1, 1), (3, 7)):
         x, lengths, _ = reader_inputs(batch, src, tgt=1)
         with torch.no_grad():
-            wanted = module(x, lengths).numpy()
+            expected = module(x, lengths).numpy()
         (actual,) = run(model, {"x": x.numpy(), "lengths": lengths.numpy()})
-        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_an_op_that_nobody_knows_is_refused() -> None:
+def test_unknown_op_is_refused() -> None:
     node = onnx.helper.make_node("Telepathy", ["x"], ["y"], domain=DOMAIN)
     with pytest.raises(ExportError, match="edge_attn::Telepathy"):
         lower.attach_functions(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [])))
 
 
-# ---- a mask that is none
+# ---- wrong masks
 
 MASKED = [name for name, case in CASES.items() if "mask" in case.shapes]
 WRONG = {
@@ -372,11 +368,11 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", MASKED)
-def test_a_mask_of_the_wrong_type_or_shape_is_one_sentence(name: str, wrong: str) -> None:
-    given = {key: torch.from_numpy(array) for key, array in inputs(name, "float32", "ragged", 3, 2).items()}
+def test_wrong_mask_is_refused(name: str, wrong: str) -> None:
+    tensors = {key: torch.from_numpy(array) for key, array in inputs(name, "float32", "ragged", 3, 2).items()}
     function, attributes = torch_ops.FUNCTIONS[CASES[name].op], CASES[name].attributes.values()
-    function(*given.values(), *attributes)
-    given["mask"] = WRONG[wrong](given["mask"])
+    function(*tensors.values(), *attributes)
+    tensors["mask"] = WRONG[wrong](tensors["mask"])
     with pytest.raises(InputError, match=f"{CASES[name].op}: the mask must .*got") as raised:
-        function(*given.values(), *attributes)
+        function(*tensors.values(), *attributes)
     assert "\n" not in str(raised.value)
