@@ -19,7 +19,7 @@ from edge_attn.models.layers.normalizers import NORMALIZERS, context_and_weights
 from edge_attn.models.seq2seq import Seq2Seq, make_attention
 from edge_attn.ops import masked_softmax
 from edge_attn.parity import golden, recorder
-from edge_attn.reference import Reference
+from edge_attn.reference import ModelReferences
 from edge_attn.registry import ATTENTIONS, resolve
 
 torch.set_num_threads(1)
@@ -207,8 +207,8 @@ def test_golden_coverage_is_independent_of_batch_and_padding(name: str) -> None:
     model = Seq2Seq(config(name, input_feeding=True), 12, 12)
     torch.nn.init.constant_(model.attention.get_parameter("w"), -2.0)
     sources, targets = [[4, 5, 6, 7, 8, 9, 3], [10, 3], [5, 5, 6, 3]], [[4, 5], [6, 7, 8], []]
-    together = recorder.run_teacher_forced(Reference(model), sources, targets)
-    alone = recorder.run_teacher_forced(Reference(model), sources, targets, batch=1)
+    together = recorder.run_teacher_forced(ModelReferences(model).reference, sources, targets)
+    alone = recorder.run_teacher_forced(ModelReferences(model).reference, sources, targets, batch=1)
     for one, other, source, target in zip(together, alone, sources, targets, strict=True):
         assert one.encoder["state.attention.coverage"].shape == (len(source), 1)
         assert one.states["next_state.attention.coverage"].shape == (len(target) + 1, golden.PROJECTIONS)
