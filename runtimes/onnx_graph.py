@@ -1,4 +1,4 @@
-"""Reading an ONNX model as the rewrites need it: its nodes, types and constants; and dropping what nothing reads."""
+"""Nodes, types and constants of an ONNX model, and removal of what nothing reads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import onnx
 from edge_attn.errors import BundleError
 
 VALUES = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-"""The attributes of a Constant, beside `value`, that hold numbers."""
+"""Attributes of a Constant, beside `value`, that contain numbers."""
 SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where torch's exporter writes the modules that a node comes from, outermost first, its own name last."""
+"""Metadata in which torch's exporter records the modules of a node, outermost first, the node's own name last."""
 
 
 def load(data: bytes, where: str) -> onnx.ModelProto:
-    """The model in `data`.
+    """Return the model in `data`.
 
     Raises:
         BundleError: it is not valid ONNX; the sentence begins with `where`.
@@ -31,12 +31,12 @@ def load(data: bytes, where: str) -> onnx.ModelProto:
 
 
 def opset(model: onnx.ModelProto) -> int:
-    """The version of the standard ops."""
+    """Return the version of the standard ops."""
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of the graph and of the graphs inside it (the branches of an If, the body of a Loop)."""
+    """Yield every node of the graph and of the graphs inside it (the branches of an If, the body of a Loop)."""
     for node in graph.node:
         yield node
         for inner in subgraphs(node):
@@ -48,15 +48,15 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def reads(node: onnx.NodeProto) -> set[str]:
-    """The tensors that a node reads, those of the graphs inside it among them."""
-    found = {name for name in node.input if name}
+    """Return the tensors that a node reads, with those of the graphs inside it."""
+    names = {name for name in node.input if name}
     for inner in subgraphs(node):
-        found |= {name for item in inner.node for name in reads(item)} | {value.name for value in inner.output}
-    return found
+        names |= {name for item in inner.node for name in reads(item)} | {value.name for value in inner.output}
+    return names
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every tensor of the graph, by its name.
+    """Return the element type of every tensor of the graph, by its name.
 
     Raises:
         BundleError: the types of its nodes do not fit together.
@@ -65,14 +65,14 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
         inferred = onnx.shape_inference.infer_shapes(model).graph
     except onnx.shape_inference.InferenceError as error:
         raise BundleError(f"the graph {model.graph.name} is not valid ONNX: {error}") from error
-    found = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    kinds = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        found[value.name] = value.type.tensor_type.elem_type
-    return found
+        kinds[value.name] = value.type.tensor_type.elem_type
+    return kinds
 
 
 def module_path(node: onnx.NodeProto) -> str:
-    """The torch module that a node comes from, as `model.encoder`; empty if the exporter did not say."""
+    """Return the torch module of a node, as `model.encoder`; empty if the exporter did not record it."""
     scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
     try:
         path = ast.literal_eval(scopes)
@@ -82,41 +82,41 @@ def module_path(node: onnx.NodeProto) -> str:
 
 
 def module_paths(model: onnx.ModelProto) -> dict[str, str]:
-    """Torch module of each named node whose module the exporter recorded."""
+    """Return the torch module of each named node whose module the exporter recorded."""
     return {node.name: path for node in nodes(model.graph) if node.name and (path := module_path(node))}
 
 
 def constant(node: onnx.NodeProto) -> np.ndarray | None:
-    """The value of a Constant; None of any other node, and of one that holds no numbers.
+    """Return the value of a Constant; None for any other node, and for one that contains no numbers.
 
     Raises:
-        BundleError: it has not exactly one attribute.
+        BundleError: it does not have exactly one attribute.
     """
     if node.op_type != "Constant" or node.domain:
         return None
     if len(node.attribute) != 1:
         raise BundleError(f"the Constant {''.join(node.output)!r} has {len(node.attribute)} attributes, expected 1")
     [attribute] = node.attribute
-    found = onnx.helper.get_attribute_value(attribute)
+    content = onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":
-        value: np.ndarray = onnx.numpy_helper.to_array(found)
+        value: np.ndarray = onnx.numpy_helper.to_array(content)
         return value
-    return np.array(found, VALUES[attribute.name]) if attribute.name in VALUES else None
+    return np.array(content, VALUES[attribute.name]) if attribute.name in VALUES else None
 
 
 class Constants:
-    """The values of tensors that no input changes: initializers, and what Cast, Transpose and Identity make of them."""
+    """Values of tensors that no input changes: initializers, and Cast, Transpose and Identity of them."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inside = [graph for node in nodes(model.graph) for graph in subgraphs(node)]
         self._tensors = {tensor.name: tensor for graph in (model.graph, *inside) for tensor in graph.initializer}
-        self._makers = {node.output[0]: node for node in nodes(model.graph) if node.output}
+        self._producers = {node.output[0]: node for node in nodes(model.graph) if node.output}
 
     def get(self, name: str) -> np.ndarray | None:
         if name in self._tensors:
             value: np.ndarray = onnx.numpy_helper.to_array(self._tensors[name])
             return value
-        node = self._makers.get(name)
+        node = self._producers.get(name)
         if node is None or node.domain or node.op_type not in ("Cast", "Transpose", "Identity"):
             return None if node is None else constant(node)
         inner = self.get(node.input[0])
@@ -129,15 +129,15 @@ class Constants:
 
 
 def prune(model: onnx.ModelProto) -> None:
-    """Drops the nodes and initializers of the graph that nothing reads, in place."""
+    """Remove the nodes and initializers of the graph that nothing reads, in place."""
     graph = model.graph
-    wanted = {value.name for value in graph.output}
-    kept = []
+    needed = {value.name for value in graph.output}
+    reversed_nodes = []
     for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted |= reads(node)
-            kept.append(node)
-    tensors = [tensor for tensor in graph.initializer if tensor.name in wanted]
+        if needed.intersection(node.output):
+            needed |= reads(node)
+            reversed_nodes.append(node)
+    tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(kept))
+    graph.node.extend(reversed(reversed_nodes))
     graph.initializer.extend(tensors)

@@ -1,7 +1,7 @@
-"""Making the graphs of one target: chosen and verified by the golden data, with and without the plugins on offer.
+"""Build the graphs of one target: converted and verified by the golden data, with and without the requested plugins.
 
-A plugin is an offer. The graphs of a target call none; beside each graph that holds an op which a plugin may serve
-stands a variant that calls it, and the device measures which of the two is quicker.
+No graph of a target calls a plugin. Each graph that calls an op for which a plugin was requested gets a variant that
+calls it, and the device measures which of the two is faster (runtimes/trt/autotune.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from edge_attn.errors import InputError, ParityError
 from edge_attn.ops import DOMAIN
 from edge_attn.parity.golden import Golden
 from edge_attn.runtimes.onnx_graph import load, module_paths, nodes
-from edge_attn.runtimes.optimize.calibration import Models, log_probs, view
+from edge_attn.runtimes.optimize.calibration import Models, log_probs, with_graphs
 from edge_attn.runtimes.optimize.inline import without_bodies
-from edge_attn.runtimes.optimize.mixed_precision import Chosen, choose
+from edge_attn.runtimes.optimize.mixed_precision import PrecisionPlan, plan_precision
 from edge_attn.runtimes.optimize.targets import Recipe, inlined
-from edge_attn.runtimes.optimize.trt_operators import WITH_PLUGINS, Version
+from edge_attn.runtimes.optimize.trt_operators import WITH_PLUGINS, Version, format_version
 from edge_attn.runtimes.ort.cpu import OrtCpu
 from edge_attn.runtimes.trt.builder import BuildConfig
 from edge_attn.runtimes.verification.report import Report
@@ -37,149 +37,162 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What to make, and of what."""
+class TargetRequest:
+    """Target to build."""
 
     target: str
     precision: str
     recipe: Recipe
     oldest: Version | None = None
-    """The oldest version that must read the graphs; of the variants with plugins, at least WITH_PLUGINS."""
+    """Oldest version that must read the graphs; variants with plugins need at least WITH_PLUGINS."""
     plugins: tuple[str, ...] = ()
-    """Ops that a plugin may serve."""
+    """Ops for which a plugin was requested."""
     calibration: Path | None = None
+    """File of calibration lines; None for the golden sentences."""
     build: BuildConfig | None = None
-    """How engines are built, where that was asked for."""
+    """Configuration of the engines; None for the default."""
 
     @property
     def name(self) -> str:
         return f"{self.target}-{self.precision}"
 
 
-def make(
-    opened: Bundle, wanted: Wanted, said: Golden, options: RuntimeOptions, say: Say
+def build(
+    opened: Bundle, request: TargetRequest, golden: Golden, options: RuntimeOptions, say: Say
 ) -> tuple[Target, dict[str, bytes]]:
-    """What the bundle is to keep: the target, and its files.
+    """Return the target, for the manifest, and its files.
+
+    Args:
+        opened: the bundle.
+        request: the target.
+        golden: golden data of the bundle.
+        options: options of the runtime ort-cpu, which verifies the graphs.
+        say: takes one line of progress.
 
     Raises:
-        InputError: a graph that the target cannot read; none calls an op that a plugin was offered for.
-        ParityError: what was made does not say what the reference says.
+        InputError: the target cannot read a graph, or no graph calls an op for which a plugin was requested.
+        ParityError: the graphs differ from the reference.
     """
-    models = inlined(opened, wanted.oldest, frozenset())
-    variants = _variants(opened, wanted)
-    lines = corpus.read_sentences(wanted.calibration) if wanted.calibration else said.sentences
-    making = _Making(opened, wanted, said, lines, options, say)
-    plain = making.choose(models, {}, {})
-    if wanted.precision != "fp32" and not any(plain.lowered.values()):
-        raise ParityError(f"{opened.path}: nothing of its graphs can be {wanted.precision} within the bounds; use fp32")
-    settings: dict[str, Any] = {"fp32_islands": plain.pinned}
-    if wanted.oldest:
-        settings["min_version"] = shown(wanted.oldest)
-    if wanted.precision == "int8":
-        settings["quantized"] = plain.lowered
-        settings["calibration"] = calibration(lines, wanted.calibration)
-    if wanted.build:
-        settings["build"] = dataclasses.asdict(wanted.build)
-    folder = f"targets/{wanted.name}"
+    models = inlined(opened, request.oldest, frozenset())
+    variants = _variants(opened, request)
+    lines = corpus.read_sentences(request.calibration) if request.calibration else golden.sentences
+    builder = TargetBuilder(opened, request, golden, lines, options, say)
+    plan = builder.plan(models, {}, {})
+    if request.precision != "fp32" and not any(plan.converted.values()):
+        raise ParityError(
+            f"{opened.path}: no node of its graphs can be {request.precision} within the bounds; use fp32"
+        )
+    folder = f"targets/{request.name}"
     graphs = {
         name: GraphSpec(f"{folder}/{name}.onnx", spec.inputs, spec.outputs)
         for name, spec in opened.manifest.graphs.items()
     }
-    files = {graphs[name].file: model.SerializeToString(deterministic=True) for name, model in plain.models.items()}
-    if wanted.recipe.engines:
-        settings["modules"] = {graphs[name].file: module_paths(model) for name, model in plain.models.items()}
-    verification = _record(plain.report)
-    if wanted.recipe.engines:
+    files = {graphs[name].file: model.SerializeToString(deterministic=True) for name, model in plan.models.items()}
+    settings: dict[str, Any] = {"fp32_islands": plan.pinned}
+    if request.oldest:
+        settings["min_version"] = format_version(request.oldest)
+    if request.precision == "int8":
+        settings["quantized"] = plan.converted
+        settings["calibration"] = describe_calibration(lines, request.calibration)
+    if request.build:
+        settings["build"] = dataclasses.asdict(request.build)
+    verification = _record(plan.report)
+    if request.recipe.engines:
+        settings["modules"] = {graphs[name].file: module_paths(model) for name, model in plan.models.items()}
         verification["engine"] = "not tested"
     if variants:
-        calling = making.choose(variants, models, plain.models)
-        found = {name: f"{folder}/{name}.plugins.onnx" for name in variants}
-        for name, file in found.items():
-            files[file] = without_bodies(calling.models[name]).SerializeToString(deterministic=True)
-            settings["modules"][file] = module_paths(calling.models[name])
-        settings["plugins"] = {"ops": list(wanted.plugins), "graphs": found}
-        verification["plugins"] = _record(calling.report)
-    return Target(wanted.target, wanted.precision, graphs, settings, verification), files
+        variant_plan = builder.plan(variants, models, plan.models)
+        variant_files = {name: f"{folder}/{name}.plugins.onnx" for name in variants}
+        for name, file in variant_files.items():
+            files[file] = without_bodies(variant_plan.models[name]).SerializeToString(deterministic=True)
+            settings["modules"][file] = module_paths(variant_plan.models[name])
+        settings["plugins"] = {"ops": list(request.plugins), "graphs": variant_files}
+        verification["plugins"] = _record(variant_plan.report)
+    return Target(request.target, request.precision, graphs, settings, verification), files
 
 
-def calibration(lines: Sequence[str], path: Path | None) -> dict[str, Any]:
-    """What a target's settings say of the lines that its scales come from."""
+def describe_calibration(lines: Sequence[str], path: Path | None) -> dict[str, Any]:
+    """Return what a target's settings store about the calibration lines."""
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return {"sentences": len(lines), "from": path.name if path else "golden data", "sha256": digest}
 
 
-def shown(version: Version) -> str:
-    return ".".join(map(str, version))
-
-
-def _variants(opened: Bundle, wanted: Wanted) -> Models:
-    """The graphs that call an op which a plugin may serve, with these calls left in them.
+def _variants(opened: Bundle, request: TargetRequest) -> Models:
+    """Return the graphs that call an op for which a plugin was requested, with these calls in them.
 
     Raises:
         InputError: no graph calls one of these ops, or TensorRT cannot read a graph with it.
     """
-    if not wanted.plugins:
+    if not request.plugins:
         return {}
-    offered = frozenset(wanted.plugins)
-    made = inlined(opened, max(wanted.oldest or WITH_PLUGINS, WITH_PLUGINS), offered)
-    called = {name: {node.op_type for node in nodes(model.graph)} & offered for name, model in made.items()}
-    for op in wanted.plugins:
+    plugins = frozenset(request.plugins)
+    models = inlined(opened, max(request.oldest or WITH_PLUGINS, WITH_PLUGINS), plugins)
+    called = {name: {node.op_type for node in nodes(model.graph)} & plugins for name, model in models.items()}
+    for op in request.plugins:
         if not any(op in ops for ops in called.values()):
             raise InputError(
-                f"no graph of {opened.path} calls {op}, so --plugin {op} serves nothing; the ops of ours that its "
-                f"graphs call: {', '.join(_ours(opened)) or 'none'}"
+                f"no graph of {opened.path} calls {op}, so --plugin {op} has no effect; the ops of ours that its "
+                f"graphs call: {', '.join(_called_ops(opened)) or 'none'}"
             )
-    return {name: made[name] for name, ops in called.items() if ops}
+    return {name: models[name] for name, ops in called.items() if ops}
 
 
-def _ours(opened: Bundle) -> list[str]:
-    """The ops of ours that the bundle's graphs call."""
+def _called_ops(opened: Bundle) -> list[str]:
+    """Return the ops of the domain `edge_attn` that the bundle's graphs call."""
     graphs = opened.manifest.graphs.values()
     models = [load(opened.read(spec.file), f"{opened.path}: {spec.file}") for spec in graphs]
     return sorted({function.name for model in models for function in model.functions if function.domain == DOMAIN})
 
 
 @dataclasses.dataclass(frozen=True)
-class _Making:
-    """What every choice for one target is made with."""
+class TargetBuilder:
+    """Plans the precision of each node of one target's graphs."""
 
     opened: Bundle
-    wanted: Wanted
-    said: Golden
+    request: TargetRequest
+    golden: Golden
     lines: Sequence[str]
     options: RuntimeOptions
     say: Say
 
-    def choose(self, models: Models, beside: Models, ready: Models) -> Chosen:
-        """`models` lowered as far as the bounds let them, beside the bundle's other graphs: in fp32 as `beside`, where
-        the damage of a node is measured, and as they will run, `ready`, where the whole is verified.
+    def plan(self, models: Models, fp32_graphs: Models, final_graphs: Models) -> PrecisionPlan:
+        """Convert as many nodes of `models` as the bounds allow.
+
+        Args:
+            models: graphs to convert, in fp32.
+            fp32_graphs: the bundle's other graphs in fp32, with which the sensitivity of a node is measured.
+            final_graphs: the bundle's other graphs as they will run, with which the whole is verified.
 
         Raises:
-            ParityError: they do not say what the reference says.
+            ParityError: the result differs from the reference.
         """
-        opened, wanted = self.opened, self.wanted
+        opened, request = self.opened, self.request
 
-        def verified(made: Models) -> Report:
-            seen = view(opened, {**ready, **made}, wanted.precision)
-            running = OrtCpu(seen, self.options)
-            first = check(seen, running, self.said, ("L1", "L2"))
-            return check(seen, running, self.said) if first.verdict == "holds" else first
+        def verify(converted: Models) -> Report:
+            candidate = with_graphs(opened, {**final_graphs, **converted}, request.precision)
+            runtime = OrtCpu(candidate, self.options)
+            quick = check(candidate, runtime, self.golden, ("L1", "L2"))
+            return check(candidate, runtime, self.golden) if quick.verdict == "holds" else quick
 
-        def measured(made: Models) -> np.ndarray:
-            return log_probs(opened, {**beside, **made}, self.said, self.options)
+        def measure(converted: Models) -> np.ndarray:
+            return log_probs(opened, {**fp32_graphs, **converted}, self.golden, self.options)
 
-        lowering = wanted.recipe.lowerings[wanted.precision](opened, {**beside, **models}, self.lines, self.options)
-        chosen = choose(models, lowering, verified, measured, self.say)
-        if chosen.report.verdict != "holds":
-            calls = f" that call {', '.join(wanted.plugins)}" if ready else ""
+        factory = request.recipe.conversions[request.precision]
+        conversion = factory(opened, {**fp32_graphs, **models}, self.lines, self.options)
+        plan = plan_precision(models, conversion, verify, measure, self.say)
+        if plan.report.verdict != "holds":
+            calls = f" that call {', '.join(request.plugins)}" if final_graphs else ""
             raise ParityError(
-                f"the {wanted.name} graphs{calls} of {opened.path} do not say what the reference says:\n{chosen.report}"
+                f"the {request.name} graphs{calls} of {opened.path} differ from the reference:\n{plan.report}"
             )
-        return chosen
+        return plan
 
 
 def _record(report: Report) -> dict[str, Any]:
-    findings = {
-        f"{f.level} {f.name}": f.value for level in report.levels for f in level.measurements if f.level != "L1"
+    measurements = {
+        f"{entry.level} {entry.name}": entry.value
+        for level in report.levels
+        for entry in level.measurements
+        if entry.level != "L1"
     }
-    return {**report.summary(), "found": findings}
+    return {**report.summary(), "found": measurements}  # codespell:ignore found

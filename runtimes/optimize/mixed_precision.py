@@ -1,7 +1,7 @@
-"""Choosing, by the golden data, which nodes leave fp32: all that may, and where that breaks the bounds, fewer.
+"""Which nodes leave fp32, by the golden data: every node that can be converted, or fewer where that breaks the bounds.
 
-A node's damage is how far it alone, lowered, moves the log-probabilities along the reference's tokens. Nodes that
-leave no number behind (an overflow) are pinned to fp32 at once, the others the worst first, twice as many each round.
+The sensitivity of a node is the KL divergence of the log-probabilities along the reference's tokens when it alone is
+converted. Nodes that overflow are pinned to fp32 at once, then the most sensitive ones, twice as many each round.
 """
 
 from __future__ import annotations
@@ -16,77 +16,99 @@ from edge_attn.runtimes.optimize.calibration import Models
 from edge_attn.runtimes.verification.report import Report
 
 ROUNDS = 7
-"""Tries; the last one pins 2 ** (ROUNDS - 2) nodes beside those that overflow."""
+"""Maximum number of rounds; the last one pins 2 ** (ROUNDS - 2) nodes beside those that overflow."""
 
 
 @dataclass(frozen=True)
-class Lowering:
+class Conversion:
     """One way to compute in less than fp32."""
 
-    lowerable: Callable[[onnx.ModelProto], list[str]]
-    """The nodes of an fp32 graph that may be lowered, by the names of their first outputs."""
-    lower: Callable[[str, onnx.ModelProto, Set[str]], onnx.ModelProto]
-    """The graph of this name with some of them lowered."""
+    convertible_nodes: Callable[[onnx.ModelProto], list[str]]
+    """Return the nodes of an fp32 graph that can be converted, by the names of their first outputs."""
+    convert: Callable[[str, onnx.ModelProto, Set[str]], onnx.ModelProto]
+    """Return the graph of this name with these nodes converted."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Graphs, and what was decided on the way to them."""
+class PrecisionPlan:
+    """Converted graphs, and the decision about each node."""
 
     models: Models
-    lowered: dict[str, list[str]]
+    converted: dict[str, list[str]]
+    """Converted nodes by graph."""
     pinned: dict[str, list[str]]
-    """Nodes that may be lowered and stayed fp32, because the golden data says so."""
+    """Nodes by graph that can be converted and stay fp32, by the golden data."""
     report: Report
 
 
-def choose(
+def plan_precision(
     models: Models,
-    lowering: Lowering,
+    conversion: Conversion,
     check: Callable[[Models], Report],
     measure: Callable[[Models], np.ndarray],
     say: Callable[[str], object],
-) -> Chosen:
-    """`models` lowered as far as `check` lets them; the last try, whose report does not hold, if none holds.
+) -> PrecisionPlan:
+    """Convert as many nodes as `check` accepts; if it accepts none, return the last round with its report.
 
-    `measure` gives the log-probabilities (rows, vocab) that graphs lead to.
+    Args:
+        models: fp32 graphs by name.
+        conversion: the conversion.
+        check: verifies graphs.
+        measure: runs graphs and returns log-probabilities (rows, vocab).
+        say: takes one line of progress.
     """
-    may = {name: lowering.lowerable(model) for name, model in models.items()}
-    ranked: list[tuple[float, str, str]] | None = None
+    convertible = {name: conversion.convertible_nodes(model) for name, model in models.items()}
+    ranking: list[tuple[float, str, str]] | None = None
     pinned: set[tuple[str, str]] = set()
     for turn in range(ROUNDS):
-        lowered = {name: [node for node in may[name] if (name, node) not in pinned] for name in models}
-        made = {name: lowering.lower(name, model, set(lowered[name])) for name, model in models.items()}
-        report = check(made)
-        spent = not any(lowered.values())
-        if report.verdict == "holds" or turn == ROUNDS - 1 or spent:
+        nodes = {name: [node for node in convertible[name] if (name, node) not in pinned] for name in models}
+        converted = {name: conversion.convert(name, model, set(nodes[name])) for name, model in models.items()}
+        report = check(converted)
+        if report.verdict == "holds" or turn == ROUNDS - 1 or not any(nodes.values()):
             break
-        if ranked is None:
-            say("the bounds do not hold; measuring what each node alone does to them")
-            ranked = rank(models, may, lowering, measure)
-        broken = sum(not np.isfinite(damage) for damage, _, _ in ranked)
-        pinned = {(graph, node) for _, graph, node in ranked[: broken + 2**turn - (broken > 0 and turn == 0)]}
-        say(f"keeping {len(pinned)} of {len(ranked)} nodes in fp32")
-    kept = {name: [node for node in may[name] if (name, node) in pinned] for name in models}
-    return Chosen(made, lowered, kept, report)
+        if ranking is None:
+            say("the bounds do not hold; measuring the sensitivity of each node")
+            ranking = rank_nodes(models, convertible, conversion, measure)
+        overflowing = sum(not np.isfinite(sensitivity) for sensitivity, _, _ in ranking)
+        count = overflowing + 2**turn
+        if overflowing and turn == 0:
+            count = overflowing  # they alone may be the cause
+        pinned = {(graph, node) for _, graph, node in ranking[:count]}
+        say(f"keeping {len(pinned)} of {len(ranking)} nodes in fp32")
+    pinned_by_graph = {name: [node for node in convertible[name] if (name, node) in pinned] for name in models}
+    return PrecisionPlan(converted, nodes, pinned_by_graph, report)
 
 
-def rank(
-    models: Models, may: Mapping[str, Sequence[str]], lowering: Lowering, measure: Callable[[Models], np.ndarray]
+def rank_nodes(
+    models: Models,
+    convertible: Mapping[str, Sequence[str]],
+    conversion: Conversion,
+    measure: Callable[[Models], np.ndarray],
 ) -> list[tuple[float, str, str]]:
-    """(damage, graph, node) of every node that may be lowered, the worst first."""
+    """Return (sensitivity, graph, node) of every convertible node, the most sensitive first.
+
+    Args:
+        models: fp32 graphs by name.
+        convertible: nodes by graph.
+        conversion: the conversion.
+        measure: runs graphs and returns log-probabilities (rows, vocab).
+    """
     expected = measure(models)
-    found = [
-        (divergence(expected, measure({**models, name: lowering.lower(name, model, {node})})), name, node)
+    sensitivities = [
+        (kl_divergence(expected, measure({**models, name: conversion.convert(name, model, {node})})), name, node)
         for name, model in models.items()
-        for node in may[name]
+        for node in convertible[name]
     ]
-    return sorted(found, key=lambda entry: (-entry[0], *entry[1:]))
+    return sorted(sensitivities, key=lambda entry: (-entry[0], *entry[1:]))
 
 
-def divergence(expected: np.ndarray, found: np.ndarray) -> float:
-    """The mean divergence (Kullback and Leibler) of rows of log-probabilities; infinite where one is no number."""
-    if not np.isfinite(found).all():
+def kl_divergence(expected: np.ndarray, actual: np.ndarray) -> float:
+    """Return the mean KL divergence between rows of log-probabilities; infinite where a value is not finite.
+
+    Shapes:
+        expected (rows, vocab), actual (rows, vocab)
+    """
+    if not np.isfinite(actual).all():
         return float("inf")
-    p, q = expected.astype(np.float64), found.astype(np.float64)
+    p, q = expected.astype(np.float64), actual.astype(np.float64)
     return float((np.exp(p) * (p - q)).sum(1).mean())

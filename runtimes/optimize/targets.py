@@ -1,4 +1,4 @@
-"""What each target takes: its precisions, the oldest version that reads its graphs, and how each precision is made."""
+"""Targets of `optimize`: their precisions, their oldest supported version, and the conversion to each precision."""
 
 from __future__ import annotations
 
@@ -12,84 +12,119 @@ import onnx
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.runtimes.onnx_graph import load
-from edge_attn.runtimes.optimize.calibration import Models, largest
-from edge_attn.runtimes.optimize.float16 import half
-from edge_attn.runtimes.optimize.float16 import lowerable as may_be_half
+from edge_attn.runtimes.optimize import float16, int8
+from edge_attn.runtimes.optimize.calibration import Models, activation_ranges
 from edge_attn.runtimes.optimize.inline import inline
-from edge_attn.runtimes.optimize.int8 import activations, int8
-from edge_attn.runtimes.optimize.int8 import lowerable as may_be_int8
-from edge_attn.runtimes.optimize.mixed_precision import Lowering
+from edge_attn.runtimes.optimize.mixed_precision import Conversion
 from edge_attn.runtimes.optimize.trt_operators import Version, check
 from edge_attn.runtimes.trt.api import OLDEST
 
 RECURRENT = ("GRU", "LSTM", "RNN")
-Maker: TypeAlias = Callable[[Bundle, Models, Sequence[str], RuntimeOptions], Lowering]
-"""From a bundle, its inlined graphs and the calibration lines."""
+ConversionFactory: TypeAlias = Callable[[Bundle, Models, Sequence[str], RuntimeOptions], Conversion]
+"""factory(bundle, inlined graphs, calibration lines, options)"""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    lowerings: dict[str, Maker]
-    """By precision."""
+    """How the graphs of one target are computed."""
+
+    conversions: dict[str, ConversionFactory]
+    """Conversion by precision."""
     oldest: Version | None
-    """The oldest version served, if the target has versions of its own."""
+    """Oldest supported version of the target; None for a target without versions."""
     engines: bool
-    """Whether engines are built from the graphs, on the device."""
+    """True where engines are built from the graphs, on the device."""
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        return tuple(self.lowerings)
+        return tuple(self.conversions)
 
 
 def inlined(bundle: Bundle, oldest: Version | None, plugins: Set[str]) -> Models:
-    """The graphs of `bundle` in standard ops and calls of `plugins`, all of which the version `oldest` reads.
+    """Return the graphs of `bundle` in standard ops and calls of `plugins`, all of which version `oldest` reads.
 
     Raises:
-        BundleError: a file that is no graph.
-        InputError: an op that it cannot read.
+        BundleError: a file is not an ONNX graph.
+        InputError: `oldest` cannot read an op.
     """
-    made = {}
+    models = {}
     for name, spec in bundle.manifest.graphs.items():
         model = load(bundle.read(spec.file), f"{bundle.path}: {spec.file}")
-        if oldest:  # asked before, because the call of a function knows its module, and after, of what is left
+        if oldest:  # before inlining, because only a function's call has its module; and after it, on the result
             check(name, model, oldest, plugins)
-        made[name] = inline(model, plugins)
+        models[name] = inline(model, plugins)
         if oldest:
-            check(name, made[name], oldest, plugins)
-    return made
+            check(name, models[name], oldest, plugins)
+    return models
 
 
-def nothing(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Lowering:
-    """fp32: the inlined graphs as they are."""
-    return Lowering(lambda model: [], lambda name, model, lowered: model)
+def no_conversion(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Conversion:
+    """Return fp32: the inlined graphs as they are.
+
+    Args:
+        bundle: not used.
+        models: not used.
+        sentences: not used.
+        options: not used.
+    """
+    return Conversion(lambda model: [], lambda name, model, nodes: model)
 
 
-def to_half(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Lowering:
-    return Lowering(may_be_half, lambda name, model, lowered: half(model, lowered))
+def fp16_conversion(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Conversion:
+    """Return fp16 with fp32 islands.
+
+    Args:
+        bundle: not used.
+        models: not used.
+        sentences: not used.
+        options: not used.
+    """
+    return Conversion(float16.convertible_nodes, lambda name, model, nodes: float16.to_float16(model, nodes))
 
 
-def to_typed_half(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Lowering:
-    """Recurrences with lengths stay fp32: TensorRT's parser masks them with a zero of fp32, which strong typing
-    refuses beside fp16 (all versions that could be tried; a test says when that ends)."""
-    return Lowering(_may_be_typed_half, lambda name, model, lowered: half(model, lowered))
+def strongly_typed_fp16_conversion(
+    bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions
+) -> Conversion:
+    """Return fp16 for TensorRT's strong typing, in which recurrences with lengths stay fp32.
+
+    TensorRT's parser masks them with an fp32 zero, which strong typing refuses beside fp16, in all versions that could
+    be tried; a test fails when that ends.
+
+    Args:
+        bundle: not used.
+        models: not used.
+        sentences: not used.
+        options: not used.
+    """
+    return Conversion(_without_masked_recurrences, lambda name, model, nodes: float16.to_float16(model, nodes))
 
 
-def _may_be_typed_half(model: onnx.ModelProto) -> list[str]:
+def _without_masked_recurrences(model: onnx.ModelProto) -> list[str]:
     masked = {node.output[0] for node in model.graph.node if node.op_type in RECURRENT and "".join(node.input[4:5])}
-    return [name for name in may_be_half(model) if name not in masked]
+    return [name for name in float16.convertible_nodes(model) if name not in masked]
 
 
-def to_int8(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Lowering:
-    """With scales from `sentences`."""
-    tensors = {name: activations(model) for name, model in models.items()}
-    return Lowering(may_be_int8, functools.partial(_int8, largest(bundle, models, tensors, sentences, options)))
+def int8_conversion(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Conversion:
+    """Return int8 with scales from `sentences`.
+
+    Args:
+        bundle: the bundle.
+        models: its inlined graphs.
+        sentences: calibration lines.
+        options: options of the runtime ort-cpu.
+    """
+    tensors = {name: int8.activations(model) for name, model in models.items()}
+    ranges = activation_ranges(bundle, models, tensors, sentences, options)
+    return Conversion(int8.convertible_nodes, functools.partial(_to_int8, ranges))
 
 
-def _int8(
-    scales: Mapping[str, Mapping[str, float]], name: str, model: onnx.ModelProto, lowered: Set[str]
+def _to_int8(
+    ranges: Mapping[str, Mapping[str, float]], name: str, model: onnx.ModelProto, nodes: Set[str]
 ) -> onnx.ModelProto:
-    return int8(model, lowered, scales[name])
+    return int8.to_int8(model, nodes, ranges[name])
 
 
-TRT = Recipe({"fp32": nothing, "fp16": to_typed_half, "int8": to_int8}, OLDEST, True)
-ORT_CUDA = Recipe({"fp32": nothing, "fp16": to_half}, None, False)
+TRT = Recipe(
+    {"fp32": no_conversion, "fp16": strongly_typed_fp16_conversion, "int8": int8_conversion}, OLDEST, engines=True
+)
+ORT_CUDA = Recipe({"fp32": no_conversion, "fp16": fp16_conversion}, None, engines=False)

@@ -1,4 +1,4 @@
-"""What a version of TensorRT reads of ONNX, asked before anything is built, so that a refusal names the module.
+"""Ops that a version of TensorRT reads, checked before anything is built, so that an error names the module.
 
 From the parser's own tables of operators: an opset for each version, ops that no version reads, ops that later ones
 read, and what must be constant. That a graph passes is no proof that it builds; TensorRT's parser has the last word.
@@ -20,9 +20,9 @@ from edge_attn.runtimes.versions import parse_version
 Version = tuple[int, ...]
 
 WITH_PLUGINS: Version = (10, 13)
-"""The first one that our plugins are for."""
+"""First version that takes our plugins."""
 OPSETS: dict[Version, int] = {(10, 3): 20, (10, 14): 23, (10, 15): 24, (11, 0): 27}
-"""The newest opset that a version, and those after it, reads."""
+"""Newest opset that a version, and those after it, reads."""
 SINCE: dict[str, Version] = {
     "Attention": (10, 14),
     "RMSNormalization": (10, 15),
@@ -31,7 +31,7 @@ SINCE: dict[str, Version] = {
     "Swish": (11, 0),
 }
 SIZED = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
-"""Ops whose outputs are as long as the values say, for which no buffer can be set aside."""
+"""Ops whose output size depends on values, so that no buffer can be allocated before the run."""
 REFUSED = (
     *("Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Col2Im", "ConcatFromSequence"),
     *("ConvInteger", "DFT", "Det", "DynamicQuantizeLinear", "MatMulInteger", "MaxRoiPool", "MaxUnpool"),
@@ -41,33 +41,39 @@ REFUSED = (
     *("SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit"),
     "TfIdfVectorizer",
 )
-LARGEST_K = 3840
+MAX_K = 3840
 
 
 def version(text: str) -> Version:
-    """10.3 as (10, 3).
+    """Return 10.3 as (10, 3).
 
     Raises:
-        UsageError: not a version, or an older one than we serve.
+        UsageError: not a version, or older than the oldest supported one.
     """
     if not re.fullmatch(r"\d+(\.\d+){1,3}", text):
         raise UsageError(f"a version is two to four numbers, as 10.3, got {text!r}")
-    found = parse_version(text)
-    if found < OLDEST:
-        raise UsageError(f"the oldest version of TensorRT that is served is {_show(OLDEST)}, got {text}")
-    return found
+    numbers = parse_version(text)
+    if numbers < OLDEST:
+        raise UsageError(f"the oldest supported version of TensorRT is {format_version(OLDEST)}, got {text}")
+    return numbers
 
 
 def check(name: str, model: onnx.ModelProto, oldest: Version, plugins: Set[str] = frozenset()) -> None:
-    """Refuses a graph that TensorRT `oldest` cannot read; `name` is the graph's.
+    """Refuse a graph that TensorRT `oldest` cannot read.
+
+    Args:
+        name: name of the graph, for the error.
+        model: the graph, with or without its functions.
+        oldest: version of TensorRT.
+        plugins: ops that a plugin replaces.
 
     Raises:
-        InputError: naming the node, its op and the module that it comes from.
+        InputError: it cannot; the sentence names the node, its op and the torch module that it comes from.
     """
     newest = max(limit for since, limit in OPSETS.items() if since <= oldest)
     if opset(model) > newest:
         raise InputError(
-            f"the graph {name} has opset {opset(model)}, TensorRT {_show(oldest)} reads up to {newest}; "
+            f"the graph {name} has opset {opset(model)}, TensorRT {format_version(oldest)} reads up to {newest}; "
             f"export it at a lower opset, or name a newer version with --min-version"
         )
     bodies = {(function.domain, function.name): function.node for function in model.functions}
@@ -89,8 +95,7 @@ def _calls(
     module: str = "",
     inside: bool = False,
 ) -> Iterator[tuple[onnx.NodeProto, str, bool]]:
-    """Every node that will stand in the graph once it is inlined, the module that it or its call comes from, and
-    whether it stands in the body of a function now."""
+    """Yield each node of the inlined graph, the module of the node or its call, and True inside a function body."""
     for node in calls:
         path = module or module_path(node)
         body = bodies.get((node.domain, node.op_type))
@@ -101,32 +106,32 @@ def _calls(
 
 
 def _reason(node: onnx.NodeProto, oldest: Version, plugins: Set[str]) -> str:
-    """Why TensorRT `oldest` cannot read a node; empty if it can."""
-    op, shown = node.op_type, f"TensorRT {_show(oldest)}"
+    """Return the reason why TensorRT `oldest` cannot read a node; empty if it can."""
+    op, tensorrt = node.op_type, f"TensorRT {format_version(oldest)}"
     if node.domain not in ("", "ai.onnx") and op not in plugins:
         return f"{node.domain}::{op} has neither a body in the graph nor a plugin"
     if op in SIZED:
-        return "the size of its output depends on values, and an engine's buffers are set aside before it runs"
+        return "the size of its output depends on values, and an engine's buffers are allocated before it runs"
     if op in REFUSED:
-        return f"{shown} does not read this op"
+        return f"{tensorrt} does not read this op"
     if SINCE.get(op, oldest) > oldest:
-        return f"{shown} does not read this op, version {_show(SINCE[op])} is the first; see --min-version"
+        return f"{tensorrt} does not read this op, version {format_version(SINCE[op])} is the first; see --min-version"
     return ""
 
 
 def _axes(node: onnx.NodeProto, constants: Constants) -> str:
-    given = len(node.input) > 1 and node.input[1]
-    return f"its input {given!r} must be constant" if given and constants.get(node.input[1]) is None else ""
+    axes = len(node.input) > 1 and node.input[1]
+    return f"its input {axes!r} must be constant" if axes and constants.get(node.input[1]) is None else ""
 
 
 def _top_k(node: onnx.NodeProto, constants: Constants) -> str:
     k = constants.get(node.input[1])
-    return f"k must be less than {LARGEST_K}, got {int(k.max())}" if k is not None and k.max() >= LARGEST_K else ""
+    return f"k must be less than {MAX_K}, got {int(k.max())}" if k is not None and k.max() >= MAX_K else ""
 
 
 def _layout(node: onnx.NodeProto, constants: Constants) -> str:
-    turned = any(entry.name == "layout" and entry.i for entry in node.attribute)
-    return "layout must be 0 (time first)" if turned else ""
+    batch_first = any(entry.name == "layout" and entry.i for entry in node.attribute)
+    return "layout must be 0 (time first)" if batch_first else ""
 
 
 RULES: dict[str, Callable[[onnx.NodeProto, Constants], str]] = {
@@ -136,5 +141,6 @@ RULES: dict[str, Callable[[onnx.NodeProto, Constants], str]] = {
 }
 
 
-def _show(found: Version) -> str:
-    return ".".join(map(str, found))
+def format_version(numbers: Version) -> str:
+    """Return (10, 3) as 10.3."""
+    return ".".join(map(str, numbers))

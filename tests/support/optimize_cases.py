@@ -1,4 +1,4 @@
-"""What the tests of `edge-attn optimize` do to a bundle."""
+"""Helpers of the tests of `edge-attn optimize`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from edge_attn.runtimes.optimize.optimize import optimize
 
 
 def quietly(path: Path, target: str = "trt", precision: str = "fp16", **options: object) -> list[str]:
-    said: list[str] = []
-    assert optimize(path, target, precision, threads=1, say=said.append, **options) == 0
-    return said
+    """Run optimize, which must succeed, and return its lines."""
+    lines: list[str] = []
+    assert optimize(path, target, precision, threads=1, say=lines.append, **options) == 0
+    return lines
 
 
 def planted(path: Path, graph: str, change) -> Path:
-    """The bundle at `path` with one of its graphs changed, whole by its hashes."""
+    """Change one graph of the bundle at `path`, with its hash."""
     bundle = Bundle.open(path)
     files = bundle.files()
     model = onnx.load_model_from_string(files[f"graphs/{graph}.onnx"])

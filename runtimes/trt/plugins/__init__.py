@@ -1,7 +1,7 @@
-"""Kernels of our own for TensorRT, each of which serves an op of the domain `edge_attn` in an engine.
+"""CUDA kernels as TensorRT plugins, each for one op of the domain `edge_attn`.
 
-A plugin is tried where it was asked for by name, and used where the device's own clock says that it wins
-(runtimes/trt/autotune.py); the op's function body is always the fallback.
+A plugin is built into an engine if `optimize --plugin` names its op, and runs if `optimize --build` measured that it is
+faster (runtimes/trt/autotune.py). The function body of the op is always the fallback.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from edge_attn.registry import resolve
 from edge_attn.runtimes.trt.api import TensorRT
 
 PLUGINS = {("AdditiveAttention", "trt"): "edge_attn.runtimes.trt.plugins.additive_attention:PLUGIN"}
-"""What there is: (op, target) and where the plugin lives."""
+"""Plugins by (op, target), as "module:attribute"."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An ahead-of-time plugin, which TensorRT finds by the node's name and domain."""
+    """Ahead-of-time plugin, which TensorRT looks up by the op and domain of a node."""
 
     op: str
     register: Callable[[TensorRT, str], None]
-    """register(tensorrt, architecture): makes TensorRT know it before a network is parsed; architecture as "sm_87".
-    Raises NotTestedError where that cannot be: this TensorRT has no plugins, or nothing here compiles the kernel."""
+    """register(tensorrt, architecture) registers the plugin with TensorRT, before a network is parsed; architecture as
+    "sm_87". It raises NotTestedError if this TensorRT takes no such plugins or nothing here compiles the kernel."""
     hash: Callable[[], str]
-    """Of everything that decides the kernel: part of an engine's key in the cache."""
+    """Return the hash of everything that determines the kernel; part of an engine's key in the cache."""
 
 
-def plugins_for(target: str, asked: Iterable[str]) -> dict[str, Plugin]:
-    """The plugins of `target` that were asked for (--plugin), by op.
+def plugins_for(target: str, ops: Iterable[str]) -> dict[str, Plugin]:
+    """Return the plugins of `target` for these ops.
 
     Raises:
-        UsageError: this target does not have one.
+        UsageError: this target does not have a plugin for one of them.
     """
-    known = {op: row for (op, served), row in PLUGINS.items() if served == target}
-    found = {}
-    for op in sorted(asked):
+    known = {op: row for (op, owner), row in PLUGINS.items() if owner == target}
+    plugins = {}
+    for op in sorted(ops):
         if op not in known:
             raise UsageError(
                 f"there is no plugin {op!r} for the target {target!r}; known: {', '.join(sorted(known)) or 'none'}"
             )
-        found[op] = resolve("plugin", known, op)
-    return found
+        plugins[op] = resolve("plugin", known, op)
+    return plugins

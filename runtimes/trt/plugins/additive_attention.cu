@@ -8,13 +8,13 @@
 //     -> context (batch, tgt, value), weights (batch, tgt, src)
 //
 // All arithmetic is fp32; fp16 is how numbers are stored. A row without a key gives weights 0 and context 0. Neither the
-// keys nor the values of a masked place are used, so what padding holds never matters.
+// keys nor the values of a masked place are used, so the content of padding never matters.
 //
 // One block works on one row (batch, tgt): the grid is batch * tgt blocks of 32, 64, ... 256 threads. Keys come in tiles
 // of TILE, so no size is bounded by shared memory: the first pass finds the greatest energy and the sum of the powers
 // (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867), the second the weights and the context, COLUMNS for
 // each thread in a round. A row of one tile computes its energies once; a longer one computes them again in every round,
-// since only one tile of weights is kept: values 1408 wide take 6 rounds of 64 threads, 3 of 128, 2 of 256.
+// since only one tile of weights is stored: values 1408 wide take 6 rounds of 64 threads, 3 of 128, 2 of 256.
 //
 // The same lines compile for the CPU (block_on_cpu.h, with the tests), where THREADS runs the threads of a block one after the
 // other up to the next barrier. What the threads of a block share is therefore written in these words only:
@@ -71,9 +71,9 @@ struct Half {
 
 DEVICE float load(const float* from, long long at) { return __ldg(from + at); }
 DEVICE float load(const Half* from, long long at) {
-    float made;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(made) : "h"(__ldg(&from[at].bits)));
-    return made;
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(__ldg(&from[at].bits)));
+    return result;
 }
 DEVICE void store(float* to, long long at, float x) { to[at] = x; }
 DEVICE void store(Half* to, long long at, float x) {
@@ -250,7 +250,7 @@ DEVICE void attend(const T* query, const T* keys, const T* values, const unsigne
     }
 }
 
-// Arguments: the inputs, the sizes, the outputs, as TensorRT gives them to an ahead-of-time plugin.
+// Arguments: the inputs, the sizes, the outputs, as TensorRT passes them to an ahead-of-time plugin.
 KERNEL additive_attention_fp32(const float* query, const float* keys, const float* values, const unsigned char* mask,
                                const float* v, int tgt, int src, int attn, int value, float* context, float* weights) {
     attend(query, keys, values, mask, v, tgt, src, attn, value, context, weights);

@@ -1,5 +1,6 @@
-"""The op AdditiveAttention as one kernel (additive_attention.cu), for TensorRT 10.13 and later: an ahead-of-time plugin
-whose PTX is baked into the engine, so that running the engine needs neither this file nor a compiler.
+"""AdditiveAttention as one kernel (additive_attention.cu), an ahead-of-time plugin for TensorRT 10.13 and later.
+
+Its PTX is stored in the engine, so that running the engine needs neither this file nor a compiler.
 
     query (batch, tgt, attn), keys (batch, src, attn), values (batch, src, value), mask (batch, src), v (attn)
     -> context (batch, tgt, value), weights (batch, tgt, src)
@@ -26,35 +27,35 @@ SOURCE = Path(__file__).with_name("additive_attention.cu")
 KERNELS = {"fp32": "additive_attention_fp32", "fp16": "additive_attention_fp16"}
 """Kernel by precision. Each takes the op's inputs, the sizes tgt, src, attn, value (int32) and the op's outputs."""
 BLOCKS = (64, 128, 256)
-"""Threads a block, which TensorRT tries out (its tactics); the grid is batch * tgt blocks."""
+"""Threads per block, TensorRT's tactics, of which it measures the fastest; the grid is batch * tgt blocks."""
 FLOATS = "FP32|FP16"
-"""All floats of a call have one type."""
+"""Types of floats; all floats of a call have the same."""
 TYPES = ", ".join([*(FLOATS if kind == "T" else "BOOL" for kind in OP.inputs.values()), *(FLOATS for _ in OP.outputs)])
 Outputs: TypeAlias = tuple[TensorDesc, TensorDesc]
 
 
 @functools.cache
 def ptx(architecture: str) -> bytes:
-    """Both kernels for `architecture`, as "sm_87".
+    """Return PTX of both kernels for `architecture`, as "sm_87".
 
     Raises:
-        NotTestedError: there is no CUDA compiler whose PTX the driver takes, or none knows the architecture.
+        NotTestedError: there is no CUDA compiler whose PTX the driver takes, or none compiles for the architecture.
     """
     return compile_ptx(SOURCE.read_text(encoding="utf-8"), architecture)
 
 
 def plugin_hash() -> str:
-    """Of the source and of how it is compiled and launched."""
+    """Return the hash of the source and of the code that compiles and launches it."""
     files = (SOURCE, Path(__file__), Path(__file__).with_name("ptx.py"))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def register(tensorrt: TensorRT, architecture: str) -> None:
-    """Makes TensorRT know the plugin, before a network is parsed; again for another architecture.
+    """Register the plugin with TensorRT, before a network is parsed; again for another architecture.
 
     Args:
         tensorrt: TensorRT.
-        architecture: of the GPU that the engine is built for, as "sm_87".
+        architecture: architecture of the GPU for which the engine is built, as "sm_87".
 
     Raises:
         NotTestedError: this TensorRT has no such plugins, its package for them does not load, or there is no CUDA
@@ -76,7 +77,7 @@ def register(tensorrt: TensorRT, architecture: str) -> None:
 PLUGIN = Plugin(OP.name, register, plugin_hash)
 
 
-# What TensorRT asks. It reads the signatures, with types that exist only once it is loaded: see _typed.
+# Callbacks of TensorRT. It reads their signatures, with types that exist only once it is loaded: see _typed.
 
 
 def _describe(plugin: PluginModule) -> Callable[..., Any]:
@@ -123,9 +124,9 @@ def _implement(plugin: PluginModule, trt: TensorrtModule, compiled: bytes) -> Ca
     return _typed(plugin, implement, tuple[str, bytes, plugin.KernelLaunchParams, plugin.SymIntExprs])
 
 
-def _typed(plugin: PluginModule, function: Callable[..., Any], gives: Any) -> Callable[..., Any]:
-    """`function` with TensorRT's own types in its signature, which it checks."""
+def _typed(plugin: PluginModule, function: Callable[..., Any], returns: Any) -> Callable[..., Any]:
+    """Return `function` with TensorRT's own types in its signature, which TensorRT checks."""
     known = {"outputs": tuple[plugin.TensorDesc, plugin.TensorDesc], "tactic": int}
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    function.__annotations__ = {name: known.get(name, plugin.TensorDesc) for name in names} | {"return": gives}
+    function.__annotations__ = {name: known.get(name, plugin.TensorDesc) for name in names} | {"return": returns}
     return function

@@ -82,7 +82,8 @@ def newest_ptx(cuda: Version) -> Version | None:
 
 
 def _refuse_newer(ptx: bytes, compiler: str, driver: Version | None) -> None:
-    """
+    """Refuse PTX that this machine's driver does not take.
+
     Raises:
         NotTestedError: the driver does not take PTX that is so new.
     """
@@ -127,7 +128,8 @@ def load_nvrtc() -> Any | None:
 
 
 def compile_with_nvrtc(nvrtc: Any, source: str, architecture: str) -> bytes:
-    """
+    """Return PTX by NVRTC.
+
     Raises:
         NotTestedError: NVRTC refuses the source or the architecture.
     """
@@ -163,7 +165,8 @@ def nvccs() -> list[Path]:
 
 
 def compile_with_nvcc(nvcc: Path, source: str, architecture: str) -> bytes:
-    """
+    """Return PTX by one nvcc.
+
     Raises:
         NotTestedError: nvcc refuses the source or the architecture, takes too long or does not run.
     """

@@ -1,4 +1,4 @@
-"""Inlining leaves standard ops that say the same, and what a plugin serves as it was."""
+"""Inlining leaves standard ops with the same results, and the calls of plugins."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ g (float[n, 3] x) => (float[n, 3] y, float[n, 2] z)
 """
 
 
-def test_what_the_oldest_parser_reads_wrongly_is_gone():
+def test_forms_that_the_oldest_parser_misreads_are_replaced():
     model = onnx.parser.parse_model(CLUMSY)
-    made = inline(model)
-    onnx.checker.check_model(made, full_check=True)
-    assert not made.functions
-    assert [entry.domain for entry in made.opset_import] == [""]
-    assert {node.op_type for node in made.graph.node} == {"Tanh", "Sigmoid", "Reshape", "Gemm", "Add"}
-    assert all(node.name and node.input[-1] for node in made.graph.node)
-    assert len({node.name for node in made.graph.node}) == len(made.graph.node)
+    result = inline(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert not result.functions
+    assert [entry.domain for entry in result.opset_import] == [""]
+    assert {node.op_type for node in result.graph.node} == {"Tanh", "Sigmoid", "Reshape", "Gemm", "Add"}
+    assert all(node.name and node.input[-1] for node in result.graph.node)
+    assert len({node.name for node in result.graph.node}) == len(result.graph.node)
     x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
-    for found, expected in zip(run(made, x=x), run(model, x=x), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(run(result, x=x), run(model, x=x), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_a_cast_like_what_is_known_at_run_time_is_a_cast():
+def test_cast_like_becomes_cast():
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18]> g (int64[n] x, float16[n] like) => (float16[n] y)'
         "{ y = CastLike (x, like) }"
@@ -70,36 +70,36 @@ def test_a_cast_like_what_is_known_at_run_time_is_a_cast():
     assert (node.op_type, node.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT16)
 
 
-def test_the_import_of_a_domain_that_is_still_used_stays():
+def test_import_of_a_used_domain_stays():
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1, "unused" : 1]> g (float[n] x) => (float[n] y)'
         "{ y = com.microsoft.Gelu (x) }"
     )
-    made = inline(model)
-    onnx.checker.check_model(made)
-    assert {entry.domain for entry in made.opset_import} == {"", "com.microsoft"}
+    result = inline(model)
+    onnx.checker.check_model(result)
+    assert {entry.domain for entry in result.opset_import} == {"", "com.microsoft"}
 
 
-def test_a_constant_has_one_attribute():
-    for given in ({}, {"value_int": 1, "value_float": 1.0}):
-        with pytest.raises(BundleError, match=f"the Constant 'c' has {len(given)} attributes, expected 1"):
-            constant(onnx.helper.make_node("Constant", [], ["c"], **given))
+def test_constant_has_one_attribute():
+    for attributes in ({}, {"value_int": 1, "value_float": 1.0}):
+        with pytest.raises(BundleError, match=f"the Constant 'c' has {len(attributes)} attributes, expected 1"):
+            constant(onnx.helper.make_node("Constant", [], ["c"], **attributes))
 
 
-def test_what_a_plugin_serves_keeps_its_call_and_loses_its_body(toy_bundle):
-    made = inline(step(toy_bundle), frozenset({"AdditiveAttention"}))
-    assert [function.name for function in made.functions] == ["AdditiveAttention"]
-    onnx.checker.check_model(made)
-    bare = without_bodies(made)
+def test_op_of_a_plugin_keeps_its_call_and_loses_its_body(toy_bundle):
+    result = inline(step(toy_bundle), frozenset({"AdditiveAttention"}))
+    assert [function.name for function in result.functions] == ["AdditiveAttention"]
+    onnx.checker.check_model(result)
+    bare = without_bodies(result)
     [call] = [node for node in bare.graph.node if node.domain]
     assert not bare.functions
-    assert made.functions
+    assert result.functions
     assert call.op_type == "AdditiveAttention"
     assert {entry.name for entry in call.attribute} >= {"plugin_namespace", "plugin_version"}
     assert "edge_attn" in {entry.domain for entry in bare.opset_import}
 
 
-def test_a_graph_inside_a_node_keeps_what_it_reads():
+def test_prune_keeps_what_an_inner_graph_reads():
     model = onnx.parser.parse_model("""
     <ir_version: 10, opset_import: ["" : 18]>
     g (bool c, float[n] x) => (float[n] y)
@@ -113,26 +113,26 @@ def test_a_graph_inside_a_node_keeps_what_it_reads():
     assert {node.op_type for node in nodes(model.graph)} == {"Exp", "If", "Tanh", "Neg"}
 
 
-def test_constants_are_followed_through_what_only_turns_them(toy_bundle):
+def test_constants_are_followed_through_transpose_and_cast(toy_bundle):
     model = inline(step(toy_bundle))
     constants = Constants(model)
     products = [node for node in model.graph.node if node.op_type == "MatMul"]
-    known = [constants.get(node.input[1]) for node in products]
-    assert sum(value is not None for value in known) >= 4
-    assert all(value.dtype == np.float32 for value in known if value is not None)
+    weights_of_products = [constants.get(node.input[1]) for node in products]
+    assert sum(value is not None for value in weights_of_products) >= 4
+    assert all(value.dtype == np.float32 for value in weights_of_products if value is not None)
     assert constants.get("tokens") is None
 
 
-def test_the_module_of_a_node_is_read_where_the_exporter_wrote_it(toy_bundle):
+def test_module_path_reads_the_metadata_of_the_exporter(toy_bundle):
     paths = {module_path(node) for node in step(toy_bundle).graph.node}
     assert {"model.combine", "model.output", ""} <= paths
-    odd = onnx.helper.make_node("Exp", ["a"], ["b"])
-    odd.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', ")
-    assert module_path(odd) == ""
+    node = onnx.helper.make_node("Exp", ["a"], ["b"])
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', ")
+    assert module_path(node) == ""
 
 
-def test_a_product_of_weights_is_made_once():
-    """Whatever loads the graph would have to, and not all of them do."""
+def test_product_of_weights_is_computed_once():
+    """Not every runtime folds it when it loads the graph."""
     model = onnx.parser.parse_model(
         """
         <ir_version: 10, opset_import: ["" : 18]>
@@ -141,22 +141,22 @@ def test_a_product_of_weights_is_made_once():
            float[2, 2] swap = {0, 1, 1, 0}>
         {
           wide = Cast <to: int = 1> (table)
-          turned = Transpose (weights)
-          some = MatMul (wide, turned)
-          products = MatMul (some, swap)
+          transposed = Transpose (weights)
+          doubled = MatMul (wide, transposed)
+          products = MatMul (doubled, swap)
           y = Gather <axis: int = 0> (products, ids)
         }
         """
     )
-    made = inline(model)
-    onnx.checker.check_model(made, full_check=True)
-    assert [node.op_type for node in made.graph.node] == ["Gather"]
-    (table,) = made.graph.initializer
+    result = inline(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert [node.op_type for node in result.graph.node] == ["Gather"]
+    (table,) = result.graph.initializer
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(table), [[3, 2], [5, 5], [7, 8]])
-    np.testing.assert_array_equal(run(made, ids=np.array([2, 0]))[0], [[7, 8], [3, 2]])
+    np.testing.assert_array_equal(run(result, ids=np.array([2, 0]))[0], [[7, 8], [3, 2]])
 
 
-def test_weights_that_do_not_fit_are_a_sentence():
+def test_weights_of_wrong_shapes_are_a_sentence():
     model = onnx.parser.parse_model(
         """
         <ir_version: 10, opset_import: ["" : 18]>
@@ -169,7 +169,7 @@ def test_weights_that_do_not_fit_are_a_sentence():
 
 
 @pytest.mark.parametrize("name", ["encoder", "step"])
-def test_the_embedded_graphs_multiply_no_weights_alone(name):
+def test_embedded_graphs_multiply_no_weights_alone(name):
     model = inline(load(Bundle.open(READY).read(f"graphs/{name}.onnx"), name))
     constants = Constants(model)
     products = [node for node in model.graph.node if node.op_type == "MatMul"]

@@ -1,4 +1,4 @@
-"""`edge-attn optimize`: real rewrites of real bundles, verified before they are written."""
+"""`edge-attn optimize`: real graphs of real bundles, verified before they are written."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from edge_attn.errors import NotTestedError
 from edge_attn.ops import DOMAIN
 from edge_attn.parity import golden
 from edge_attn.registry import PRECISIONS, TARGETS, resolve
-from edge_attn.runtimes.commands.inspect import inspect, show
+from edge_attn.runtimes.commands.inspect import inspect
 from edge_attn.runtimes.onnx_graph import Constants, load, types
 from edge_attn.runtimes.optimize import targets as recipes
-from edge_attn.runtimes.optimize.calibration import largest, log_probs, view
+from edge_attn.runtimes.optimize.calibration import activation_ranges, log_probs, with_graphs
 from edge_attn.runtimes.optimize.inline import inline
 
 KINDS = {path.stem: path for path in sorted(KINDS_FOLDER.glob("*.zip"))}
@@ -35,7 +35,7 @@ ONE = RuntimeOptions(threads=1)
 
 @pytest.fixture(params=["zip", "folder"])
 def toy(request, toy_bundle, tmp_path) -> Path:
-    """A copy of the toy bundle that may be written to, by a name that does not say what it is."""
+    """Writable copy of the toy bundle; the suffix does not tell a zip from a folder."""
     if request.param == "zip":
         return Path(shutil.copy(toy_bundle, tmp_path / "toy.bin"))
     opened = Bundle.open(toy_bundle)
@@ -61,23 +61,23 @@ def test_engine_target_records_torch_module_of_each_node(toy_bundle, tmp_path):
         modules = target.settings["modules"][target.graphs[graph].file]
         assert modules["node_embedding"] == ("model.encoder.embedding" if graph == "encoder" else "model.embedding")
         assert set(modules) <= {node.name for node in model.graph.node}
-    assert "node_embedding" not in show(inspect(copy))
+    assert "node_embedding" not in str(inspect(copy))
 
 
 @pytest.mark.parametrize(("target", "precision"), PAIRS)
-def test_a_target_is_written_into_the_bundle_and_the_rest_stays(toy, toy_bundle, target, precision):
+def test_target_is_written_and_the_rest_stays(toy, toy_bundle, target, precision):
     [line] = [line for line in quietly(toy, target, precision) if "MB" in line]
     before, after = Bundle.open(toy_bundle), Bundle.open(toy)
-    made = after.target(target, precision)
+    written = after.target(target, precision)
     assert after.manifest.format == FORMAT
     assert {name: after.read(name) for name in before.files()} == before.files()
     assert dataclasses.replace(after.manifest, format=1, targets={}, files=before.manifest.files) == before.manifest
-    assert (made.target, made.precision, made.name) == (target, precision, f"{target}-{precision}")
-    assert made.verification["levels"] == {"L1": "holds", "L2": "holds", "L3": "holds", "L5": "holds"}
-    assert made.verification["found"]["L2 top1"] <= 0.01
-    assert (made.verification.get("engine") == "not tested") is (target == "trt")
+    assert (written.target, written.precision, written.name) == (target, precision, f"{target}-{precision}")
+    assert written.verification["levels"] == {"L1": "holds", "L2": "holds", "L3": "holds", "L5": "holds"}
+    assert written.verification["found"]["L2 top1"] <= 0.01  # codespell:ignore found
+    assert (written.verification.get("engine") == "not tested") is (target == "trt")
     assert ("the engine is not tested" in line) is (target == "trt")
-    for name, spec in made.graphs.items():
+    for name, spec in written.graphs.items():
         portable = after.manifest.graphs[name]
         assert (spec.inputs, spec.outputs) == (portable.inputs, portable.outputs)
         assert spec.file == f"targets/{target}-{precision}/{name}.onnx"
@@ -89,54 +89,54 @@ def test_a_target_is_written_into_the_bundle_and_the_rest_stays(toy, toy_bundle,
     assert toy.is_file() is (toy.suffix == ".bin")
 
 
-APART = {"fp32": 1e-4, "fp16": 0.05, "int8": 2.0}
-"""The largest difference of a log-probability from the portable graphs'."""
+MAX_DIFFERENCE = {"fp32": 1e-4, "fp16": 0.05, "int8": 2.0}
+"""Largest difference of a log-probability from that of the portable graphs."""
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_in_every_precision_says_what_the_portable_graphs_say(tmp_path, kind, precision):
+def test_every_kind_and_precision_matches_the_portable_graphs(tmp_path, kind, precision):
     path = Path(shutil.copy(KINDS[kind], tmp_path))
     quietly(path, "trt", precision)
     bundle = Bundle.open(path)
-    said = golden.load(bundle.read)
+    data = golden.load(bundle.read)
     portable = {name: load(bundle.read(spec.file), name) for name, spec in bundle.manifest.graphs.items()}
-    found = log_probs(bundle, ready(path, f"trt-{precision}"), said, ONE)
-    np.testing.assert_allclose(found, log_probs(bundle, portable, said, ONE), atol=APART[precision], rtol=0)
+    actual = log_probs(bundle, ready(path, f"trt-{precision}"), data, ONE)
+    np.testing.assert_allclose(actual, log_probs(bundle, portable, data, ONE), atol=MAX_DIFFERENCE[precision], rtol=0)
 
 
 @pytest.mark.parametrize(("target", "kind"), [("trt", np.float32), ("ort-cuda", np.float16)])
-def test_a_recurrence_with_lengths_is_fp32_where_types_are_strong(copied, target, kind):
+def test_recurrence_with_lengths_is_fp32_where_types_are_strong(copied, target, kind):
     quietly(copied, target, "fp16")
     model = ready(copied, f"{target}-fp16")["encoder"]
     [cell] = [node for node in model.graph.node if node.op_type == "GRU"]
-    found = types(model)[cell.output[0]]
-    assert onnx.helper.tensor_dtype_to_np_dtype(found) == kind
+    actual = types(model)[cell.output[0]]
+    assert onnx.helper.tensor_dtype_to_np_dtype(actual) == kind
 
 
-def test_the_same_bundle_gives_the_same_bytes(copied, toy_bundle, tmp_path):
+def test_same_bundle_gives_the_same_bytes(copied, toy_bundle, tmp_path):
     other = Path(shutil.copy(toy_bundle, tmp_path / "other.zip"))
     for path in (copied, other):
         quietly(path, "trt", "int8")
     assert copied.read_bytes() == other.read_bytes()
 
 
-def test_a_pair_is_made_again_only_by_force(edge_attn_cli, copied):
+def test_existing_target_is_replaced_only_by_force(edge_attn_cli, copied):
     command = ("optimize", copied, "--target", "ort-cuda", "--precision", "fp16", "--threads", 1)
     edge_attn_cli(*command)
     before = copied.read_bytes()
-    edge_attn_cli(*command, code=4, error=f"{copied} holds ort-cuda-fp16 already; give --force to make it again")
+    edge_attn_cli(*command, code=4, error=f"{copied} already contains ort-cuda-fp16; give --force to build it again")
     edge_attn_cli("optimize", copied, "--target", "trt", "--threads", 1)
     edge_attn_cli(*command, "--force")
     assert set(Bundle.open(copied).manifest.targets) == {"ort-cuda-fp16", "trt-fp32"}
     assert copied.read_bytes() != before
-    said = edge_attn_cli("inspect", copied).stdout
-    assert "target ort-cuda-fp16: 0.1 MB, L1 holds, L2 holds, L3 holds, L5 holds (CPUExecutionProvider)" in said
-    assert "(CPUExecutionProvider; the engine: not tested)" in said
+    text = edge_attn_cli("inspect", copied).stdout
+    assert "target ort-cuda-fp16: 0.1 MB, L1 holds, L2 holds, L3 holds, L5 holds (CPUExecutionProvider)" in text
+    assert "(CPUExecutionProvider; the engine: not tested)" in text
     edge_attn_cli("verify", copied, "--threads", 1)
 
 
-def test_what_was_asked_for_is_recorded(copied, tmp_path):
+def test_options_are_recorded(copied, tmp_path):
     lines, table = tmp_path / "lines.txt", tmp_path / "build.toml"
     lines.write_text("the red king\na small cat sees a dog\n", encoding="utf-8")
     table.write_text("workspace_mb = 64\n[buckets]\nbatch = [1]\nsrc = [8]\nbeam = 2\n", encoding="utf-8")
@@ -151,35 +151,36 @@ def test_what_was_asked_for_is_recorded(copied, tmp_path):
     assert settings["quantized"]["step"]
 
 
-def test_scales_are_the_largest_magnitudes_seen(toy_bundle):
+def test_ranges_are_the_largest_magnitudes(toy_bundle):
     bundle = Bundle.open(toy_bundle)
     models = {name: inline(load(bundle.read(spec.file), name)) for name, spec in bundle.manifest.graphs.items()}
     tensors = {"encoder": ["memory.values"], "step": ["embedding"]}
-    few, many = (largest(bundle, models, tensors, lines, ONE) for lines in (["a cat"], ["a cat", "the red king"]))
+    sentences = ["a cat", "the red king"]
+    few, many = (activation_ranges(bundle, models, tensors, sentences[:count], ONE) for count in (1, 2))
     assert 0 < few["encoder"]["memory.values"] <= many["encoder"]["memory.values"] <= 1.0
     table = next(t for t in models["step"].graph.initializer if t.name.startswith("model.embedding"))
     assert many["step"]["embedding"] <= np.abs(onnx.numpy_helper.to_array(table)).max()
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_a_folder_by_another_name_is_written_to(toy_bundle, tmp_path, monkeypatch, linked):
+def test_folder_is_written_to_by_another_name(toy_bundle, tmp_path, monkeypatch, linked):
     opened = Bundle.open(toy_bundle)
     write_bundle(tmp_path / "toy", opened.manifest, opened.files())
     (tmp_path / "link").symlink_to(tmp_path / "toy")
     monkeypatch.chdir(tmp_path / "toy")
-    said = quietly(tmp_path / "link" if linked else Path(), "trt", "fp32")
-    assert f"the folder that you are in was replaced; run: cd {tmp_path / 'toy'}" in said
+    lines = quietly(tmp_path / "link" if linked else Path(), "trt", "fp32")
+    assert f"the current folder was replaced; run: cd {tmp_path / 'toy'}" in lines
     assert "trt-fp32" in Bundle.open(tmp_path / "toy").manifest.targets
     assert (tmp_path / "link").is_symlink()
     assert {p.name for p in tmp_path.iterdir()} == {"toy", "link"}
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", {"L2.log_prob": 1e-9}), ("fp16", {})])
-def test_stricter_bounds_are_for_the_precision_they_were_written_for(toy_bundle, precision, expected):
+def test_stricter_bounds_apply_to_their_precision_only(toy_bundle, precision, expected):
     bundle = Bundle.open(toy_bundle)
     manifest = dataclasses.replace(bundle.manifest, tolerances={"L2.log_prob": 1e-9})
     models = {name: load(bundle.read(spec.file), name) for name, spec in manifest.graphs.items()}
-    assert view(Bundle(bundle.path, manifest, bundle.files()), models, precision).manifest.tolerances == expected
+    assert with_graphs(Bundle(bundle.path, manifest, bundle.files()), models, precision).manifest.tolerances == expected
 
 
 def test_neither_torch_nor_the_exporter_is_needed(run_edge_attn, copied):
@@ -199,7 +200,7 @@ def test_without_onnx_the_extra_is_named(run_edge_attn, copied):
 
 
 def overflowing(model: onnx.ModelProto) -> None:
-    """The cell's product becomes 2 ** 20 times as large and is divided again: the same in fp32, too much for fp16."""
+    """Multiply the cell's product by 2 ** 20 and divide it again: the same in fp32, an overflow in fp16."""
     node = next(n for n in model.graph.node if n.op_type == "MatMul" and n.input[0] == "cat")
     weight = Constants(model).get(node.input[1])
     assert weight is not None
@@ -210,45 +211,45 @@ def overflowing(model: onnx.ModelProto) -> None:
     node.input[1], node.output[0] = "big.weight", "big.product"
 
 
-def test_what_overflows_in_fp16_becomes_an_island(copied):
-    said = quietly(planted(copied, "step", overflowing), "trt", "fp16")
+def test_node_that_overflows_in_fp16_becomes_an_island(copied):
+    lines = quietly(planted(copied, "step", overflowing), "trt", "fp16")
     settings = Bundle.open(copied).manifest.targets["trt-fp16"].settings
     assert "big.product" in settings["fp32_islands"]["step"]
     assert len(settings["fp32_islands"]["step"]) <= 3
-    assert any("nodes in fp32" in line for line in said)
+    assert any("nodes in fp32" in line for line in lines)
     model = ready(copied, "trt-fp16")["step"]
     assert "big.weight" in {tensor.name for tensor in model.graph.initializer}
     assert sum("half" in name for node in model.graph.node for name in node.output) > 10
 
 
-def test_a_wrecked_scale_keeps_its_product_in_fp32(copied, monkeypatch):
+def test_product_with_wrong_scale_stays_fp32(copied, monkeypatch):
     def wrecked(bundle, models, tensors, *rest):
-        found = largest(bundle, models, tensors, *rest)
-        found["step"]["tanh_1"] /= 1000
-        return found
+        ranges = activation_ranges(bundle, models, tensors, *rest)
+        ranges["step"]["tanh_1"] /= 1000
+        return ranges
 
-    monkeypatch.setattr(recipes, "largest", wrecked)
+    monkeypatch.setattr(recipes, "activation_ranges", wrecked)
     quietly(copied, "trt", "int8")
     settings = Bundle.open(copied).manifest.targets["trt-int8"].settings
     assert len(settings["fp32_islands"]["step"]) == 1
     assert settings["quantized"]["step"]
 
 
-# ---- building, and running what was made
+# ---- building and running engines
 
 
-def test_a_build_that_cannot_be_keeps_the_graphs_and_says_what_to_do(edge_attn_cli, copied, monkeypatch):
+def test_build_without_tensorrt_keeps_the_graphs(edge_attn_cli, copied, monkeypatch):
     def absent(*arguments):
         raise NotTestedError("tensorrt is not installed; run: edge-attn doctor")
 
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.open_runtime", absent)
     command = ("optimize", copied, "--target", "trt", "--precision", "fp16", "--threads", 1, "--build")
-    said = f"{copied} holds trt-fp16, but it was not built or run here: tensorrt is not installed"
-    edge_attn_cli(*command, code=3, error=said)
+    error = f"{copied} contains trt-fp16, but it was not built or run here: tensorrt is not installed"
+    edge_attn_cli(*command, code=3, error=error)
     assert "trt-fp16" in Bundle.open(copied).manifest.targets
 
 
-def test_a_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
+def test_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
     from edge_attn.runtimes.ort.cpu import OrtCpu
 
     opened = []
@@ -265,26 +266,26 @@ def test_a_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
         return opened[0][2]
 
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.open_runtime", build)
-    said = quietly(copied, "trt", "fp16", build=True)
+    lines = quietly(copied, "trt", "fp16", build=True)
     assert [entry[:2] for entry in opened] == [("trt", "fp16")]
     assert opened[0][2].closed
-    assert "on an engine (" in said[-1]
-    assert said[-1].endswith("parity holds")
+    assert "on an engine (" in lines[-1]
+    assert lines[-1].endswith("parity holds")
     before = copied.read_bytes()
     again = quietly(copied, "trt", "fp16", build=True)
-    assert again[0].startswith(f"{copied} holds trt-fp16 already: its graphs are built as they are")
-    assert again[1:] == said[-1:]
+    assert again[0].startswith(f"{copied} already contains trt-fp16: its graphs are built as they are")
+    assert again[1:] == lines[-1:]
     assert len(opened) == 2
     assert copied.read_bytes() == before
 
 
-def test_graphs_that_were_not_made_are_asked_for_by_command(toy_bundle):
+def test_missing_target_is_a_command(toy_bundle):
     command = f"run: edge-attn optimize {toy_bundle} --target trt --precision int8"
     with pytest.raises(NotTestedError, match=command):
         Bundle.open(toy_bundle).target("trt", "int8")
 
 
 @pytest.mark.parametrize("verb", ["verify", "translate"])
-def test_a_precision_that_a_runtime_does_not_serve_is_usage(edge_attn_cli, toy_bundle, verb):
-    said = "the runtime ort-cpu serves fp32, got precision 'fp16'"
-    edge_attn_cli(verb, toy_bundle, "--precision", "fp16", code=2, error=said)
+def test_precision_that_a_runtime_lacks_is_usage(edge_attn_cli, toy_bundle, verb):
+    error = "the runtime ort-cpu serves fp32, got precision 'fp16'"
+    edge_attn_cli(verb, toy_bundle, "--precision", "fp16", code=2, error=error)

@@ -1,4 +1,4 @@
-"""`edge-attn optimize --build` on what the bundle holds: what may change without `--force`, and what stays with it."""
+"""`edge-attn optimize --build` on existing graphs: what may change without `--force`, and what stays with it."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from edge_attn.runtimes.verification.report import Report
 LINES = "the red king\na small cat sees a dog\n"
 
 
-def holds(bundle: Bundle, runtime, said, levels=()) -> Report:
+def holds(bundle: Bundle, runtime, golden, levels=()) -> Report:
     return Report(str(bundle.path), "none", "none", "fp32", "nothing", 0, {}, [LevelResult("L3", "holds")])
 
 
 @pytest.fixture
 def unverified(monkeypatch) -> None:
-    """What is made is taken as it is: other tests verify it."""
+    """Skip verification, which other tests cover."""
     monkeypatch.setattr("edge_attn.runtimes.optimize.build_target.check", holds)
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.check", holds)
 
 
 @pytest.fixture
 def builds(monkeypatch, unverified) -> list[BuildConfig]:
-    """How each engine would be built."""
-    found: list[BuildConfig] = []
+    """Configuration of each engine that would be built."""
+    configs: list[BuildConfig] = []
 
     def build(bundle: Bundle, name: str, options) -> SimpleNamespace:
-        found.append(build_config(bundle.target(name, options.precision)))
+        configs.append(build_config(bundle.target(name, options.precision)))
         return SimpleNamespace(close=lambda: None)
 
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.open_runtime", build)
-    return found
+    return configs
 
 
 @pytest.fixture
 def tables(tmp_path) -> dict[str, Path]:
     contents = {
         "profiles": "workspace_mb = 64\n[buckets]\nbatch = [1, 4]\nbeam = 6\n",
-        "others": "[buckets]\nbatch = [2]\n",
+        "another": "[buckets]\nbatch = [2]\n",
         "narrow": "[buckets]\nbeam = 1\n",
     }
     for name, content in contents.items():
@@ -60,13 +60,13 @@ def tables(tmp_path) -> dict[str, Path]:
     return {name: tmp_path / f"{name}.toml" for name in contents}
 
 
-def test_profiles_and_minutes_change_how_what_is_there_is_built(copied, builds, tables):
+def test_profiles_and_minutes_apply_to_existing_graphs(copied, builds, tables):
     quietly(copied, "trt", "fp32", profiles=tables["profiles"])
     before = Bundle.open(copied)
     quietly(copied, "trt", "fp32", build=True, max_build_minutes=90.0)
     quietly(copied, "trt", "fp32", build=True)
-    quietly(copied, "trt", "fp32", build=True, profiles=tables["others"], max_build_minutes=7.0)
-    assert [(made.buckets.batch, made.workspace_mb, made.max_build_minutes) for made in builds] == [
+    quietly(copied, "trt", "fp32", build=True, profiles=tables["another"], max_build_minutes=7.0)
+    assert [(config.buckets.batch, config.workspace_mb, config.max_build_minutes) for config in builds] == [
         ((1, 4), 64, 90.0),
         ((1, 4), 64, 90.0),
         ((2,), 1024, 7.0),
@@ -76,17 +76,17 @@ def test_profiles_and_minutes_change_how_what_is_there_is_built(copied, builds, 
     assert after.manifest.targets["trt-fp32"].verification == before.manifest.targets["trt-fp32"].verification
 
 
-def test_what_is_not_said_again_stays_with_force(copied, unverified, tables):
+def test_options_that_are_not_repeated_stay_with_force(copied, unverified, tables):
     quietly(copied, "trt", "fp32", profiles=tables["profiles"])
     quietly(copied, "trt", "fp32", force=True, max_build_minutes=90.0)
-    made = build_config(Bundle.open(copied).target("trt", "fp32"))
-    assert (made.buckets.batch, made.workspace_mb, made.max_build_minutes) == ((1, 4), 64, 90.0)
-    quietly(copied, "trt", "fp32", force=True, profiles=tables["others"])
-    made = build_config(Bundle.open(copied).target("trt", "fp32"))
-    assert (made.buckets.batch, made.workspace_mb, made.max_build_minutes) == ((2,), 1024, 60.0)
+    config = build_config(Bundle.open(copied).target("trt", "fp32"))
+    assert (config.buckets.batch, config.workspace_mb, config.max_build_minutes) == ((1, 4), 64, 90.0)
+    quietly(copied, "trt", "fp32", force=True, profiles=tables["another"])
+    config = build_config(Bundle.open(copied).target("trt", "fp32"))
+    assert (config.buckets.batch, config.workspace_mb, config.max_build_minutes) == ((2,), 1024, 60.0)
 
 
-def test_what_is_built_as_it_is_may_lie_where_nothing_can_be_written(copied, builds, monkeypatch):
+def test_existing_graphs_are_built_from_a_read_only_bundle(copied, builds, monkeypatch):
     quietly(copied, "trt", "fp32")
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.check_output", None)
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.update_bundle", None)
@@ -95,15 +95,15 @@ def test_what_is_built_as_it_is_may_lie_where_nothing_can_be_written(copied, bui
 
 
 @pytest.mark.parametrize("what", ["min_version", "calibration", "plugins"])
-def test_what_would_make_other_graphs_needs_force(copied, builds, tmp_path, what):
-    lines, others = tmp_path / "lines.txt", tmp_path / "others.txt"
+def test_options_for_other_graphs_need_force(copied, builds, tmp_path, what):
+    lines, other_lines = tmp_path / "lines.txt", tmp_path / "others.txt"
     lines.write_text(LINES)
-    others.write_text("a cat\n")
+    other_lines.write_text("a cat\n")
     same = {"min_version": "10.13.2.0", "calibration": lines, "plugins": ("AdditiveAttention",)}
     quietly(copied, "trt", "int8", **{name: same[name] for name in ("min_version", "calibration")})
-    changed = {"min_version": "10.3", "calibration": others, "plugins": ("AdditiveAttention",)}[what]
+    changed = {"min_version": "10.3", "calibration": other_lines, "plugins": ("AdditiveAttention",)}[what]
     before, option = copied.read_bytes(), "plugin" if what == "plugins" else what.replace("_", "-")
-    with pytest.raises(UsageError, match=f"holds trt-int8 already, made with another --{option} or none; leave it out"):
+    with pytest.raises(UsageError, match=f"already contains trt-int8, built with another --{option} or none; leave"):
         optimize(copied, "trt", "int8", build=True, say=lambda line: None, **{what: changed})
     assert builds == []
     if what != "plugins":
@@ -111,26 +111,26 @@ def test_what_would_make_other_graphs_needs_force(copied, builds, tmp_path, what
     assert copied.read_bytes() == before
 
 
-def test_a_beam_that_the_engines_cannot_hold_is_foretold(copied, unverified, tables, monkeypatch):
+def test_too_wide_golden_beam_is_a_warning(copied, unverified, tables, monkeypatch):
     def none(*arguments):
         raise NotTestedError("there is none")
 
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.open_runtime", none)
-    said = quietly(copied, "trt", "fp32", profiles=tables["narrow"])
-    assert said[0].startswith("engines for a beam of up to 1 cannot run the golden beam search, whose beam is 5: L3")
+    lines = quietly(copied, "trt", "fp32", profiles=tables["narrow"])
+    assert lines[0].startswith("engines for a beam of up to 1 cannot run the golden beam search, whose beam is 5: L3")
     with pytest.raises(NotTestedError):
-        optimize(copied, "trt", "fp32", build=True, say=said.append)
-    assert said.count(said[0]) == 2
+        optimize(copied, "trt", "fp32", build=True, say=lines.append)
+    assert lines.count(lines[0]) == 2
     assert not [line for line in quietly(copied, "trt", "fp16") if "golden beam" in line]
 
 
-@pytest.mark.parametrize("build", [3, {"colour": "red"}])
-def test_a_record_that_cannot_be_read(copied, unverified, tables, build):
+@pytest.mark.parametrize("build", [3, {"color": "red"}])
+def test_damaged_configuration_is_refused(copied, unverified, tables, build):
     quietly(copied, "trt", "fp32")
 
     def damaged(bundle: Bundle):
-        held = bundle.manifest.targets["trt-fp32"]
-        targets = {held.name: dataclasses.replace(held, settings={**held.settings, "build": build})}
+        stored = bundle.manifest.targets["trt-fp32"]
+        targets = {stored.name: dataclasses.replace(stored, settings={**stored.settings, "build": build})}
         return dataclasses.replace(bundle.manifest, targets=targets), bundle.files()
 
     update_bundle(copied, damaged)
@@ -139,14 +139,14 @@ def test_a_record_that_cannot_be_read(copied, unverified, tables, build):
     quietly(copied, "trt", "fp32", force=True, profiles=tables["profiles"])
 
 
-def test_what_the_engines_cannot_hold_is_not_tested_and_the_rest_is(copied, tables, jetson):
-    said: list[str] = []
+def test_level_that_engines_cannot_run_is_not_tested(copied, tables, jetson):
+    lines: list[str] = []
     options = {"profiles": tables["narrow"], "build": True, "cache_dir": jetson.cache}
-    assert optimize(copied, "trt", "fp32", say=said.append, **options) == 3
-    shown = said[-1].splitlines()
+    assert optimize(copied, "trt", "fp32", say=lines.append, **options) == 3
+    shown = lines[-1].splitlines()
     assert next(line for line in shown if line.startswith("L3")).endswith(
         "not tested (the engine was built for up to 8 sentences of up to 20 tokens with a beam of up to 1, got 8 of "
-        "7 with a beam of 5; ask for less, or build it for more (batch, src and beam in the table buckets))"
+        "7 with a beam of 5; request less, or build it for more (batch, src and beam in the table buckets))"
     )
     assert [line[:2] for line in shown if line.endswith(": holds")] == ["L1", "L2", "L5"]
     assert shown[-1] == "parity NOT TESTED"
