@@ -23,18 +23,15 @@ class Inspection:
         return json.dumps(self.content, indent=1, sort_keys=True) + "\n"
 
     def __str__(self) -> str:
-        content, text = self.content, self.content["text"]
+        content = self.content
         lines = [
             f"{content['path']}: {content['family']}, task {content['task']}, {content['precision']}, "
             f"{content['bytes'] / 1e6:.1f} MB, format {content['format']}",
-            f"sources of up to {content['max_source']} tokens",
+            *self._text_lines(),
             *self._graph_lines(),
             f"verified at export: {_verification(content['verification'])}",
             *self._target_lines(),
         ]
-        if text is not None:
-            entries = f"{text['source_entries']} source and {text['target_entries']} target entries"
-            lines.insert(1, f"text: {text['kind']}, {entries}")
         lines += [f"{key}: {value}" for key, value in content["provenance"].items() if key != "graphs"]
         lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]
         lines += [f"file {name}: {file['size']} bytes, sha256 {file['sha256']}" for name, file in self._files()]
@@ -42,6 +39,12 @@ class Inspection:
 
     def _files(self) -> list[tuple[str, dict[str, Any]]]:
         return list(self.content["files"].items())
+
+    def _text_lines(self) -> Iterator[str]:
+        if text := self.content["text"]:
+            entries = f"{text['source_entries']} source and {text['target_entries']} target entries"
+            yield f"text: {text['kind']}, {entries}"
+        yield f"sources of up to {self.content['max_source']} tokens"
 
     def _graph_lines(self) -> Iterator[str]:
         statistics = self.content["provenance"].get("graphs", {})

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
+from tqdm import tqdm
+
 from edge_attn.errors import InputError
 from edge_attn.storage.atomic import replacement
 from edge_attn.text.corpus import LONGEST_LINE, decode_line
@@ -32,6 +34,11 @@ def json_number(value: float) -> float | str:
 def json_line(content: Mapping[str, Any]) -> str:
     """Return one line of a JSONL file."""
     return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def progress_bar(hidden: bool = False) -> tqdm[Any]:
+    """Return a bar that counts lines on standard error. It is hidden where that is not a terminal."""
+    return tqdm(unit=" lines", disable=True if hidden else None, file=sys.stderr)
 
 
 def warn(message: str) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.runtimes.base import DEFAULT
-from edge_attn.runtimes.commands.line_io import json_line, json_number, open_output, warn, windows
+from edge_attn.runtimes.commands.line_io import json_line, json_number, open_output, progress_bar, warn, windows
 from edge_attn.runtimes.tasks.scoring import Score, perplexity, score_pairs
 from edge_attn.runtimes.tasks.translation import Translator
 from edge_attn.text.corpus import iter_pairs
@@ -130,7 +127,7 @@ def score_lines(
         InputError: a line is not a pair. The lines before it are yielded first.
     """
     number = 0
-    with tqdm(unit=" lines", disable=None, file=sys.stderr) as progress:
+    with progress_bar() as progress:
         for window in windows(iter_pairs(corpus, separator)):
             pairs = [pair for pair in window if pair is not None]
             scores = iter(score_pairs(translator.runtime, translator.text, translator.max_source, pairs, alignments))
@@ -141,8 +138,7 @@ def score_lines(
                     continue
                 pair_score = next(scores)
                 if pair_score.cut:
-                    limit = translator.max_source
-                    warn(f"line {number} has more than {limit} source tokens; only the first {limit} were read")
+                    warn(f"line {number} has more than {translator.max_source} source tokens; the source was truncated")
                 yield ScoredLine(number, *pair, pair_score)
             progress.update(len(window))
 

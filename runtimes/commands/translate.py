@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
-
-from tqdm import tqdm
 
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
@@ -22,6 +19,7 @@ from edge_attn.runtimes.commands.line_io import (
     json_number,
     open_input,
     open_output,
+    progress_bar,
     read_windows,
     warn,
 )
@@ -67,17 +65,13 @@ def translate_file(
             lines before it are answered first.
         UsageError: an option does not fit the model, or one file is both `output` and `alignments`.
     """
-    if output and alignments and output.resolve() == alignments.resolve() and not is_stream(output):
-        raise UsageError(
-            f"{output} cannot contain both the translations and the alignments; use another file for one of them"
-        )
+    _check_distinct(output, alignments)
     translator = Translator.open(bundle, runtime, options)
     config = translator.validate_config(config or SearchConfig(), suppress)
     if alignments:
         check_attention(translator.runtime, "an alignment")
-    phrases = check_replacement(
-        translator.runtime, replace_unknown, None if phrase_table is None else read_phrase_table(phrase_table)
-    )
+    table = None if phrase_table is None else read_phrase_table(phrase_table)
+    replacements = check_replacement(translator.runtime, replace_unknown, table)
     count = 0
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_input(input))
@@ -85,9 +79,8 @@ def translate_file(
         writer = stack.enter_context(open_output(output))
         alignment_writer = stack.enter_context(open_output(alignments)) if alignments else None
         aligned = alignment_writer is not None or format == "jsonl"
-        disable = True if source.isatty() else None  # None: show progress only on a terminal
-        progress = stack.enter_context(tqdm(unit=" lines", disable=disable, file=sys.stderr))
-        for window in _translate_windows(translator, source, config, aligned, phrases, prefixes):
+        progress = stack.enter_context(progress_bar(hidden=source.isatty()))
+        for window in _translate_windows(translator, source, config, aligned, replacements, prefixes):
             for line, translation in window:
                 count += 1
                 _warn_about(translation, count, translator.max_source)
@@ -101,15 +94,30 @@ def translate_file(
     return count
 
 
+def _check_distinct(output: Path | None, alignments: Path | None) -> None:
+    if output and alignments and output.resolve() == alignments.resolve() and not is_stream(output):
+        raise UsageError(
+            f"{output} cannot contain both the translations and the alignments; use another file for one of them"
+        )
+
+
 def _translate_windows(
     translator: Translator,
     source: BinaryIO,
     config: SearchConfig,
     aligned: bool,
-    phrases: Mapping[str, str] | None,
+    replacements: Mapping[str, str] | None,
     prefixes: Iterator[list[int]] | None,
 ) -> Iterator[list[tuple[str, Translation]]]:
     """Yield lists of lines and their translations, as lines arrive.
+
+    Args:
+        translator: The model.
+        source: Input, one sentence per line.
+        config: Search options.
+        aligned: Compute the attention weights too.
+        replacements: Replacements of unknown words; None leaves unknown words in the text.
+        prefixes: Target tokens that each translation begins with.
 
     Raises:
         InputError: a line is not text, or has no valid prefix. The lines before it are yielded first.
@@ -120,7 +128,7 @@ def _translate_windows(
         if window_prefixes is not None:
             lines = lines[: len(window_prefixes)]
         translations = dict(
-            translator.translate_iter(lines, config, aligned, phrase_table=phrases, prefixes=window_prefixes)
+            translator.translate_iter(lines, config, aligned, phrase_table=replacements, prefixes=window_prefixes)
         )
         yield [(line, translations[i]) for i, line in enumerate(lines)]
         count += len(lines)
@@ -130,7 +138,7 @@ def _translate_windows(
 
 def _warn_about(translation: Translation, number: int, max_source: int) -> None:
     if translation.cut:
-        warn(f"line {number} has more than {max_source} tokens; only the first {max_source} were translated")
+        warn(f"line {number} has more than {max_source} tokens; it was truncated before translation")
     if math.isnan(translation.score):
         warn(f"line {number} has no translation; the options exclude every token, or the model returns NaN")
 
@@ -170,9 +178,10 @@ def _open_prefixes(path: Path, translator: Translator, config: SearchConfig) -> 
                 where = f"{path}: line {number}"
                 line = decode_line(raw, where, number == 1)
                 try:
-                    yield translator.prefix(line, config)
+                    prefix = translator.prefix(line, config)
                 except InputError as error:
                     raise InputError(f"{where}: {error}") from error
+                yield prefix
 
         yield tokens()
 

@@ -34,7 +34,8 @@ def test_text_names_graphs_files_and_records(edge_attn_cli, toy_bundle):
     text = edge_attn_cli("inspect", toy_bundle).stdout
     for words in (
         "seq2seq, task translation, fp32, 0.",
-        "text: words, 31 source and 31 target entries, sources of up to 20 tokens",
+        "\ntext: words, 31 source and 31 target entries\n",
+        "\nsources of up to 20 tokens\n",
         "graph encoder: graphs/encoder.onnx",
         "graph step: graphs/step.onnx",
         "MatMul",
@@ -53,6 +54,12 @@ def test_bundle_without_records_is_shown(toy_bundle):
     inspection.content.update({"verification": {}, "provenance": {}, "tolerances": {"L2.kl": 1e-9}})
     assert "verified at export: no record (nothing ran)" in str(inspection)
     assert "tolerance L2.kl: 1e-09" in str(inspection)
+
+
+def test_bundle_without_text_is_shown(toy_bundle):
+    inspection = inspect(toy_bundle)
+    inspection.content["text"] = None
+    assert "text: " not in str(inspection)
 
 
 def test_inspect_needs_no_runtime(run_edge_attn, toy_bundle):

@@ -246,7 +246,7 @@ def test_infinity_is_text_in_json(monkeypatch, tmp_path, capsys):
 def test_unknown_tokens_and_truncated_sources_are_reported(run):
     result = run(b"a cat\tun z\xc3\xa9bu\n" + b"a cat and " * 20 + b"\tun chat\n")
     warning, total, end = result.stderr.split("\n")
-    assert warning == "warning: line 2 has more than 20 source tokens; only the first 20 were read"
+    assert warning == "warning: line 2 has more than 20 source tokens; the source was truncated"
     assert "1 of the target tokens are unknown to the model, and were scored as <unk>" in total
     assert "1 of the sources are longer than the model reads, and were truncated" in total
     assert end == ""

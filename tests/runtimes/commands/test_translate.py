@@ -142,7 +142,7 @@ def test_long_line_is_truncated_with_a_warning(translate):
     lines = result.stdout.split("\n")
     assert (lines[0], lines[2]) == ("un chat", "le roi")
     assert lines[1].startswith("ce chien voit un ")
-    assert result.stderr == "warning: line 2 has more than 20 tokens; only the first 20 were translated\n"
+    assert result.stderr == "warning: line 2 has more than 20 tokens; it was truncated before translation\n"
 
 
 @pytest.mark.parametrize(

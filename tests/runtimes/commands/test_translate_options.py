@@ -40,9 +40,7 @@ def test_each_line_begins_with_its_prefix(translate, prefixes, monkeypatch):
         (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3: more than {LONGEST_LINE} bytes"),
     ],
 )
-def test_invalid_prefix_is_named_after_earlier_lines_are_answered(
-    translate, prefixes, monkeypatch, content, error, window
-):
+def test_invalid_prefix_is_named_after_earlier_answers(translate, prefixes, monkeypatch, content, error, window):
     monkeypatch.setattr(line_io, "WINDOW", window)
     prefixes.write_bytes(content)
     options = ["--prefix", prefixes, "--max-length", 10]
