@@ -1,4 +1,4 @@
-"""Memory of this machine, or of the container that limits it."""
+"""Memory of this machine, within the limit of its container."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Memory:
-    """In bytes."""
+class SystemMemory:
+    """Sizes in bytes."""
 
     total: int
     available: int
-    """What a new process can have, swap not counted; no more than the container's limit leaves."""
+    """Memory that a new process can use, without swap, within the limit of the container."""
     swap: int
     limited: bool
-    """A container's limit is what counts."""
+    """Whether the limit of a container determines `available`."""
 
 
 def read_text(path: str) -> str:
+    """Return the text of a system file, empty if it cannot be read."""
     try:
         return Path(path).read_bytes().replace(b"\0", b"\n").decode(errors="replace").strip()
     except OSError:
         return ""
 
 
-def memory(read_text: Callable[[str], str] = read_text) -> Memory | None:
-    """None where /proc/meminfo cannot be read."""
+def system_memory(read_text: Callable[[str], str] = read_text) -> SystemMemory | None:
+    """Return the memory, or None if /proc/meminfo cannot be read."""
     lines = re.findall(r"^(\w+):\s+(\d+) kB$", read_text("/proc/meminfo"), re.MULTILINE)
     sizes = {name: int(size) * 1024 for name, size in lines}
     if "MemAvailable" not in sizes:
@@ -37,7 +38,7 @@ def memory(read_text: Callable[[str], str] = read_text) -> Memory | None:
     available = sizes["MemAvailable"]
     limited = False
     if limit.isdigit() and used.isdigit():
-        files = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)  # given back to whoever needs memory
-        left = int(limit) - int(used) + int(files[1] if files else 0)
+        file_cache = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)  # file cache, which the system can reclaim
+        left = int(limit) - int(used) + int(file_cache[1] if file_cache else 0)
         limited, available = left < available, max(min(left, available), 0)
-    return Memory(sizes.get("MemTotal", 0), available, sizes.get("SwapTotal", 0), limited)
+    return SystemMemory(sizes.get("MemTotal", 0), available, sizes.get("SwapTotal", 0), limited)

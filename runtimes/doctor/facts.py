@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from edge_attn.runtimes.doctor.machine import CacheUsage, Machine
-from edge_attn.runtimes.system_memory import Memory, memory
+from edge_attn.runtimes.system_memory import SystemMemory, system_memory
 from edge_attn.runtimes.trt.api import OLDEST
 from edge_attn.runtimes.versions import parse_version
 
@@ -91,9 +91,9 @@ class Facts:
         return bool(self.machine.glob("/.dockerenv") or self.machine.glob("/run/.containerenv"))
 
     @cached_property
-    def memory(self) -> Memory:
+    def memory(self) -> SystemMemory:
         """Memory of the machine or the container; zeros if it is unknown."""
-        return memory(self.read_text) or Memory(0, 0, 0, False)
+        return system_memory(self.read_text) or SystemMemory(0, 0, 0, False)
 
     @cached_property
     def cache(self) -> CacheUsage:

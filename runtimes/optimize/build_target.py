@@ -27,7 +27,7 @@ from edge_attn.runtimes.optimize.mixed_precision import PrecisionPlan, plan_prec
 from edge_attn.runtimes.optimize.targets import Recipe, inlined
 from edge_attn.runtimes.optimize.trt_operators import WITH_PLUGINS, Version, format_version
 from edge_attn.runtimes.ort.cpu import OrtCpu
-from edge_attn.runtimes.trt.builder import BuildConfig
+from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.verification.report import Report
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec

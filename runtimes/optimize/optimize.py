@@ -35,7 +35,7 @@ from edge_attn.runtimes.optimize.options import (
 )
 from edge_attn.runtimes.optimize.targets import Recipe
 from edge_attn.runtimes.trt.autotune import plugins_of
-from edge_attn.runtimes.trt.builder import BuildConfig
+from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.plugins import plugins_for
 from edge_attn.runtimes.trt.runtime import open_engines
 from edge_attn.runtimes.verification.verify import check

@@ -25,7 +25,8 @@ from edge_attn.bundle.manifest import Target
 from edge_attn.errors import BundleError, EdgeAttnError, NotTestedError
 from edge_attn.runtimes.trt.api import TensorRT
 from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory
-from edge_attn.runtimes.trt.builder import BuildConfig, Log, Plan, engine_for
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import Log, Plan, engine_for
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import Cuda, Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine

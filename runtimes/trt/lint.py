@@ -1,6 +1,6 @@
-"""What TensorRT would silently do otherwise than ONNX says: looked for before the parse, and in the parsed network.
+"""Checks for graphs whose meaning TensorRT would silently change, before the parser runs and in the parsed network.
 
-Each lint gives sentences, one a fault; none means that the graph may be built.
+Each check returns one text for each fault. A graph without faults may be built.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
-"""numpy's names of TensorRT's data types."""
+"""numpy's name of each data type of TensorRT."""
 
 
 def lint_plugins(parser: OnnxParser, plugins: Iterable[str]) -> list[str]:
-    """Ops of registered plugins that TensorRT would take for its own: it looks ops up by name, whatever the domain."""
-    return [f"the op {op} would be taken for TensorRT's own {op}" for op in plugins if parser.supports_operator(op)]
+    """Return the ops of plugins that TensorRT would replace by its own: it compares names, and ignores the domain."""
+    return [f"the op {op} would become TensorRT's own {op}" for op in plugins if parser.supports_operator(op)]
 
 
 def lint_network(tensorrt: TensorRT, network: INetworkDefinition, spec: GraphSpec) -> list[str]:
-    """Inputs that feed nothing, inputs and outputs other than the bundle's, loops whose length only the data knows."""
+    """Return faults: unused inputs, inputs and outputs that differ from the spec, loops of data-dependent length."""
     layers: list[ILayer] = [network.get_layer(i) for i in range(network.num_layers)]
     inputs: list[ITensor] = [network.get_input(i) for i in range(network.num_inputs)]
     outputs: list[ITensor] = [network.get_output(i) for i in range(network.num_outputs)]
@@ -52,56 +52,56 @@ def lint_network(tensorrt: TensorRT, network: INetworkDefinition, spec: GraphSpe
     faults = []
     for tensor in inputs:
         if tensor.name not in read:
-            faults.append(f"the input {tensor.name} feeds no layer, so what it says would be ignored")
+            faults.append(f"the input {tensor.name} is used by no layer, so its value would be ignored")
         if tensor.is_shape_tensor:
-            faults.append(f"the input {tensor.name} decides a shape, so it would have to stay on the host")
-    for kind, found, expected in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
-        has = {tensor.name: _described(tensor) for tensor in found}
-        wants = {tensor.name: f"{tensor.dtype} of rank {len(tensor.shape)}" for tensor in expected}
-        for name in [*wants, *(name for name in has if name not in wants)]:
-            if has.get(name) != wants.get(name):
+            faults.append(f"the input {tensor.name} determines a shape, so it would have to be on the host")
+    for kind, tensors, specs in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        actual = {tensor.name: _describe(tensor) for tensor in tensors}
+        expected = {tensor.name: f"{tensor.dtype} of rank {len(tensor.shape)}" for tensor in specs}
+        for name in [*expected, *(name for name in actual if name not in expected)]:
+            if actual.get(name) != expected.get(name):
                 faults.append(
-                    f"the {kind} {name} is {has.get(name, 'absent')}, expected {wants.get(name, 'no such one')}"
+                    f"the {kind} {name} is {actual.get(name, 'absent')}, expected {expected.get(name, 'none')}"
                 )
-    return faults + _loops(tensorrt, layers)
+    return faults + _lint_loops(tensorrt, layers)
 
 
-def _described(tensor: ITensor) -> str:
+def _describe(tensor: ITensor) -> str:
     dtype = tensor.dtype.name
     return f"{DTYPES.get(dtype, dtype)} of rank {len(tensor.shape)}"
 
 
-def _loops(tensorrt: TensorRT, layers: list[ILayer]) -> list[str]:
-    """A loop that may end early gives outputs as long as its trip count in TensorRT, shorter ones in ONNX."""
+def _lint_loops(tensorrt: TensorRT, layers: list[ILayer]) -> list[str]:
+    """Return outputs of loops that may end early. They have the length of the trip count in TensorRT only."""
     trt = tensorrt.trt
     producers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
     loop: ILoop
-    early = set()
+    early_ending = set()
     for layer in layers:
         if layer.type == trt.LayerType.TRIP_LIMIT:
-            layer.__class__ = trt.ITripLimitLayer  # the bindings give every layer as a bare ILayer
+            layer.__class__ = trt.ITripLimitLayer  # the bindings return every layer as ILayer
             limit: ITripLimitLayer = layer
             loop = limit.loop
             if limit.kind == trt.TripLimit.WHILE and not _is_constant(tensorrt, limit.get_input(0), producers, set()):
-                early.add(loop.name)
+                early_ending.add(loop.name)
     faults = []
     for layer in layers:
         if layer.type == trt.LayerType.LOOP_OUTPUT:
             layer.__class__ = trt.ILoopOutputLayer
             output: ILoopOutputLayer = layer
             loop = output.loop
-            if output.kind != trt.LoopOutput.LAST_VALUE and loop.name in early:
+            if output.kind != trt.LoopOutput.LAST_VALUE and loop.name in early_ending:
                 faults.append(
-                    f"the loop of {output.get_output(0).name} may end early, and TensorRT gives that output the length "
-                    f"of the trip count; give the loop a fixed length"
+                    f"the loop of {output.get_output(0).name} may end early, and in TensorRT this output has the "
+                    f"length of the trip count; make the loop's length constant"
                 )
     return faults
 
 
-def _is_constant(tensorrt: TensorRT, tensor: ITensor, producers: dict[str, ILayer], passed: set[str]) -> bool:
-    """Does a loop's condition never change? A counted loop passes a constant on from step to step."""
+def _is_constant(tensorrt: TensorRT, tensor: ITensor, producers: dict[str, ILayer], visited: set[str]) -> bool:
+    """Return whether a loop's condition is constant. A counted loop passes a constant from step to step."""
     trt = tensorrt.trt
-    if tensor.name in passed:
+    if tensor.name in visited:
         return True
     if tensor.name not in producers:
         return False
@@ -112,12 +112,12 @@ def _is_constant(tensorrt: TensorRT, tensor: ITensor, producers: dict[str, ILaye
         return False
     sources = [layer.get_input(i) for i in range(layer.num_inputs)]
     return all(
-        _is_constant(tensorrt, source, producers, {*passed, tensor.name}) for source in sources if source is not None
+        _is_constant(tensorrt, source, producers, {*visited, tensor.name}) for source in sources if source is not None
     )
 
 
-def make_attention_buildable(tensorrt: TensorRT, network: INetworkDefinition) -> int:
-    """Marks attention layers in fp32, which have no fused kernel, as decomposable. Gives how many."""
+def mark_attention_decomposable(tensorrt: TensorRT, network: INetworkDefinition) -> int:
+    """Mark attention layers in fp32, which have no fused kernel, as decomposable. Return their number."""
     marked = 0
     if tensorrt.capability.attention_layer:
         trt = tensorrt.trt

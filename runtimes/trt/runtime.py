@@ -31,7 +31,8 @@ from edge_attn.errors import InputError, NotTestedError, UsageError
 from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
 from edge_attn.runtimes.trt.autotune import Engines
 from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory, OnDevice, Pinned
-from edge_attn.runtimes.trt.builder import MIB, BuildConfig, Log
+from edge_attn.runtimes.trt.build_config import MIB, BuildConfig
+from edge_attn.runtimes.trt.builder import Log
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import format_mib, open_cuda
 from edge_attn.runtimes.trt.engine_cache import EngineCache, cache_folder

@@ -1,4 +1,4 @@
-"""A builder of engines that is a fake: the module `tensorrt` as far as a build needs it."""
+"""A fake of the module `tensorrt`, as far as a build needs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.runtimes.trt.api import Capability, TensorRT
-from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import build_engine
 from edge_attn.spec import GraphSpec
 
 DEFAULT = BuildConfig()
@@ -16,7 +17,7 @@ DTYPES = {"float32": "FLOAT", "int64": "INT64", "bool": "BOOL"}
 
 
 class FakeBuild:
-    """The module `tensorrt` as far as a build needs it; `build` is what the builder does, given the monitor."""
+    """The fake module. `build` returns the engine, or None after it has logged errors."""
 
     def __init__(self, spec: GraphSpec, build: Callable[[FakeBuild], bytes | None]) -> None:
         self.spec, self.build = spec, build
@@ -26,22 +27,22 @@ class FakeBuild:
         self.profiles: list[dict[str, Any]] = []
         self.timings: list[bytes] = []
         self.cleared: list[str] = []
-        self.wishes: list[list[str]] = []
-        """What TensorRT-RTX was asked for, build by build."""
-        self.takes_timing = self.takes_profiles = self.starts = True
+        self.rtx_options: list[list[str]] = []
+        """TensorRT-RTX options of each build."""
+        self.accepts_timing = self.accepts_profiles = self.starts = True
         self.options = SimpleNamespace(
             set_memory_pool_limit=self.limits.__setitem__,
             add_optimization_profile=self.add_profile,
             create_timing_cache=lambda data: None if data == b"unreadable" else data,
             set_timing_cache=self.set_timing,
             clear_flag=self.cleared.append,
-            set_flag=lambda flag: self.wishes[-1].append(flag),
-            set_compute_capability=lambda which, index: self.wishes[-1].append(f"{which} {index}"),
+            set_flag=lambda flag: self.rtx_options[-1].append(flag),
+            set_compute_capability=lambda which, index: self.rtx_options[-1].append(f"{which} {index}"),
             get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"),
             progress_monitor=None,
         )
         tensors = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
-        made = {
+        tensors_by_name = {
             name: SimpleNamespace(
                 name=name,
                 is_shape_tensor=False,
@@ -51,15 +52,18 @@ class FakeBuild:
             for name, tensor in tensors.items()
         }
         layer = SimpleNamespace(
-            type="", num_outputs=0, num_inputs=len(spec.inputs), get_input=lambda i: made[spec.inputs[i].name]
+            type="",
+            num_outputs=0,
+            num_inputs=len(spec.inputs),
+            get_input=lambda i: tensors_by_name[spec.inputs[i].name],
         )
         self.network = SimpleNamespace(
             num_layers=1,
             get_layer=lambda i: layer,
             num_inputs=len(spec.inputs),
-            get_input=lambda i: made[spec.inputs[i].name],
+            get_input=lambda i: tensors_by_name[spec.inputs[i].name],
             num_outputs=len(spec.outputs),
-            get_output=lambda i: made[spec.outputs[i].name],
+            get_output=lambda i: tensors_by_name[spec.outputs[i].name],
         )
         self.module = SimpleNamespace(
             ILogger=type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0}),
@@ -78,7 +82,7 @@ class FakeBuild:
     def builder(self, log: Any) -> SimpleNamespace:
         self.log = log
         if not self.starts:
-            say(self, "CUDA initialization failure with error: 35")
+            log_errors(self, "CUDA initialization failure with error: 35")
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_network(flags: int) -> SimpleNamespace:
@@ -86,7 +90,7 @@ class FakeBuild:
             return self.network
 
         def create_builder_config() -> SimpleNamespace:
-            self.wishes.append([])
+            self.rtx_options.append([])
             return self.options
 
         def create_optimization_profile() -> Any:
@@ -102,12 +106,12 @@ class FakeBuild:
 
     def add_profile(self, profile: Any) -> int:
         self.profiles.append(profile)
-        return len(self.profiles) - 1 if self.takes_profiles else -1
+        return len(self.profiles) - 1 if self.accepts_profiles else -1
 
     def set_timing(self, data: bytes, ignore_mismatch: bool) -> bool:
         assert ignore_mismatch is False
         self.timings.append(data)
-        return self.takes_timing
+        return self.accepts_timing
 
     def tensorrt(self, version: tuple[int, ...] = (10, 3, 0), rtx: bool = False) -> TensorRT:
         return TensorRT(self.module, Capability(version, rtx), f"tensorrt {'.'.join(map(str, version))}")
@@ -117,13 +121,13 @@ class ProfileOf:
     def __init__(self, shapes: dict[str, Any]) -> None:
         self.shapes = shapes
 
-    def set_shape(self, name: str, least: Any, best: Any, most: Any) -> None:
-        if max(most) > 10**6:
+    def set_shape(self, name: str, min_shape: Any, opt_shape: Any, max_shape: Any) -> None:
+        if max(max_shape) > 10**6:
             raise RuntimeError("Shape provided for min is inconsistent with other shapes.\nInvoked with: ...")
-        self.shapes[name] = (least, best, most)
+        self.shapes[name] = (min_shape, opt_shape, max_shape)
 
 
-def say(fake: FakeBuild, *messages: str) -> None:
+def log_errors(fake: FakeBuild, *messages: str) -> None:
     for message in messages:
         fake.log.log(1, message)
 
@@ -133,17 +137,17 @@ def run(
     fake: FakeBuild,
     config: BuildConfig = DEFAULT,
     report: Any = lambda share, what: None,
-    **more: Any,
+    **options: Any,
 ) -> bytes:
     profiles = config.buckets.profiles(fake.spec, bundle.manifest.max_source)
     model = bundle.read(fake.spec.file)
     return build_engine(
-        more.pop("tensorrt", None) or fake.tensorrt(), model, fake.spec, profiles, config, report, **more
+        options.pop("tensorrt", None) or fake.tensorrt(), model, fake.spec, profiles, config, report, **options
     )
 
 
-def stepping(fake: FakeBuild) -> bytes | None:
-    """A build of ten steps, which the monitor may end."""
+def build_in_steps(fake: FakeBuild) -> bytes | None:
+    """Build in ten steps, which the monitor may stop."""
     monitor = fake.options.progress_monitor
     monitor.phase_start("Building engine", None, 10)
     for step in range(10):

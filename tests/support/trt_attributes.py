@@ -20,6 +20,8 @@ from trt_kinds import MODULE, OURS, PLUGIN, TENSORRT, UNKNOWN, Classes, House, K
 
 Guard = tuple[str, bool]
 """A property of Capability, and what it is where the code runs."""
+CUDA_FILES = ("cudart.py", "cuda_libraries.py", "plugins/ptx.py")
+"""Files in runtimes/trt that call CUDA and not TensorRT."""
 KEEPS = ("append", "add", "extend", "insert", "update", "setdefault")
 """Methods by which a container keeps what it is given."""
 
@@ -387,5 +389,5 @@ def capabilities(test: ast.expr) -> tuple[Guard, ...]:
 def sources(house: Path) -> dict[str, str]:
     """Return the text of our files that call TensorRT, by path; those that call CUDA alone are left out."""
     trt = house / "edge_attn" / "runtimes" / "trt"
-    files = {*trt.glob("*.py"), *trt.glob("plugins/*.py")} - {trt / "cudart.py", trt / "cuda_libraries.py"}
+    files = {*trt.glob("*.py"), *trt.glob("plugins/*.py")} - {trt / name for name in CUDA_FILES}
     return {path.relative_to(house).as_posix(): path.read_text(encoding="utf-8") for path in sorted(files)}

@@ -31,7 +31,7 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.training import DataConfig, TextConfig, TrainingConfig
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.runtimes.trt.builder import BuildConfig
+from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.profiles import Buckets
 
 PROJECT = Path(__file__).resolve().parents[2]

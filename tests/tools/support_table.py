@@ -25,7 +25,8 @@ from edge_attn.registry import TARGETS, resolve
 from edge_attn.runtimes.optimize.optimize import optimize
 from edge_attn.runtimes.ort.cpu import OrtCpu
 from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
-from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import build_engine
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec
 

@@ -15,7 +15,7 @@ from paths import EMBEDDED_CHECKPOINT
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.validation import read_toml
 from edge_attn.errors import InputError, NotTestedError, ParityError
-from edge_attn.runtimes.trt.builder import BuildConfig
+from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.profiles import Buckets
 from edge_attn.spec import GraphSpec, TensorSpec
 

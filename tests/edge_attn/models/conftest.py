@@ -18,7 +18,8 @@ def build_with_tensorrt() -> Callable[..., None]:
     from onnx.inliner import inline_local_functions
 
     from edge_attn.runtimes.trt.api import load_tensorrt
-    from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+    from edge_attn.runtimes.trt.build_config import BuildConfig
+    from edge_attn.runtimes.trt.builder import build_engine
     from edge_attn.runtimes.trt.profiles import Profile
 
     def build(model: Any, spec: GraphSpec) -> None:

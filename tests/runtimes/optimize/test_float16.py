@@ -113,7 +113,8 @@ def test_tensorrt_still_refuses_fp16_recurrence_with_lengths(toy_bundle):
     """Once this fails, the recipe of `trt` can convert it."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
     from edge_attn.runtimes.trt.api import load_tensorrt
-    from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+    from edge_attn.runtimes.trt.build_config import BuildConfig
+    from edge_attn.runtimes.trt.builder import build_engine
 
     spec = Bundle.open(toy_bundle).manifest.graphs["encoder"]
     model = inline(load(Bundle.open(toy_bundle).read(spec.file), "encoder"))

@@ -17,7 +17,7 @@ from edge_attn.bundle.writer import update_bundle
 from edge_attn.errors import ConfigError, NotTestedError, UsageError
 from edge_attn.parity.results import LevelResult
 from edge_attn.runtimes.optimize.optimize import optimize
-from edge_attn.runtimes.trt.builder import BuildConfig
+from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.runtime import build_config
 from edge_attn.runtimes.verification.report import Report
 

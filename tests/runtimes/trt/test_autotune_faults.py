@@ -17,7 +17,7 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, NotTestedError, UsageError
 from edge_attn.runtimes.ort.cpu import OrtCpu
-from edge_attn.runtimes.trt.builder import TookTooLongError
+from edge_attn.runtimes.trt.builder import BuildTimeoutError
 from edge_attn.runtimes.trt.cudart import FUNCTIONS
 from edge_attn.runtimes.trt.engine_cache import EngineCache
 from edge_attn.runtimes.trt.execution import Launches
@@ -45,7 +45,7 @@ def narrow_profiles(engine: bytes) -> bytes:
     return fake_trt.build(fake_trt.model(engine), profiles)
 
 
-TOO_LONG = TookTooLongError("step.plugins.onnx: the build took longer than 60 minutes and was ended")
+TOO_LONG = BuildTimeoutError("step.plugins.onnx: the build took longer than 60 minutes and was stopped")
 FAULTS = {
     "TensorRT 10.3": ((10, 3, 0), "tensorrt 10.3.0 takes no ahead-of-time plugin, TensorRT 10.13 and newer do"),
     "no compiler": (no_compiler, "a plugin needs a CUDA compiler, and there is none"),

@@ -1,4 +1,4 @@
-"""Building an engine, on a fake builder: options, progress, refusals, the timing cache."""
+"""Builds of engines on a fake builder: options, progress, errors, timing cache, engine cache."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_build import FakeBuild, run, say, stepping
+from fake_build import FakeBuild, build_in_steps, log_errors, run
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.config.validation import read_toml
 from edge_attn.errors import ConfigError, InputError, NotTestedError
-from edge_attn.runtimes.system_memory import memory
-from edge_attn.runtimes.trt import builder as trt_build
+from edge_attn.runtimes.system_memory import system_memory
+from edge_attn.runtimes.trt import builder as builder
 from edge_attn.runtimes.trt.api import TensorRT
-from edge_attn.runtimes.trt.builder import BuildConfig, check_memory, engine_for
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import check_memory, engine_for
 from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache
 from edge_attn.runtimes.trt.plugins import Plugin
 from edge_attn.runtimes.trt.profiles import Buckets
-from edge_attn.runtimes.trt.progress import Progress
+from edge_attn.runtimes.trt.progress import BuildProgress
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def bundle(toy_bundle) -> Bundle:
     return Bundle.open(toy_bundle)
 
 
-def test_an_engine_is_built_strongly_typed_with_every_profile(bundle):
+def test_engine_is_strongly_typed_and_has_all_profiles(bundle):
     fake = FakeBuild(bundle.manifest.graphs["step"], lambda fake: memoryview(b"engine"))  # type: ignore[arg-type]
     config = BuildConfig(Buckets(batch=(1, 2), src=(4, 10)), workspace_mb=64, optimization_level=2)
     assert run(bundle, fake, config) == b"engine"
@@ -44,56 +45,60 @@ def test_an_engine_is_built_strongly_typed_with_every_profile(bundle):
 
 
 @pytest.mark.parametrize(("tf32", "cleared"), [(False, ["TF32"]), (True, [])])
-def test_fp32_is_fp32_unless_tf32_is_asked_for(bundle, tf32, cleared):
+def test_tf32_is_off_by_default(bundle, tf32, cleared):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     run(bundle, fake, BuildConfig(tf32=tf32))
     assert fake.cleared == cleared
 
 
 @pytest.mark.parametrize(
-    ("messages", "error", "said"),
+    ("messages", "error", "text"),
     [
-        ([], InputError, "cannot be built with tensorrt 10.3.0: no reason is given"),
+        ([], InputError, "cannot be built with tensorrt 10.3.0: TensorRT logs no reason"),
         (["first", "last\n reason"], InputError, "cannot be built with tensorrt 10.3.0: last reason"),
-        (["[defaultAllocator.cpp] Requested size was 9 bytes: out of memory"], NotTestedError, "memory ran out"),
-        (["Error Code 2: OutOfMemory (no further information)", "then"], NotTestedError, "less than 1024 MB"),
+        (["[defaultAllocator.cpp] Requested size was 9 bytes: out of memory"], NotTestedError, "less than 1024, build"),
+        (
+            ["Error Code 2: OutOfMemory (no further information)", "then"],
+            NotTestedError,
+            "memory ran out",
+        ),
         (
             ["Tactic Selection: no tactics to implement the operation within workspace limit. Consider"],
             InputError,
-            "in 1024 MB of workspace; give more to workspace_mb",
+            "in 1024 MB of workspace; increase workspace_mb",
         ),
-        (["no implementation for node due to insufficient workspace. See"], InputError, "give more to workspace_mb"),
+        (["no implementation for node due to insufficient workspace. See"], InputError, "increase workspace_mb"),
     ],
 )
-def test_a_build_that_fails_is_a_sentence(bundle, messages, error, said):
+def test_failed_build_reports_the_reason(bundle, messages, error, text):
     def build(fake: FakeBuild) -> None:
-        say(fake, *messages)
+        log_errors(fake, *messages)
 
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=text):
         run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], build))
 
 
-def test_a_tensorrt_that_does_not_start_is_a_sentence(bundle):
+def test_tensorrt_that_does_not_start_is_not_tested(bundle):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     fake.starts = False
     with pytest.raises(NotTestedError, match=r"does not start here: CUDA initialization failure .* 35; run: edge-attn"):
         run(bundle, fake)
 
 
-def test_a_profile_that_is_not_taken_is_a_sentence(bundle):
+def test_rejected_profile_is_reported(bundle):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    fake.takes_profiles = False
-    with pytest.raises(InputError, match=r"does not take the profile batch 1, src 16"):
+    fake.accepts_profiles = False
+    with pytest.raises(InputError, match=r"rejects the profile batch 1, src 16"):
         run(bundle, fake)
 
 
-def test_sizes_that_tensorrt_cannot_hold_together_are_a_sentence(bundle):
+def test_rejected_sizes_name_tensorrts_reason(bundle):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    with pytest.raises(InputError, match=r"does not take the profile batch 3000000, src 16: Shape .* other shapes\.$"):
+    with pytest.raises(InputError, match=r"rejects the profile batch 3000000, src 16: Shape .* other shapes\.$"):
         run(bundle, fake, BuildConfig(Buckets(batch=(3000000,))))
 
 
-def test_too_little_memory_for_the_host_is_the_same_sentence(bundle):
+def test_memory_error_is_not_tested(bundle):
     def build(fake: FakeBuild) -> None:
         raise MemoryError
 
@@ -102,7 +107,7 @@ def test_too_little_memory_for_the_host_is_the_same_sentence(bundle):
 
 
 @pytest.mark.parametrize(("megabytes", "fits"), [(300, True), (255, False)])
-def test_too_little_memory_is_said_before_the_build(megabytes, fits):
+def test_check_memory_reports_too_little_memory(megabytes, fits):
     if fits:
         check_memory(1000, megabytes * 1024**2, "graph")
         return
@@ -125,36 +130,40 @@ CGROUP = "/sys/fs/cgroup/memory."
         ({}, sys.maxsize),
     ],
 )
-def test_the_memory_that_is_free_in_a_container_too(monkeypatch, files, expected):
-    monkeypatch.setattr(trt_build, "memory", lambda: memory(lambda path: files.get(path, "")))
-    assert trt_build.available_memory() == expected
+def test_available_memory_is_within_the_container_limit(monkeypatch, files, expected):
+    monkeypatch.setattr(builder, "system_memory", lambda: system_memory(lambda path: files.get(path, "")))
+    assert builder.available_memory() == expected
 
 
-def test_files_that_a_container_has_read_are_memory_that_it_can_have(monkeypatch):
+def test_file_cache_of_a_container_is_available(monkeypatch):
     files = {"max": "5000", "current": "4900", "stat": "anon 100\ninactive_file 4000\nactive_file 800"}
-    known = {"/proc/meminfo": MEMINFO, **{f"{CGROUP}{name}": text for name, text in files.items()}}
-    monkeypatch.setattr(trt_build, "memory", lambda: memory(lambda path: known.get(path, "")))
-    assert trt_build.available_memory() == 4100
+    all_files = {"/proc/meminfo": MEMINFO, **{f"{CGROUP}{name}": text for name, text in files.items()}}
+    monkeypatch.setattr(builder, "system_memory", lambda: system_memory(lambda path: all_files.get(path, "")))
+    assert builder.available_memory() == 4100
 
 
 # ---- time
 
 
-def test_progress_only_grows(bundle):
-    seen = []
-    run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), report=lambda share, what: seen.append(share))
-    assert seen == sorted(seen)
-    assert seen[:3] == [0.05, 0.1, 0.1]
-    assert seen[-1] == 1.0
+def test_progress_never_decreases(bundle):
+    shares: list[float] = []
+    run(
+        bundle,
+        FakeBuild(bundle.manifest.graphs["encoder"], build_in_steps),
+        report=lambda share, what: shares.append(share),
+    )
+    assert shares == sorted(shares)
+    assert shares[:3] == [0.05, 0.1, 0.1]
+    assert shares[-1] == 1.0
 
 
-def test_a_build_that_takes_too_long_is_ended(bundle):
+def test_build_is_stopped_at_its_time_limit(bundle):
     config = BuildConfig(max_build_minutes=1e-9)
-    with pytest.raises(NotTestedError, match=r"took longer than 1e-09 minutes and was ended$"):
-        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), config)
+    with pytest.raises(NotTestedError, match=r"took longer than 1e-09 minutes and was stopped$"):
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], build_in_steps), config)
 
 
-def test_an_interruption_ends_the_build_and_goes_on_after_it(bundle):
+def test_interruption_stops_the_build(bundle):
     calls = []
 
     def report(share: float, what: str) -> None:
@@ -163,23 +172,23 @@ def test_an_interruption_ends_the_build_and_goes_on_after_it(bundle):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), report=report)
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], build_in_steps), report=report)
     assert len(calls) == 3
 
 
-def test_phases_that_tensorrt_never_announced_do_no_harm():
-    progress = Progress(lambda share, what: None, 60)
+def test_unknown_phases_are_ignored():
+    progress = BuildProgress(lambda share, what: None, 60)
     assert progress.step("unknown", 3)
     progress.finish("unknown")
     progress.start("empty", None, 0)
     assert progress.step("empty", 0)
 
 
-def test_phases_may_be_told_by_several_threads_at_once():
+def test_progress_is_thread_safe():
     faults: list[Exception] = []
-    progress = Progress(lambda share, what: None, 60)
+    progress = BuildProgress(lambda share, what: None, 60)
 
-    def tell(name: str) -> None:
+    def update(name: str) -> None:
         try:
             for step in range(3000):
                 progress.start(name, None, 2)
@@ -188,7 +197,7 @@ def test_phases_may_be_told_by_several_threads_at_once():
         except Exception as error:
             faults.append(error)
 
-    threads = [threading.Thread(target=tell, args=(str(i),)) for i in range(4)]
+    threads = [threading.Thread(target=update, args=(str(i),)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -196,18 +205,18 @@ def test_phases_may_be_told_by_several_threads_at_once():
     assert faults == []
 
 
-def test_a_fault_while_progress_is_told_is_not_taken_for_tensorrts(bundle):
+def test_error_in_the_progress_callback_is_reported(bundle):
     def report(share: float, what: str) -> None:
-        raise ValueError("the bar broke")
+        raise ValueError("broken bar")
 
-    with pytest.raises(RuntimeError, match="could not be followed: ValueError: the bar broke"):
-        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], stepping), report=report)
+    with pytest.raises(RuntimeError, match="progress failed: ValueError: broken bar"):
+        run(bundle, FakeBuild(bundle.manifest.graphs["encoder"], build_in_steps), report=report)
 
 
 # ---- the timing cache
 
 
-def test_what_a_build_measured_shortens_the_next_one(bundle, tmp_path):
+def test_timing_cache_is_reused(bundle, tmp_path):
     path = tmp_path / "not yet" / "Orin.timing"
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     run(bundle, fake, timing=path)
@@ -216,7 +225,7 @@ def test_what_a_build_measured_shortens_the_next_one(bundle, tmp_path):
     assert fake.timings == [b"", b"measured"]
 
 
-def test_measurements_that_cannot_be_read_are_left_out(bundle, tmp_path):
+def test_unreadable_timing_cache_is_ignored(bundle, tmp_path):
     path = tmp_path / "Orin.timing"
     path.write_bytes(b"unreadable")
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
@@ -224,22 +233,22 @@ def test_measurements_that_cannot_be_read_are_left_out(bundle, tmp_path):
     assert fake.timings == [b""]
 
 
-def test_measurements_that_do_not_fit_are_left_out(bundle, tmp_path):
+def test_timing_cache_of_another_version_is_ignored(bundle, tmp_path):
     path = tmp_path / "Orin.timing"
     path.write_bytes(b"of another version")
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
-    fake.takes_timing = False
+    fake.accepts_timing = False
     assert run(bundle, fake, timing=path) == b"engine"
     assert fake.timings == [b"of another version", b""]
 
 
-def test_measurements_that_cannot_be_kept_do_not_cost_the_engine(bundle, tmp_path):
+def test_unwritable_timing_cache_is_ignored(bundle, tmp_path):
     (tmp_path / "file").touch()
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     assert run(bundle, fake, timing=tmp_path / "file" / "Orin.timing") == b"engine"
 
 
-def test_tensorrt_rtx_measures_nothing(bundle, tmp_path):
+def test_rtx_has_no_timing_cache(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     run(bundle, fake, timing=tmp_path / "Orin.timing", tensorrt=fake.tensorrt((1, 7, 1), rtx=True))
     assert fake.timings == []
@@ -252,17 +261,17 @@ def test_tensorrt_rtx_measures_nothing(bundle, tmp_path):
 GPU = Gpu("Orin", (8, 7), 8, True, 8 << 30, 4 << 30)
 
 
-def fetch(bundle: Bundle, folder: Path, tensorrt: TensorRT, gpu: Gpu = GPU, **more: Any) -> tuple[bytes, list[str]]:
-    """The engine, and what was said; something is said where, and only where, it is built."""
+def fetch(bundle: Bundle, folder: Path, tensorrt: TensorRT, gpu: Gpu = GPU, **options: Any) -> tuple[bytes, list[str]]:
+    """Return the engine and the logged lines, which there are only if it is built."""
     target = Target("trt", "fp32", bundle.manifest.graphs)
-    said: list[str] = []
-    config = more.pop("config", BuildConfig())
-    plan = engine_for(tensorrt, bundle, target, "encoder", EngineCache(folder), gpu, config, said.append, **more)
-    assert plan.built == bool(said)
-    return plan.engine, said
+    lines: list[str] = []
+    config = options.pop("config", BuildConfig())
+    plan = engine_for(tensorrt, bundle, target, "encoder", EngineCache(folder), gpu, config, lines.append, **options)
+    assert plan.built == bool(lines)
+    return plan.engine, lines
 
 
-def test_an_engine_is_built_on_first_use_and_then_found(bundle, tmp_path):
+def test_engine_is_built_on_first_use_and_then_read(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     assert fetch(bundle, tmp_path, fake.tensorrt()) == (
         b"engine",
@@ -273,8 +282,8 @@ def test_an_engine_is_built_on_first_use_and_then_found(bundle, tmp_path):
     assert sorted(path.suffix for path in tmp_path.rglob("*.*")) == [".engine", ".json", ".timing"]
 
 
-A_PLUGIN = Plugin("AdditiveAttention", lambda tensorrt, architecture: None, lambda: "abc")
-OTHERS: list[tuple[dict[str, Any], str]] = [
+PLUGIN = Plugin("AdditiveAttention", lambda tensorrt, architecture: None, lambda: "abc")
+CHANGED_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"gpu": dataclasses.replace(GPU, name="Thor")}, "the GPU was Orin, 8 SM, is Thor, 8 SM"),
     ({"gpu": dataclasses.replace(GPU, multiprocessors=16)}, "the GPU was Orin, 8 SM, is Orin, 16 SM"),
     ({"gpu": dataclasses.replace(GPU, compute_capability=(11, 0))}, "the compute capability was 8.7, is 11.0"),
@@ -282,21 +291,21 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"config": BuildConfig(Buckets(beam=2), workspace_mb=9)}, "the build settings changed"),
     ({"config": BuildConfig(tf32=True)}, "the build settings changed"),
     ({"config": BuildConfig(Buckets(batch=(1,)))}, "the profiles changed"),
-    ({"plugins": {"AdditiveAttention": A_PLUGIN}}, "the plugins changed"),
+    ({"plugins": {"AdditiveAttention": PLUGIN}}, "the plugins changed"),
 ]
 
 
-@pytest.mark.parametrize(("other", "reason"), OTHERS)
-def test_an_engine_of_anything_else_is_built_again_with_the_reason(bundle, tmp_path, other, reason):
+@pytest.mark.parametrize(("changed", "reason"), CHANGED_KEYS)
+def test_changed_key_builds_again_and_reports_the_change(bundle, tmp_path, changed, reason):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     fetch(bundle, tmp_path, fake.tensorrt())
     fake.build = lambda fake: b"another"
-    engine, said = fetch(bundle, tmp_path, fake.tensorrt(other.pop("version", (10, 3, 0))), **other)
+    engine, lines = fetch(bundle, tmp_path, fake.tensorrt(changed.pop("version", (10, 3, 0))), **changed)
     assert engine == b"another"
-    assert reason in said[0]
+    assert reason in lines[0]
 
 
-def test_a_plugin_is_compiled_only_where_the_engine_is_built(bundle, tmp_path):
+def test_plugin_is_compiled_only_for_a_build(bundle, tmp_path):
     compiled: list[str] = []
     plugin = Plugin("AdditiveAttention", lambda tensorrt, architecture: compiled.append(architecture), lambda: "abc")
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
@@ -305,21 +314,21 @@ def test_a_plugin_is_compiled_only_where_the_engine_is_built(bundle, tmp_path):
     assert compiled == ["sm_87"]
 
 
-def test_a_build_that_takes_too_long_names_the_command_that_gives_it_more(bundle, tmp_path):
-    fake = FakeBuild(bundle.manifest.graphs["encoder"], stepping)
+def test_stopped_build_names_the_command_for_more_time(bundle, tmp_path):
+    fake = FakeBuild(bundle.manifest.graphs["encoder"], build_in_steps)
     command = f"edge-attn optimize {bundle.path} --target trt --precision fp32 --build --max-build-minutes 2e-09"
-    with pytest.raises(NotTestedError, match=rf"was ended; give it more: {re.escape(command)}; or build for fewer"):
+    with pytest.raises(NotTestedError, match=rf"was stopped; to allow more, run: {re.escape(command)}; or"):
         fetch(bundle, tmp_path, fake.tensorrt(), config=BuildConfig(max_build_minutes=1e-9))
     assert not list(tmp_path.rglob("*.engine"))
 
 
-def test_more_free_memory_is_no_other_gpu(bundle, tmp_path):
+def test_free_memory_is_not_part_of_the_key(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     fetch(bundle, tmp_path, fake.tensorrt())
     assert fetch(bundle, tmp_path, fake.tensorrt(), gpu=dataclasses.replace(GPU, free=1, total=2))[1] == []
 
 
-def test_a_gpu_without_free_memory_is_said_before_the_build(bundle, tmp_path):
+def test_full_gpu_is_reported_before_the_build(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     full = dataclasses.replace(GPU, name="H200", integrated=False, free=100 * 1024**2)
     with pytest.raises(NotTestedError, match=r"graphs/encoder.onnx on H200: .* 100 MB are free"):
@@ -327,7 +336,7 @@ def test_a_gpu_without_free_memory_is_said_before_the_build(bundle, tmp_path):
     assert not list(tmp_path.rglob("*.engine"))
 
 
-def test_on_a_jetson_the_file_cache_is_no_reason_not_to_build(bundle, tmp_path):
+def test_integrated_gpu_memory_is_not_checked_twice(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     assert fetch(bundle, tmp_path, fake.tensorrt(), gpu=dataclasses.replace(GPU, free=100 * 1024**2))[0] == b"engine"
 
@@ -335,21 +344,21 @@ def test_on_a_jetson_the_file_cache_is_no_reason_not_to_build(bundle, tmp_path):
 # ---- the options
 
 
-def test_the_options_are_a_toml_file(tmp_path):
+def test_build_config_is_read_from_toml(tmp_path):
     path = tmp_path / "trt.toml"
     path.write_text("workspace_mb = 256\n[buckets]\nbatch = [1, 4]\nbeam = 3\n", encoding="utf-8")
     assert read_toml(BuildConfig, path) == BuildConfig(Buckets((1, 4), beam=3), workspace_mb=256)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("workspace = 1", "unknown key 'workspace'"),
         ("workspace_mb = 'much'", "workspace_mb must be of type int"),
         ("workspace_mb = 0", "workspace_mb must be at least 1"),
         ("max_build_minutes = 0", "max_build_minutes must be a number more than 0"),
         ("max_build_minutes = nan", "max_build_minutes must be a number more than 0"),
-        ("optimization_level = 6", "optimization_level must lie between 0 and 5"),
+        ("optimization_level = 6", "optimization_level must be between 0 and 5"),
         ("[buckets]\nbatch = [2, 1]", "batch must be increasing sizes"),
         ("workspace_mb = 99999999999999999999", "workspace_mb must be at most 1099511627775"),
         ("cache_mb = 99999999999999999999", "cache_mb must be at most 1099511627775"),
@@ -358,13 +367,13 @@ def test_the_options_are_a_toml_file(tmp_path):
         ("a = ", "is not TOML"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tmp_path, text, said):
+def test_invalid_build_config_is_rejected(tmp_path, text, message):
     path = tmp_path / "trt.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_toml(BuildConfig, path)
 
 
-def test_options_that_are_not_there_are_a_sentence(tmp_path):
+def test_missing_build_config_is_reported(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_toml(BuildConfig, tmp_path / "trt.toml")

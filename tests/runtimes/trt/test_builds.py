@@ -1,7 +1,7 @@
-"""Our graphs are really built, with TensorRT-RTX 1.7 and 1.4 on a CPU, with the profiles of the default buckets.
+"""Builds of our graphs with TensorRT-RTX 1.7 and 1.4 on a CPU, with the profiles of the default buckets.
 
-What TensorRT is known to refuse is asserted by its own words, so that we notice when a limit goes. 1.7 has the
-interface of TensorRT 11, 1.4 that of 10.16; neither has the parser of 10.3. No engine runs here.
+Known limits of TensorRT are asserted with its own messages, so that a test fails when a limit is gone. 1.7 has the API
+of TensorRT 11, 1.4 that of 10.16, and neither has the parser of 10.3. No engine runs here.
 """
 
 from __future__ import annotations
@@ -21,61 +21,62 @@ from paths import EMBEDDED_BUNDLE, KINDS_FOLDER, TESTS
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import NotTestedError
 from edge_attn.runtimes.trt.api import load_tensorrt
-from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import build_engine
 
-onnx_parser = pytest.importorskip("onnx.parser", reason="onnx is not installed, and torch is not installed")
+onnx_parser = pytest.importorskip("onnx.parser", reason="needs onnx")
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 pytestmark = pytest.mark.rtx
 
-OLD = os.environ.get("EDGE_ATTN_TRT_RTX_14", "")
-VERSIONS = {"1.7": "", "1.4": OLD}
-"""Where each version's wheels lie; nothing: the installed one."""
-NO_OLD = "needs the wheels of TensorRT-RTX 1.4: see EDGE_ATTN_TRT_RTX_14 in .ci/run"
-OLD_REFUSES = {
+RTX_14 = os.environ.get("EDGE_ATTN_TRT_RTX_14", "")
+VERSIONS = {"1.7": "", "1.4": RTX_14}
+"""Folder of the wheels of each version, empty for the installed one."""
+NEEDS_RTX_14 = "needs the wheels of TensorRT-RTX 1.4: see EDGE_ATTN_TRT_RTX_14 in .ci/run"
+UNSUPPORTED_BY_RTX_14 = {
     f"{kind} {precision} step"
     for kind in ("coverage-lstm", "keras-additive-gru", "keras-concat-lstm", "keras-dot-gru")
     for precision in ("fp32", "fp16")
 }
-"""What calls SoftmaxAttention: without a GPU 1.4 gives up on it, as on everything in int8; 1.7 builds all of it."""
+"""Graphs that call SoftmaxAttention: without a GPU 1.4 fails for them, and for int8. 1.7 builds all of them."""
 EMBEDDED = EMBEDDED_BUNDLE
 KINDS = sorted(KINDS_FOLDER.glob("*.zip"))
 
 
 @pytest.fixture(params=VERSIONS)
 def version(request: pytest.FixtureRequest) -> str:
-    if request.param == "1.4" and not OLD:
-        pytest.skip(NO_OLD)
+    if request.param == "1.4" and not RTX_14:
+        pytest.skip(NEEDS_RTX_14)
     name: str = request.param
     return name
 
 
 def build(version: str, *paths: Path) -> dict[str, Any]:
-    """Sizes of engines, or sentences, by graph."""
+    """Return the engine size, or the error, of each graph."""
     environment = {**os.environ, "PYTHONPATH": VERSIONS[version]} if VERSIONS[version] else None
     run = [sys.executable, str(TESTS / "support" / "rtx_builds.py"), *map(str, paths)]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr
-    results: dict[str, Any] = json.loads(done.stdout)
+    process = subprocess.run(run, capture_output=True, text=True, timeout=600, env=environment)
+    assert process.returncode == 0, process.stderr
+    results: dict[str, Any] = json.loads(process.stdout)
     assert results.pop("version").startswith(f"tensorrt-rtx {version}")
     return results
 
 
-# ---- what builds
+# ---- supported graphs
 
 
-def test_the_portable_graphs_build(version, toy_bundle):
+def test_portable_graphs_build(version, toy_bundle):
     results = build(version, toy_bundle, EMBEDDED)
     assert len(results) == 4
     assert {name: size for name, size in results.items() if not isinstance(size, int)} == {}
 
 
 @pytest.mark.slow
-def test_every_kind_builds_in_what_the_old_version_takes(tmp_path):
-    """What the installed version builds stands in the README's table: tests/test_support_table.py."""
-    from edge_attn.runtimes.optimize.optimize import optimize  # it needs onnx, which a device may not have
+def test_every_kind_builds_with_rtx_14(tmp_path):
+    """tests/test_support_table.py builds them with the installed version."""
+    from edge_attn.runtimes.optimize.optimize import optimize  # it imports onnx, which a device may not have
 
-    if not OLD:
-        pytest.skip(NO_OLD)
+    if not RTX_14:
+        pytest.skip(NEEDS_RTX_14)
     copies = []
     for path in KINDS:
         copies.append(tmp_path / path.name)
@@ -83,24 +84,26 @@ def test_every_kind_builds_in_what_the_old_version_takes(tmp_path):
         for precision in ("fp32", "fp16") if copies[1:] else ("fp32", "fp16", "int8"):
             optimize(copies[-1], "trt", precision, threads=1, say=lambda line: None)
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda some: build("1.4", *some), (copies[::2], copies[1::2]))
+        first, second = pool.map(lambda paths: build("1.4", *paths), (copies[::2], copies[1::2]))
     results = {**first, **second}
     assert len(results) == 4 * len(KINDS) + 2
-    refused = {name: result for name, result in results.items() if not isinstance(result, int)}
-    assert refused.keys() == {f"{KINDS[0].stem} int8 {graph}" for graph in ("encoder", "step")} | OLD_REFUSES, refused
-    assert all("catchCudaError" in result for result in refused.values())
+    errors = {name: result for name, result in results.items() if not isinstance(result, int)}
+    assert (
+        errors.keys() == {f"{KINDS[0].stem} int8 {graph}" for graph in ("encoder", "step")} | UNSUPPORTED_BY_RTX_14
+    ), errors
+    assert all("catchCudaError" in result for result in errors.values())
 
 
-# ---- what does not: version, and the words it is refused with; a version that is not named builds it
+# ---- unsupported graphs: the error by version; other versions build the graph
 
-NO_SUCH = "this version does not have it"
+NO_SUCH_OP = "this version does not have it"
 HALF_LENGTHS = "ISelectLayer must have `thenInput` and `elseInput` of same types but has Half and Float"
-KNOWN: dict[str, dict[str, str]] = {
+KNOWN_LIMITS: dict[str, dict[str, str]] = {
     "attention fp16": {},
     "attention fp32": {},
     "attention softcap": dict.fromkeys(VERSIONS, "Setting softcap is not supported in TensorRT Attention"),
     "attention scores": dict.fromkeys(VERSIONS, "TensorRT only supports Attention nodes with one output"),
-    "dynamic quantize": dict.fromkeys(VERSIONS, NO_SUCH),
+    "dynamic quantize": dict.fromkeys(VERSIONS, NO_SUCH_OP),
     "non-zero": {"1.7": "NonZero plugin creator version 1 was not found", "1.4": "catchCudaError"},
     "swish": {"1.4": "Op type Swish is not supported"},
     "int8": {"1.4": "catchCudaError"},
@@ -124,7 +127,7 @@ def attention(kind: str, call: str = "y = Attention(q, k, v)", more: str = "") -
     return text, {"in": [[name, TENSORS[kind], ATTENTION] for name in "qkv"], "out": outputs}
 
 
-def one(body: str, opset: int = 18) -> tuple[str, Any]:
+def single_op_graph(body: str, opset: int = 18) -> tuple[str, Any]:
     text = f'<ir_version: 10, opset_import: ["" : {opset}]> g (float[batch,4] x) => (float[batch,4] y) {{ {body} }}'
     return text, {"in": [["x", "float32", ["batch", 4]]], "out": [["y", "float32", ["batch", 4]]]}
 
@@ -157,10 +160,10 @@ def models() -> dict[str, tuple[str, Any]]:
         "attention fp32": attention("float"),
         "attention softcap": attention("float16", "y = Attention<softcap = 2.0>(q, k, v)"),
         "attention scores": attention("float16", "y, a, b, s = Attention(q, k, v)", ", float16[batch,2,src,src] s"),
-        "dynamic quantize": one("q, s, z = DynamicQuantizeLinear(x) y = DequantizeLinear(q, s, z)"),
-        "non-zero": one("n = NonZero(x) y = Cast<to = 1>(n)"),
-        "swish": one("y = Swish(x)", 24),
-        "int8": one(int8),
+        "dynamic quantize": single_op_graph("q, s, z = DynamicQuantizeLinear(x) y = DequantizeLinear(q, s, z)"),
+        "non-zero": single_op_graph("n = NonZero(x) y = Cast<to = 1>(n)"),
+        "swish": single_op_graph("y = Swish(x)", 24),
+        "int8": single_op_graph(int8),
         "gru": gru("float", False),
         "gru lengths": gru("float", True),
         "gru fp16": gru("float16", False),
@@ -168,71 +171,72 @@ def models() -> dict[str, tuple[str, Any]]:
     }
 
 
-def test_known_limits_are_still_there(version, tmp_path):
+def test_known_limits_still_exist(version, tmp_path):
     paths = []
     for name, (text, spec) in models().items():
         paths.append(tmp_path / f"{name}.onnx")
         paths[-1].write_bytes(onnx_parser.parse_model(text).SerializeToString())
         paths[-1].with_suffix(".json").write_text(json.dumps(spec), encoding="utf-8")
     results = build(version, *paths)
-    assert results.keys() == KNOWN.keys()
+    assert results.keys() == KNOWN_LIMITS.keys()
     for name, result in results.items():
-        limit = KNOWN[name].get(version, "")
+        limit = KNOWN_LIMITS[name].get(version, "")
         if limit:
-            assert isinstance(result, str), f"TensorRT-RTX {version} builds {name} now: take it off the list"
+            assert isinstance(result, str), f"TensorRT-RTX {version} builds {name} now: remove it from KNOWN_LIMITS"
             assert limit in result, name
         else:
             assert isinstance(result, int), (name, result)
 
 
-# ---- the real builder reports, and stops when it is told to
+# ---- progress and cancellation with the real builder
 
 
-def watch(toy_bundle: Path, config: BuildConfig, report: Any) -> bytes:
+def build_encoder(toy_bundle: Path, config: BuildConfig, report: Any) -> bytes:
     bundle = Bundle.open(toy_bundle)
     spec = bundle.manifest.graphs["encoder"]
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
     return build_engine(load_tensorrt(rtx=True), bundle.read(spec.file), spec, profiles, config, report)
 
 
-def test_progress_grows(toy_bundle):
+def test_progress_never_decreases(toy_bundle):
     shares: list[float] = []
-    assert watch(toy_bundle, BuildConfig(), lambda share, what: shares.append(share))
+    assert build_encoder(toy_bundle, BuildConfig(), lambda share, phase: shares.append(share))
     assert len(shares) > 20
     assert shares == sorted(shares)
     assert 0.5 < shares[-1] <= 1.0
 
 
-def test_a_build_that_takes_too_long_is_ended(toy_bundle):
+def test_build_is_stopped_at_its_time_limit(toy_bundle):
     calls: list[float] = []
-    with pytest.raises(NotTestedError, match="took longer than 1e-06 minutes and was ended"):
-        watch(toy_bundle, BuildConfig(max_build_minutes=1e-6), lambda share, what: calls.append(share))
-    assert watch(toy_bundle, BuildConfig(), lambda share, what: None)
+    with pytest.raises(NotTestedError, match="took longer than 1e-06 minutes and was stopped"):
+        build_encoder(toy_bundle, BuildConfig(max_build_minutes=1e-6), lambda share, phase: calls.append(share))
+    assert build_encoder(toy_bundle, BuildConfig(), lambda share, phase: None)
 
 
-def test_an_interruption_ends_the_build(toy_bundle):
+def test_interruption_stops_the_build(toy_bundle):
     def report(share: float, what: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        watch(toy_bundle, BuildConfig(), report)
+        build_encoder(toy_bundle, BuildConfig(), report)
 
 
-# ---- through the cache, in processes of their own
+# ---- the engine cache, in separate processes
 
 FETCH = """
 from pathlib import Path
 from edge_attn.bundle.bundle import Bundle, Target
 from edge_attn.runtimes.trt.cudart import Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache
-from edge_attn.runtimes.trt.builder import BuildConfig, engine_for
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import engine_for
 from edge_attn.runtimes.trt.api import load_tensorrt
 
 bundle, cache = Bundle.open({bundle!r}), EngineCache(Path({folder!r}))
 gpu = Gpu("Orin", (8, 7), 8, True, 1 << 33, 1 << 33)
 ready = Target("trt", "fp32", bundle.manifest.graphs)
-say = lambda line: print(line, flush=True)
-print(len(engine_for(load_tensorrt(rtx=True), bundle, ready, "encoder", cache, gpu, BuildConfig(), say).engine))
+log = lambda line: print(line, flush=True)
+print(len(engine_for(load_tensorrt(rtx=True), bundle, ready, "encoder", cache, gpu, BuildConfig(), log).engine))
 """
 
 
@@ -241,7 +245,7 @@ def fetch(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_that_want_one_engine_build_one(tmp_path):
+def test_two_processes_build_one_engine(tmp_path):
     outputs = [process.communicate(timeout=120) for process in [fetch(tmp_path), fetch(tmp_path)]]
     sizes = {out.splitlines()[-1] for out, _ in outputs}
     assert len(sizes) == 1, outputs
@@ -249,7 +253,7 @@ def test_two_processes_that_want_one_engine_build_one(tmp_path):
     assert len(list(tmp_path.rglob("*.engine"))) == 1
 
 
-def test_a_killed_build_leaves_no_engine(tmp_path):
+def test_killed_build_leaves_no_engine(tmp_path):
     with fetch(tmp_path) as process:
         assert process.stdout is not None
         assert "building the engine (there is none yet)" in process.stdout.readline()

@@ -1,4 +1,4 @@
-"""What TensorRT would silently do otherwise is said, on TensorRT-RTX's own parser; and what it refuses, by name."""
+"""Checks for graphs whose meaning TensorRT would silently change, and errors of its parser, on TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ import pytest
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import InputError
 from edge_attn.runtimes.trt.api import Capability, TensorRT, load_tensorrt
-from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import build_engine
 from edge_attn.runtimes.trt.lint import lint_plugins
 from edge_attn.runtimes.trt.profiles import Buckets, Profile
 from edge_attn.spec import GraphSpec, TensorSpec
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs none")
+onnx = pytest.importorskip("onnx", reason="needs onnx")
 parser = pytest.importorskip("onnx.parser")
 module_paths = pytest.importorskip("edge_attn.runtimes.onnx_graph").module_paths
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 pytestmark = pytest.mark.rtx
 
-DOOR = load_tensorrt(rtx=True)
+TENSORRT = load_tensorrt(rtx=True)
 X = TensorSpec("x", "float32", ("batch", 4))
 Y = TensorSpec("y", "float32", ("batch", 4))
 PROFILE = Profile({"batch": (1, 2, 8), "src": (1, 16, 32)})
 
 
-def build(text: str, inputs=(X,), outputs=(Y,), plugins=(), tensorrt: TensorRT = DOOR) -> bytes:
+def build(text: str, inputs=(X,), outputs=(Y,), plugins=(), tensorrt: TensorRT = TENSORRT) -> bytes:
     model = parser.parse_model(text).SerializeToString()
     spec = GraphSpec("graphs/test.onnx", inputs, outputs)
-    return build_engine(tensorrt, model, spec, [PROFILE], BuildConfig(), lambda share, what: None, plugins)
+    return build_engine(tensorrt, model, spec, [PROFILE], BuildConfig(), lambda share, phase: None, plugins)
 
 
-def graph(body: str, head: str = "float[batch,4] x", gives: str = "float[batch,4] y", opset: int = 18) -> str:
+def graph(body: str, head: str = "float[batch,4] x", outputs: str = "float[batch,4] y", opset: int = 18) -> str:
     return f"""<ir_version: 8, opset_import: ["" : {opset}, "edge_attn" : 1, "other" : 1]>
-    g ({head}) => ({gives}) {{ {body} }}"""
+    g ({head}) => ({outputs}) {{ {body} }}"""
 
 
 def function(name: str, op: str, domain: str = "edge_attn") -> str:
@@ -44,42 +45,48 @@ def function(name: str, op: str, domain: str = "edge_attn") -> str:
     <domain: "{domain}", opset_import: ["" : 18]> {name} (a) => (b) {{ b = {op}(a) }}"""
 
 
-REFUSED = [
+FAULTY_GRAPHS = [
     (
         graph("y = Add(x, z)", "float[batch,4] x, float[4] z"),
-        "the input z is float32 of rank 1, expected no such one",
+        "the input z is float32 of rank 1, expected none",
     ),
-    (graph("y = Abs(x) z = Tanh(x)", gives="float[batch,4] y, float[batch,4] z"), "the output z is float32 of rank 2"),
-    (graph("y = Cast<to = 10>(x)", gives="float16[batch,4] y"), "the output y is float16 of rank 2, expected float32"),
-    (graph("t = Tanh(x) z = Abs(t)", gives="float[batch,4] z"), "the output y is absent, expected float32 of rank 2"),
+    (
+        graph("y = Abs(x) z = Tanh(x)", outputs="float[batch,4] y, float[batch,4] z"),
+        "the output z is float32",
+    ),
+    (
+        graph("y = Cast<to = 10>(x)", outputs="float16[batch,4] y"),
+        "the output y is float16 of rank 2, expected",
+    ),
+    (graph("t = Tanh(x) z = Abs(t)", outputs="float[batch,4] z"), "the output y is absent, expected float32 of rank 2"),
     (graph("t = NonZero(x) y = Cast<to = 1>(t)"), "NonZero '"),
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), REFUSED)
-def test_what_would_go_wrong_in_silence_is_refused(text, said):
-    with pytest.raises(InputError, match=rf"graphs/test.onnx cannot be built with tensorrt-rtx.*{re.escape(said)}"):
+@pytest.mark.parametrize(("text", "fault"), FAULTY_GRAPHS)
+def test_changed_meaning_is_rejected(text, fault):
+    with pytest.raises(InputError, match=rf"graphs/test.onnx cannot be built with tensorrt-rtx.*{re.escape(fault)}"):
         build(text)
 
 
-def test_what_is_well_is_built():
+def test_faultless_graph_is_built():
     assert build(graph("y = edge_attn.Ours(x)") + function("Ours", "Tanh"))
 
 
-def test_an_input_that_feeds_no_layer_is_refused():
+def test_unused_input_is_rejected():
     z = TensorSpec("z", "float32", ("batch",))
-    with pytest.raises(InputError, match="the input z feeds no layer, so what it says would be ignored"):
+    with pytest.raises(InputError, match="the input z is used by no layer, so its value would be ignored"):
         build(graph("y = Tanh(x)", "float[batch,4] x, float[batch] z"), inputs=(X, z))
 
 
-def test_an_input_that_decides_a_shape_is_refused():
+def test_shape_input_is_rejected():
     n = TensorSpec("n", "int64", (2,))
-    with pytest.raises(InputError, match="the input n decides a shape, so it would have to stay on the host"):
+    with pytest.raises(InputError, match="the input n determines a shape, so it would have to be on the host"):
         build(graph("y = Expand(x, n)", "float[batch,4] x, int64[2] n", "float[p,q] y"), inputs=(X, n))
 
 
 def loop(condition: str) -> str:
-    """A loop of twenty trips whose scan output is `ys`."""
+    """Return a graph with a loop of twenty trips and the scan output `ys`."""
     return f"""<ir_version: 8, opset_import: ["" : 18]>
     g (float x) => (float y, float[k] ys) {{
       trip = Constant<value = int64 {{20}}>()
@@ -93,10 +100,10 @@ def loop(condition: str) -> str:
     }}"""
 
 
-def test_a_loop_that_may_end_early_is_refused():
+def test_early_ending_loop_is_rejected():
     scalar, scanned = TensorSpec("y", "float32", ()), TensorSpec("ys", "float32", (20,))
     inputs = (TensorSpec("x", "float32", ()),)
-    with pytest.raises(InputError, match="the loop of ys may end early, and TensorRT gives that output the length"):
+    with pytest.raises(InputError, match="the loop of ys may end early, and in TensorRT this output has the length"):
         build(loop("Less(t, zero)"), inputs, (scalar, scanned))
     assert build(loop("Identity(c)"), inputs, (scalar, scanned))
 
@@ -114,18 +121,18 @@ def test_attention_layers_build_in_either_precision(kind, dtype):
     assert build(attention(kind), inputs, (TensorSpec("y", dtype, ("batch", 2, "src", 16)),))
 
 
-def test_attention_in_fp32_needs_the_mark_that_makes_it_decomposable():
-    """The known limit: where the capability is not used, the builder refuses. If this fails, the mark may go."""
+def test_fp32_attention_must_be_decomposable():
+    """A known limit of TensorRT. If this test fails, `mark_attention_decomposable` is no longer needed."""
     inputs = tuple(TensorSpec(name, "float32", ("batch", 2, "src", 16)) for name in "qkv")
-    old = TensorRT(DOOR.trt, Capability((10, 13)), DOOR.name)
+    old = TensorRT(TENSORRT.trt, Capability((10, 13)), TENSORRT.name)
     with pytest.raises(InputError, match=r"Attention operation was not supported by a dedicated kernel|decomposable"):
         build(attention("float"), inputs, (TensorSpec("y", "float32", ("batch", 2, "src", 16)),), tensorrt=old)
 
 
-# ---- what the parser refuses
+# ---- errors of the parser
 
 
-def test_an_op_that_cannot_be_parsed_is_named_with_its_module(toy_bundle: Path):
+def test_unparsable_op_names_its_module(toy_bundle: Path):
     opened = Bundle.open(toy_bundle)
     spec = opened.manifest.graphs["step"]
     model = onnx.load_model_from_string(opened.read(spec.file))
@@ -134,18 +141,18 @@ def test_an_op_that_cannot_be_parsed_is_named_with_its_module(toy_bundle: Path):
     profiles = Buckets().profiles(spec, opened.manifest.max_source)
     data, modules = model.SerializeToString(), module_paths(model)
     with pytest.raises(InputError, match=r"Unique 'node_embedding' of model.embedding: "):
-        build_engine(DOOR, data, spec, profiles, BuildConfig(), lambda share, what: None, modules=modules)
+        build_engine(TENSORRT, data, spec, profiles, BuildConfig(), lambda share, phase: None, modules=modules)
     with pytest.raises(InputError, match=r"Unique 'node_embedding': "):
-        build_engine(DOOR, data, spec, profiles, BuildConfig(), lambda share, what: None)
+        build_engine(TENSORRT, data, spec, profiles, BuildConfig(), lambda share, phase: None)
 
 
-def test_an_op_inside_a_function_is_named_with_the_call():
+def test_unparsable_op_in_a_function_names_the_call():
     text = graph("y = edge_attn.Ours(x)") + function("Ours", "Unique")
     with pytest.raises(InputError, match=r"Unique '', inside node_of_y \(Ours\): this version does not have it"):
         build(text)
 
 
-def test_the_call_of_a_function_says_which_module_it_came_from(toy_bundle: Path):
+def test_unparsable_op_in_a_function_names_the_module(toy_bundle: Path):
     opened = Bundle.open(toy_bundle)
     spec = opened.manifest.graphs["step"]
     model = onnx.load_model_from_string(opened.read(spec.file))
@@ -153,15 +160,15 @@ def test_the_call_of_a_function_says_which_module_it_came_from(toy_bundle: Path)
     profiles = Buckets().profiles(spec, opened.manifest.max_source)
     data, modules = model.SerializeToString(), module_paths(model)
     with pytest.raises(InputError, match=r"Unique '.*', inside .* \(AdditiveAttention\) of model.attention: "):
-        build_engine(DOOR, data, spec, profiles, BuildConfig(), lambda share, what: None, modules=modules)
+        build_engine(TENSORRT, data, spec, profiles, BuildConfig(), lambda share, phase: None, modules=modules)
 
 
-def test_data_that_is_not_onnx_is_refused():
+def test_invalid_onnx_is_rejected():
     with pytest.raises(InputError, match=r"cannot be built with tensorrt-rtx .*Failed to parse the ONNX model"):
-        build_engine(DOOR, b"no", GraphSpec("g", (), ()), [PROFILE], BuildConfig(), lambda share, what: None)
+        build_engine(TENSORRT, b"no", GraphSpec("g", (), ()), [PROFILE], BuildConfig(), lambda share, phase: None)
 
 
-def test_plugin_that_is_named_like_an_op_of_tensorrt_is_refused():
+def test_plugin_named_like_an_op_of_tensorrt_is_a_fault():
     parser = SimpleNamespace(supports_operator=lambda op: op == "Softmax")
     assert lint_plugins(parser, ["Ours"]) == []
-    assert lint_plugins(parser, ["Ours", "Softmax"]) == ["the op Softmax would be taken for TensorRT's own Softmax"]
+    assert lint_plugins(parser, ["Ours", "Softmax"]) == ["the op Softmax would become TensorRT's own Softmax"]

@@ -1,6 +1,6 @@
-"""Both graphs of every kind of model parse and build with TensorRT-RTX, on a CPU, with dynamic shapes.
+"""Parse and build both graphs of every kind of model with TensorRT-RTX, on a CPU, with dynamic shapes.
 
-This proves that NVIDIA's parser and compiler take them, not what they compute: no engine runs here.
+This proves that NVIDIA's parser and compiler accept them, not that they compute correctly: no engine runs here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx
 import onnx.inliner
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+pytest.importorskip("torch", reason="needs torch")
 
 import torch
 from paths import EMBEDDED_BUNDLE, KINDS_FOLDER
@@ -22,7 +22,8 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import InputError
 from edge_attn.ops import DOMAIN
 from edge_attn.runtimes.trt.api import load_tensorrt
-from edge_attn.runtimes.trt.builder import BuildConfig, build_engine
+from edge_attn.runtimes.trt.build_config import BuildConfig
+from edge_attn.runtimes.trt.builder import build_engine
 from edge_attn.runtimes.trt.profiles import Profile
 from edge_attn.spec import GraphSpec, TensorSpec
 
@@ -33,15 +34,17 @@ torch.set_num_threads(1)
 
 PROFILE = Profile({"batch": (1, 8, 32), "beam": (1, 4, 5), "previous_beam": (1, 4, 5), "src": (1, 16, 200)})
 EMBEDDED = EMBEDDED_BUNDLE
-DOOR = load_tensorrt(rtx=True)
+TENSORRT = load_tensorrt(rtx=True)
 DEFAULT = BuildConfig()
 DTYPES = {kind: str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in (1, 7, 9)}
 
 
-def build(model: onnx.ModelProto, config: BuildConfig = DEFAULT, profile: Profile = PROFILE, **more: Any) -> int:
-    """Parses, lints and builds; gives the bytes of the engine."""
+def build(model: onnx.ModelProto, config: BuildConfig = DEFAULT, profile: Profile = PROFILE, **options: Any) -> int:
+    """Parse, check and build. Return the size of the engine."""
     spec = GraphSpec("graph", _tensors(model.graph.input), _tensors(model.graph.output))
-    return len(build_engine(DOOR, model.SerializeToString(), spec, [profile], config, lambda *said: None, **more))
+    return len(
+        build_engine(TENSORRT, model.SerializeToString(), spec, [profile], config, lambda share, phase: None, **options)
+    )
 
 
 def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
@@ -56,20 +59,20 @@ def _tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    made = onnx.inliner.inline_local_functions(model)
-    assert DOMAIN not in {node.domain for node in made.graph.node}
-    return made
+    graph_only = onnx.inliner.inline_local_functions(model)
+    assert DOMAIN not in {node.domain for node in graph_only.graph.node}
+    return graph_only
 
 
-SAME_OPS = {"dot-lstm", "general-gru", "general-lstm", "none-lstm", "scaled-gru", "scaled-lstm"}
-"""Of the kinds, those whose graphs call no op that the others do not call."""
-KINDS = sorted(path for path in KINDS_FOLDER.glob("*.zip") if path.stem not in SAME_OPS)
+KINDS_WITHOUT_NEW_OPS = {"dot-lstm", "general-gru", "general-lstm", "none-lstm", "scaled-gru", "scaled-lstm"}
+"""Kinds whose ops occur in other kinds too, and are not built again."""
+KINDS = sorted(path for path in KINDS_FOLDER.glob("*.zip") if path.stem not in KINDS_WITHOUT_NEW_OPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", KINDS, ids=lambda path: path.stem)
-def test_the_portable_graphs_of_every_kind_build(path):
-    """With our functions as they stand; tests/test_support_table.py builds what `optimize` makes of them."""
+def test_portable_graphs_of_every_attention_build(path):
+    """Functions are not inlined. tests/test_support_table.py builds the output of `optimize`."""
     opened = Bundle.open(path)
     for spec in opened.manifest.graphs.values():
         assert build(onnx.load_model_from_string(opened.read(spec.file))) > 0
@@ -78,35 +81,35 @@ def test_the_portable_graphs_of_every_kind_build(path):
 @pytest.mark.parametrize("inline", [False, True], ids=["functions", "inlined"])
 @pytest.mark.parametrize("name", ["encoder", "step"])
 @pytest.mark.parametrize("which", ["toy", "embedded"])
-def test_a_trained_bundle_builds(toy_bundle, which, name, inline):
+def test_trained_bundle_builds(toy_bundle, which, name, inline):
     path: Path = {"toy": toy_bundle, "embedded": EMBEDDED}[which]
     if not path.is_file():
-        pytest.skip(f"{path.name} is not there yet")
+        pytest.skip(f"{path.name} does not exist yet")
     opened = Bundle.open(path)
     model = onnx.load_model_from_string(opened.read(opened.manifest.graphs[name].file))
     assert build(inlined(model) if inline else model) > 0
 
 
-def test_where_there_is_no_gpu_an_engine_for_it_is_one_for_every_gpu(toy_bundle):
-    assert build(a_step(toy_bundle), this_gpu=True) > 0
+def test_build_for_this_gpu_succeeds_without_a_gpu(toy_bundle):
+    assert build(step_graph(toy_bundle), this_gpu=True) > 0
 
 
-# ---- that the alarm rings
+# ---- errors
 
 
-def test_too_little_workspace_is_told_which_option_gives_more(toy_bundle):
-    with pytest.raises(InputError, match="in 1 MB of workspace; give more to workspace_mb"):
-        build(a_step(toy_bundle), BuildConfig(workspace_mb=1))
+def test_too_small_workspace_names_the_option(toy_bundle):
+    with pytest.raises(InputError, match="in 1 MB of workspace; increase workspace_mb"):
+        build(step_graph(toy_bundle), BuildConfig(workspace_mb=1))
 
 
 @pytest.mark.parametrize("size", [3 * 10**9, 10**26])
-def test_sizes_beyond_tensorrt_are_a_sentence(toy_bundle, size):
+def test_too_large_sizes_are_reported(toy_bundle, size):
     profile = Profile({**PROFILE.axes, "batch": (1, 8, size)})
-    with pytest.raises(InputError, match=r"graph: TensorRT does not take the profile batch 1-.*: \w[^\n]*$"):
-        build(a_step(toy_bundle), profile=profile)
+    with pytest.raises(InputError, match=r"graph: TensorRT rejects the profile batch 1-.*: \w[^\n]*$"):
+        build(step_graph(toy_bundle), profile=profile)
 
 
-def a_step(toy_bundle: Path) -> onnx.ModelProto:
+def step_graph(toy_bundle: Path) -> onnx.ModelProto:
     return onnx.load_model_from_string(Bundle.open(toy_bundle).read("graphs/step.onnx"))
 
 
@@ -116,21 +119,21 @@ def append(model: onnx.ModelProto, node: onnx.NodeProto, kind: int) -> onnx.Mode
     return model
 
 
-def test_an_op_that_tensorrt_does_not_have_is_refused(toy_bundle):
+def test_unsupported_op_is_rejected(toy_bundle):
     node = onnx.helper.make_node("NonZero", ["log_probs"], ["where"])
     with pytest.raises(InputError, match=r"NonZero '': .*(?i:plugin)"):
-        build(append(a_step(toy_bundle), node, onnx.TensorProto.INT64))
+        build(append(step_graph(toy_bundle), node, onnx.TensorProto.INT64))
 
 
-def test_an_op_of_ours_without_its_body_is_refused(toy_bundle):
-    model = a_step(toy_bundle)
+def test_op_without_function_body_is_rejected(toy_bundle):
+    model = step_graph(toy_bundle)
     del model.functions[:]
-    with pytest.raises(InputError, match="neither a function body nor a plugin"):
+    with pytest.raises(InputError, match="AdditiveAttention '.*': .*Plugin not found"):
         build(model)
 
 
-def test_an_input_that_feeds_no_layer_is_refused(toy_bundle):
-    model = a_step(toy_bundle)
+def test_unused_input_is_rejected(toy_bundle):
+    model = step_graph(toy_bundle)
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch"]))
-    with pytest.raises(InputError, match="the input more feeds no layer"):
+    with pytest.raises(InputError, match="the input more is used by no layer"):
         build(model)
