@@ -128,7 +128,7 @@ def test_unsupported_op_is_rejected(toy_bundle):
 def test_op_without_function_body_is_rejected(toy_bundle):
     model = step_graph(toy_bundle)
     del model.functions[:]
-    with pytest.raises(InputError, match="AdditiveAttention '.*': .*Plugin not found"):
+    with pytest.raises(InputError, match=r"AdditiveAttention '.*': .*Plugin not found"):
         build(model)
 
 
