@@ -13,7 +13,7 @@ from edge_attn.errors import ConfigError, InputError, UsageError
 from edge_attn.runtimes.optimize.build_target import TargetRequest, describe_calibration
 from edge_attn.runtimes.optimize.targets import Recipe
 from edge_attn.runtimes.optimize.trt_operators import OPSETS, Version, version
-from edge_attn.runtimes.trt.builder import BuildConfig
+from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.versions import parse_version
 from edge_attn.text import corpus
 
