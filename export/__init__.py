@@ -1,3 +1,3 @@
-"""From a checkpoint to a bundle."""
+"""Export a checkpoint to a bundle."""
 
-import edge_attn  # noqa: F401  # first, for what it tells ONNX Runtime
+import edge_attn  # noqa: F401  # first: it configures ONNX Runtime

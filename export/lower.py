@@ -1,4 +1,4 @@
-"""From torch's custom ops to nodes of our domain, and from those to functions that any ONNX runtime can run."""
+"""Lower torch's custom ops to nodes of our domain, with function bodies that any ONNX runtime can run."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from edge_attn.models.layers import torch_ops
 from edge_attn.ops import DOMAIN, DOMAIN_VERSION, OPSET, Op
 from edge_attn.registry import OPS, resolve
 
-CALL = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
-"""On every call, so that TensorRT finds a plugin of ours where one is registered."""
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
+"""Attributes of every call, so that TensorRT uses a plugin of ours where one is registered."""
 
 
 def op(name: str) -> Op:
-    found: Op = resolve("op", OPS, name)
-    return found
+    """Return the definition of the op `name`."""
+    definition: Op = resolve("op", OPS, name)
+    return definition
 
 
 @functools.cache
 def register_schemas() -> None:
-    """Tells onnx about every op of our domain; its checker is then strict about them."""
+    """Register a schema for each op of our domain, so that the checker of onnx is strict about them."""
     for name in OPS:
-        declared = op(name)
+        definition = op(name)
         kinds = {float: onnx.defs.OpSchema.AttrType.FLOAT, int: onnx.defs.OpSchema.AttrType.INT}
         attributes = [
             onnx.defs.OpSchema.Attribute(
                 key, kinds.get(type(value), onnx.defs.OpSchema.AttrType.STRING), required=False
             )
-            for key, value in {**declared.attributes, **CALL}.items()
+            for key, value in {**definition.attributes, **PLUGIN_ATTRIBUTES}.items()
         ]
         onnx.defs.register_schema(
             onnx.defs.OpSchema(
                 name,
                 DOMAIN,
                 DOMAIN_VERSION,
-                inputs=[onnx.defs.OpSchema.FormalParameter(key, kind) for key, kind in declared.inputs.items()],
-                outputs=[onnx.defs.OpSchema.FormalParameter(key, "T") for key in declared.outputs],
+                inputs=[onnx.defs.OpSchema.FormalParameter(key, kind) for key, kind in definition.inputs.items()],
+                outputs=[onnx.defs.OpSchema.FormalParameter(key, "T") for key in definition.outputs],
                 type_constraints=[("T", ["tensor(float)", "tensor(double)", "tensor(float16)"], "")],
                 attributes=attributes,
             )
@@ -49,15 +50,15 @@ def register_schemas() -> None:
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
-    """For `torch.onnx.export`: each of our torch ops becomes one node of our domain."""
+    """Return the translation table for `torch.onnx.export`: each torch op of ours becomes one node of our domain."""
     register_schemas()
-    ours = onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
+    opset = onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
 
-    def translation(declared: Op) -> Callable[..., Any]:
-        def translate(*given: Any) -> Any:
-            tensors, attributes = given[: len(declared.inputs)], given[len(declared.inputs) :]
-            named = dict(zip(declared.attributes, attributes, strict=True))
-            return getattr(ours, declared.name)(*tensors, **named, **CALL)
+    def translation(definition: Op) -> Callable[..., Any]:
+        def translate(*arguments: Any) -> Any:
+            tensors, values = arguments[: len(definition.inputs)], arguments[len(definition.inputs) :]
+            attributes = dict(zip(definition.attributes, values, strict=True))
+            return getattr(opset, definition.name)(*tensors, **attributes, **PLUGIN_ATTRIBUTES)
 
         return translate
 
@@ -65,16 +66,20 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of the graph and of the graphs inside it (the branches of an If, the body of a Loop)."""
+    """Yield every node of the graph and of its subgraphs (the branches of an If, the body of a Loop)."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
-            for inner in (*attribute.graphs, attribute.g):
-                yield from nodes(inner)
+            for subgraph in (*attribute.graphs, attribute.g):
+                yield from nodes(subgraph)
 
 
 def attach_functions(model: onnx.ModelProto) -> None:
-    """Gives the model the body of each of our ops that it calls."""
+    """Add the function body of each op of ours that the model calls.
+
+    Raises:
+        ExportError: the model calls an op of our domain that does not exist.
+    """
     called = {node.op_type for node in nodes(model.graph) if node.domain == DOMAIN}
     unknown = sorted(called - OPS.keys())
     if unknown:
@@ -87,17 +92,24 @@ def attach_functions(model: onnx.ModelProto) -> None:
 
 
 def op_model(name: str, dtype: int, shapes: dict[str, tuple[Any, ...]], **attributes: Any) -> onnx.ModelProto:
-    """A model of one call of our op, all axes dynamic where `shapes` names them: for conformance tests and repros."""
-    declared = op(name)
+    """Return a model that calls one op of ours, for conformance tests and bug reports.
+
+    Args:
+        name: name of the op.
+        dtype: element type of its tensors of type T, as in `onnx.TensorProto`.
+        shapes: shape of each input; a string is a dynamic axis.
+        attributes: attributes of the call.
+    """
+    definition = op(name)
     types = {"T": dtype, "tensor(bool)": onnx.TensorProto.BOOL, "tensor(int64)": onnx.TensorProto.INT64}
     node = onnx.helper.make_node(
-        name, list(declared.inputs), list(declared.outputs), domain=DOMAIN, **attributes, **CALL
+        name, list(definition.inputs), list(definition.outputs), domain=DOMAIN, **attributes, **PLUGIN_ATTRIBUTES
     )
     graph = onnx.helper.make_graph(
         [node],
         name,
-        [onnx.helper.make_tensor_value_info(key, types[kind], shapes[key]) for key, kind in declared.inputs.items()],
-        [onnx.helper.make_tensor_value_info(key, dtype, None) for key in declared.outputs],
+        [onnx.helper.make_tensor_value_info(key, types[kind], shapes[key]) for key, kind in definition.inputs.items()],
+        [onnx.helper.make_tensor_value_info(key, dtype, None) for key in definition.outputs],
     )
     model = onnx.helper.make_model(
         graph,

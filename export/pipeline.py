@@ -22,8 +22,9 @@ from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
 from edge_attn.bundle.writer import check_output, write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_file
 from edge_attn.errors import ExportError, InputError, ParityError
-from edge_attn.export import checks, samples
-from edge_attn.export.fold_embeddings import look_up_products
+from edge_attn.export import checks
+from edge_attn.export.fold_embeddings import fold_embedding_matmul
+from edge_attn.export.samples import choose_sentences
 from edge_attn.export.trace import example_inputs, store_as_fp16, trace
 from edge_attn.models.graphs import Graph, encoder_decoder_graphs
 from edge_attn.parity.task import References, Task
@@ -77,7 +78,7 @@ def export(
         files,
         encoder_decoder_graphs(model, candidates),
         ModelReferences(model, candidates),
-        samples.choose(text, lines, max_source),
+        choose_sentences(text, lines, max_source),
         force,
         half=config.training.storage == "fp16",
     )
@@ -156,7 +157,7 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     sizes = {axis: 2 + i for i, axis in enumerate(_axes(spec))}
     sizes.update(src=7)
     proto = trace(module, spec, [torch.from_numpy(value) for value in example_inputs(spec, sizes)])
-    look_up_products(proto)
+    fold_embedding_matmul(proto)
     if half:
         store_as_fp16(proto)
     checks.structure(name, proto, spec)

@@ -1,4 +1,4 @@
-"""The sentences of the golden data: those of the checkpoint or of the user, and the adversarial ones."""
+"""Sentences of the golden data: those of the checkpoint or the user, and adversarial ones."""
 
 from __future__ import annotations
 
@@ -8,68 +8,70 @@ from edge_attn.errors import ExportError
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import UNK
 
-LEAST = 64
-STRANGE = ("\U00013080\U00013081 \u2603", "\u16a0\u16a2\u16a6", "\ue000\ue001")
+MIN_SENTENCES = 64
+RARE_CHARACTERS = ("\U00013080\U00013081 \u2603", "\u16a0\u16a2\u16a6", "\ue000\ue001")
 
 
-def choose(text: Text, samples: Sequence[str], max_source: int) -> list[str]:
-    """At least LEAST sentences of mixed length: one of one token, one of `max_source`, one with unknown characters.
+def choose_sentences(text: Text, samples: Sequence[str], max_source: int) -> list[str]:
+    """Choose at least MIN_SENTENCES sentences of mixed length.
+
+    Among them are one of a single token, one of `max_source` tokens, and one with unknown characters.
 
     Raises:
-        ExportError: no sentence was given, or too few to make that many of.
+        ExportError: there is no sentence, or too few to derive MIN_SENTENCES from.
     """
     distinct = [s for s in dict.fromkeys(sample.strip() for sample in samples) if s and len(text.encode_source(s)) > 1]
     if not distinct:
-        raise ExportError("no sentence was given for the golden data; give a file of source sentences with --input")
+        raise ExportError("there is no sentence for the golden data; pass a file of source sentences with --input")
     ordered = sorted(distinct, key=lambda s: (len(text.encode_source(s)), s))
-    count = min(len(ordered), LEAST)
+    count = min(len(ordered), MIN_SENTENCES)
     mixed = [ordered[round(i * (len(ordered) - 1) / max(count - 1, 1))] for i in range(count)]
     longest = _longest(text, ordered, max_source)
-    extra = [*_parts([*reversed(ordered), longest], LEAST - count), _one_token(text, ordered), longest]
-    chosen = list(dict.fromkeys([*mixed, *extra, _unknown(text, ordered[0])]))
-    if len(chosen) < LEAST:
+    extra = [*_fragments([*reversed(ordered), longest], MIN_SENTENCES - count), _one_token(text, ordered), longest]
+    chosen = list(dict.fromkeys([*mixed, *extra, _with_unknown(text, ordered[0])]))
+    if len(chosen) < MIN_SENTENCES:
         raise ExportError(
-            f"only {len(chosen)} sentences for the golden data could be made of those given; "
-            f"give a file of at least {LEAST} with --input"
+            f"the sentences yield only {len(chosen)} for the golden data, which needs {MIN_SENTENCES}; "
+            f"pass a file of at least {MIN_SENTENCES} with --input"
         )
     return chosen
 
 
-def _parts(sentences: Sequence[str], wanted: int) -> list[str]:
-    """Beginnings of the sentences, then of what their first character leaves, and so on."""
-    made: dict[str, None] = {}
+def _fragments(sentences: Sequence[str], count: int) -> list[str]:
+    """Return up to `count` substrings: those from the first character on, then from the second, and so on."""
+    fragments: dict[str, None] = {}
     for start in range(max(map(len, sentences))):
         for sentence in sentences:
             for end in range(len(sentence), start, -1):
-                if len(made) >= wanted:
-                    return list(made)
-                part = sentence[start:end].strip()
-                if part and part not in sentences:
-                    made[part] = None
-    return list(made)
+                if len(fragments) >= count:
+                    return list(fragments)
+                fragment = sentence[start:end].strip()
+                if fragment and fragment not in sentences:
+                    fragments[fragment] = None
+    return list(fragments)
 
 
 def _one_token(text: Text, sentences: Sequence[str]) -> str:
-    """The shortest text that is one token and the end symbol."""
-    tried = dict.fromkeys(part for sentence in sentences for part in (*sentence.split(), *sentence))
-    found: str | None = next((part for part in tried if part.strip() and len(text.encode_source(part)) == 2), None)
-    if found is None:
-        raise ExportError("no word or character of the golden sentences is a single token")
-    return found
+    """Return a word or character that is one token and the end symbol."""
+    parts: dict[str, None] = dict.fromkeys(part for sentence in sentences for part in (*sentence.split(), *sentence))
+    for part in parts:
+        if part.strip() and len(text.encode_source(part)) == 2:
+            return part
+    raise ExportError("no word or character of the golden sentences is a single token; pass others with --input")
 
 
 def _longest(text: Text, sentences: Sequence[str], max_source: int) -> str:
-    """Sentences one after another until exactly the longest source is reached, or cut there."""
-    joint: str = " " if text.kind != "characters" else ""
-    made: str = sentences[-1]
+    """Join sentences, the longest first, until their encoding reaches `max_source` tokens or is truncated there."""
+    separator: str = " " if text.kind != "characters" else ""
+    joined: str = sentences[-1]
     index = 0
-    while len(text.encode_source(made)) < max_source:
-        made += joint + sentences[-1 - index % len(sentences)]
+    while len(text.encode_source(joined)) < max_source:
+        joined += separator + sentences[-1 - index % len(sentences)]
         index += 1
-    return made
+    return joined
 
 
-def _unknown(text: Text, sentence: str) -> str:
-    """A sentence with something that the vocabulary does not know, or that is at least strange to it."""
-    made = [f"{sentence} {strange}" for strange in STRANGE]
-    return next((strange for strange in made if UNK in text.encode_source(strange)), made[0])
+def _with_unknown(text: Text, sentence: str) -> str:
+    """Return `sentence` with characters outside the vocabulary, or at least with rare ones."""
+    extended = [f"{sentence} {characters}" for characters in RARE_CHARACTERS]
+    return next((candidate for candidate in extended if UNK in text.encode_source(candidate)), extended[0])

@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX model: torch.export, then nodes of our domain, then their bodies."""
+"""Export a torch module to an ONNX model: torch.export, nodes of our domain, then their function bodies."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from edge_attn.ops import OPSET
 from edge_attn.spec import GraphSpec
 
 IR_VERSION = 10
-"""The newest runtime of Python 3.10 reads it."""
+"""IR version of exported models; the newest ONNX Runtime for Python 3.10 reads it."""
 
 
 def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx.ModelProto:
-    """`module` as an ONNX model with the names and the symbolic axes of `spec`.
+    """Return `module` as an ONNX model with the names and the symbolic axes of `spec`.
 
     Raises:
-        ExportError: torch cannot export it, or its inputs and outputs are not those that `spec` names.
+        ExportError: torch cannot export it, or its inputs and outputs differ from `spec`.
     """
     axes: dict[str, torch.export.Dim] = {}
     dynamic = []
     for tensor in spec.inputs:
-        named = {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
-        dynamic.append({i: axes.setdefault(axis, torch.export.Dim(axis, min=1)) for i, axis in named.items()})
+        symbolic = {i: axis for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        dynamic.append({i: axes.setdefault(axis, torch.export.Dim(axis, min=1)) for i, axis in symbolic.items()})
     try:
-        shapes = _arguments(module, dynamic)
+        shapes = _dynamic_shapes(module, dynamic)
         with _quiet(), torch.no_grad():
             program = torch.export.export(module.eval(), tuple(example), dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
@@ -49,7 +49,7 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(f"torch cannot export {_blamed(module, error)}: {error}") from error
+        raise ExportError(f"torch cannot export {_failing_submodule(module, error)}: {error}") from error
     assert exported is not None
     model = exported.model_proto
     del model.graph.value_info[:]
@@ -61,66 +61,71 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on what is not installed and what is deprecated in it."""
-    before = logging.root.manager.disable
+    """Silence the exporter: it reports its own deprecations and packages that are not installed."""
+    previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
 
 
-def _blamed(module: nn.Module, error: BaseException) -> str:
-    """The module, and the path of the innermost one inside it whose call raised `error`."""
-    paths = {id(inner): path for path, inner in module.named_modules()}
-    found = ""
+def _failing_submodule(module: nn.Module, error: BaseException) -> str:
+    """Return the name of the module, and the path of its innermost submodule whose call raised `error`."""
+    paths = {id(submodule): path for path, submodule in module.named_modules()}
+    failing = ""
     frame = error.__traceback__
     while frame is not None:
-        found = paths.get(id(frame.tb_frame.f_locals.get("self")), found)
+        failing = paths.get(id(frame.tb_frame.f_locals.get("self")), failing)
         frame = frame.tb_next
-    return f"{type(module).__name__}{f', in {found} ({type(module.get_submodule(found)).__name__})' if found else ''}"
+    location = f", in {failing} ({type(module.get_submodule(failing)).__name__})" if failing else ""
+    return f"{type(module).__name__}{location}"
 
 
-def _arguments(module: nn.Module, dynamic: list[dict[int, torch.export.Dim]]) -> tuple[object, ...]:
-    """`dynamic` in the shape of forward's parameters, where `*tensors` takes what is left as one tuple."""
-    given: list[object] = []
+def _dynamic_shapes(module: nn.Module, dynamic: list[dict[int, torch.export.Dim]]) -> tuple[object, ...]:
+    """Return `dynamic` by parameter of `module.forward`; a `*tensors` parameter takes the remaining ones as a tuple."""
+    shapes: list[object] = []
     for parameter in inspect.signature(module.forward).parameters.values():
-        left = dynamic[len(given) :]
-        if left and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return (*given, tuple(left))
-        given += left[:1]
-    return tuple(given)
+        remaining = dynamic[len(shapes) :]
+        if remaining and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (*shapes, tuple(remaining))
+        shapes += remaining[:1]
+    return tuple(shapes)
 
 
 def _name_axes(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Writes the spec's axes on the graph's inputs and outputs, and refuses a type or an axis that is another one."""
+    """Write the axes of `spec` on the graph's inputs and outputs.
+
+    Raises:
+        ExportError: a type or an axis of the graph differs from `spec`.
+    """
     for kind, values, tensors in (
         ("inputs", model.graph.input, spec.inputs),
         ("outputs", model.graph.output, spec.outputs),
     ):
         if len(values) != len(tensors):
-            raise ExportError(f"the module has {len(values)} {kind}, described were {len(tensors)}")
+            raise ExportError(f"the module has {len(values)} {kind}, expected {len(tensors)}")
         for value, tensor in zip(values, tensors, strict=True):
-            found = value.type.tensor_type
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(found.elem_type).name
-            dims = found.shape.dim
+            actual = value.type.tensor_type
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(actual.elem_type).name
+            dims = actual.shape.dim
             if dtype != tensor.dtype or len(dims) != len(tensor.shape):
-                raise ExportError(f"{tensor.name} is {dtype} of {len(dims)} axes, described was {tensor}")
+                raise ExportError(f"{tensor.name} is {dtype} with {len(dims)} axes, expected {tensor}")
             for dim, axis in zip(dims, tensor.shape, strict=True):
                 if isinstance(axis, str):
                     if dim.HasField("dim_value"):
-                        raise ExportError(f"{tensor.name}: axis {axis!r} came out frozen at {dim.dim_value}")
+                        raise ExportError(f"{tensor.name}: axis {axis!r} has the fixed size {dim.dim_value}")
                     dim.dim_param = axis
                 elif dim.HasField("dim_value") and dim.dim_value != axis:
-                    raise ExportError(f"{tensor.name}: an axis has size {dim.dim_value}, described was {tensor}")
+                    raise ExportError(f"{tensor.name}: an axis has size {dim.dim_value}, expected {tensor}")
                 else:
                     dim.dim_value = axis
 
 
 def store_as_fp16(model: onnx.ModelProto) -> None:
-    """Keeps fp32 initializers as fp16 and a Cast where no value changes: half the size, the same fp32 graph."""
+    """Store fp32 initializers as fp16 with a Cast where no value changes: half the size, the same fp32 graph."""
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.raw_data) < 1024:
@@ -139,23 +144,24 @@ def store_as_fp16(model: onnx.ModelProto) -> None:
 
 
 def example_inputs(spec: GraphSpec, sizes: Mapping[str, int], seed: int = 0) -> list[np.ndarray]:
-    """Random inputs that fit `spec` at the axes' `sizes`; integers without a range are 0 to 3."""
+    """Return random inputs that fit `spec` at the `sizes` of its axes; integers without a range are 0 to 3."""
     random = np.random.default_rng(seed)
-    made = []
+    arrays = []
     for tensor in spec.inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
         if tensor.dtype == "bool":
-            made.append(random.random(shape) < 0.7)
+            arrays.append(random.random(shape) < 0.7)
         elif tensor.dtype.startswith("int"):
-            least, most = (_bound(end, sizes) for end in tensor.values or (0, 3))
-            made.append(random.integers(least, most + 1, shape).astype(tensor.dtype))
+            low, high = (_bound(end, sizes) for end in tensor.values or (0, 3))
+            arrays.append(random.integers(low, high + 1, shape).astype(tensor.dtype))
         else:
-            made.append(random.standard_normal(shape).astype(tensor.dtype))
-    return made
+            arrays.append(random.standard_normal(shape).astype(tensor.dtype))
+    return arrays
 
 
 def _bound(end: int | str, sizes: Mapping[str, int]) -> int:
+    """Return an end of a range as a number; a string is an axis, or `axis-1`."""
     if isinstance(end, int):
         return end
-    axis, _, less = end.partition("-")
-    return sizes[axis] - int(less or 0)
+    axis, _, offset = end.partition("-")
+    return sizes[axis] - int(offset or 0)

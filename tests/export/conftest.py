@@ -1,4 +1,4 @@
-"""A bundle that was exported here."""
+"""Fixture: a bundle exported in this session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge_attn.export.pipeline import export
 
 @pytest.fixture(scope="session")
 def bundle(toy_checkpoint, tmp_path_factory) -> Path:
-    """The toy, exported here with few candidates and a user's own sentences; read it only."""
+    """The toy model, exported with four candidates and a user's sentences; read it only."""
     folder = tmp_path_factory.mktemp("exported")
     lines = folder / "lines"
     lines.write_text("the cat sees a dog\n\nevery small child follows this old king\nbread\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The alarms of the export: each rings for what it is there for."""
+"""Tests of edge_attn.export.checks: each check fails for the fault that it exists for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 
 class Attend(nn.Module):
-    """Attention over a projection, and the place of the largest weight."""
+    """Attention over a projection, and the index of the largest weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,24 +57,24 @@ def exported(module) -> onnx.ModelProto:
     return trace(module, SPEC, [torch.from_numpy(value) for value in example])
 
 
-def test_what_is_right_passes(module, exported):
+def test_correct_graph_passes(module, exported):
     checks.finite(module)
     checks.structure("attend", exported, SPEC)
     assert checks.agreement("attend", exported, SPEC, module) < 1e-5
 
 
-def test_every_graph_runs_at_enough_shapes():
+def test_checked_shapes_cover_small_and_large():
     assert len(checks.BATCHES) >= 3
     assert len(checks.LENGTHS) >= 3
     assert {1, 32} <= set(checks.BATCHES)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_weight_that_is_no_number(module, value):
+def test_non_finite_weight_fails(module, value):
     broken = copy.deepcopy(module)
     with torch.no_grad():
         broken.keys.weight[1, 2:] = value
-    with pytest.raises(ExportError, match=r"keys.weight holds 2 weights that are NaN or infinite"):
+    with pytest.raises(ExportError, match=r"keys.weight has 2 weights that are NaN or infinite"):
         checks.finite(broken)
 
 
@@ -82,33 +82,33 @@ def test_a_weight_that_is_no_number(module, value):
 
 
 def changed(model: onnx.ModelProto, change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
-    made = copy.deepcopy(model)
-    change(made)
-    return made
+    copied = copy.deepcopy(model)
+    change(copied)
+    return copied
 
 
-def ours(model: onnx.ModelProto) -> onnx.NodeProto:
+def attention_node(model: onnx.ModelProto) -> onnx.NodeProto:
     return next(node for node in model.graph.node if node.op_type == "DotAttention")
 
 
 def drop_attribute(model: onnx.ModelProto) -> None:
-    node = ours(model)
-    kept = [attribute for attribute in node.attribute if attribute.name != "plugin_namespace"]
+    node = attention_node(model)
+    remaining = [attribute for attribute in node.attribute if attribute.name != "plugin_namespace"]
     del node.attribute[:]
-    node.attribute.extend(kept)
+    node.attribute.extend(remaining)
 
 
-def unused(model: onnx.ModelProto) -> None:
+def add_unused_input(model: onnx.ModelProto) -> None:
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch"]))
 
 
-def foreign(model: onnx.ModelProto) -> None:
+def add_foreign_op(model: onnx.ModelProto) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     model.graph.node.append(onnx.helper.make_node("Gelu", ["context"], ["more"], domain="com.microsoft"))
 
 
-def foreign_inside(model: onnx.ModelProto) -> None:
-    """In a branch of an If, where nobody looks."""
+def add_foreign_op_in_branch(model: onnx.ModelProto) -> None:
+    """Add a foreign op inside a branch of an If."""
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     out = onnx.helper.make_tensor_value_info("branch", onnx.TensorProto.FLOAT, None)
     node = onnx.helper.make_node("Gelu", ["context"], ["branch"], domain="com.microsoft")
@@ -119,38 +119,47 @@ def foreign_inside(model: onnx.ModelProto) -> None:
     )
 
 
-def wrong_opset(model: onnx.ModelProto) -> None:
+def lower_opset(model: onnx.ModelProto) -> None:
     next(entry for entry in model.opset_import if entry.domain == "").version = 17
 
 
-def cyclic(model: onnx.ModelProto) -> None:
-    ours(model).input[0] = ours(model).output[0]
+def add_cycle(model: onnx.ModelProto) -> None:
+    attention_node(model).input[0] = attention_node(model).output[0]
 
 
 MORE = TensorSpec("more", "float32", ("batch",))
 STRUCTURE = {
-    "an unused input": (unused, "the graph attend does not use its input more"),
-    "a foreign op": (foreign, "calls com.microsoft::Gelu, which is neither ONNX nor ours"),
-    "a foreign op in a branch": (foreign_inside, "calls com.microsoft::Gelu, which is neither ONNX nor ours"),
-    "an unknown op of ours": (lambda model: setattr(ours(model), "op_type", "SoftAttention"), "SoftAttention"),
+    "an unused input": (add_unused_input, "the graph attend does not use its input more"),
+    "a foreign op": (add_foreign_op, "calls com.microsoft::Gelu, which is neither in ONNX nor in edge-attn"),
+    "a foreign op in a branch": (
+        add_foreign_op_in_branch,
+        "calls com.microsoft::Gelu, which is neither in ONNX nor in edge-attn",
+    ),
+    "an unknown op of our domain": (
+        lambda model: setattr(attention_node(model), "op_type", "SoftAttention"),
+        "SoftAttention",
+    ),
     "a call without its attribute": (drop_attribute, "the call of DotAttention breaks the call rules"),
-    "a call without an output's name": (lambda m: ours(m).output.__setitem__(1, ""), "is not valid|breaks the call"),
-    "an older opset": (wrong_opset, "has opset 17, expected 18|is not valid ONNX"),
-    "a cycle": (cyclic, "the graph attend is not valid ONNX: "),
+    "a call without an output's name": (
+        lambda m: attention_node(m).output.__setitem__(1, ""),
+        "is not valid|breaks the call",
+    ),
+    "an older opset": (lower_opset, "has opset 17, expected 18|is not valid ONNX"),
+    "a cycle": (add_cycle, "the graph attend is not valid ONNX: "),
 }
 
 
 @pytest.mark.parametrize("fault", STRUCTURE)
-def test_a_graph_that_breaks_a_rule(exported, fault):
+def test_broken_structure_fails(exported, fault):
     change, sentence = STRUCTURE[fault]
     spec = GraphSpec(SPEC.file, (*SPEC.inputs, MORE), SPEC.outputs) if fault == "an unused input" else SPEC
     with pytest.raises(ExportError, match=sentence):
         checks.structure("attend", changed(exported, change), spec)
 
 
-def test_an_input_that_only_a_branch_uses_is_used(exported):
+def test_input_of_a_branch_counts_as_used(exported):
     def change(model: onnx.ModelProto) -> None:
-        unused(model)
+        add_unused_input(model)
         out = onnx.helper.make_tensor_value_info("branch", onnx.TensorProto.FLOAT, ["batch"])
         branch = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["more"], ["branch"])], "branch", [], [out])
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "condition"))
@@ -163,13 +172,13 @@ def test_an_input_that_only_a_branch_uses_is_used(exported):
 # ---- agreement
 
 
-def nudge(model: onnx.ModelProto) -> None:
+def shift_weight(model: onnx.ModelProto) -> None:
     weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [4, 4])
     values = onnx.numpy_helper.to_array(weight) + np.float32(0.01)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
 
 
-def negated(kind: str) -> Callable[[onnx.ModelProto], None]:
+def negate_input(kind: str) -> Callable[[onnx.ModelProto], None]:
     def change(model: onnx.ModelProto) -> None:
         node = next(node for node in model.graph.node if node.op_type == kind)
         if kind == "ArgMax":
@@ -184,74 +193,74 @@ def negated(kind: str) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
-def log(model: onnx.ModelProto) -> None:
-    """NaN where the values are negative."""
+def add_log(model: onnx.ModelProto) -> None:
+    """Apply Log, so that negative values become NaN."""
     model.graph.node.insert(0, onnx.helper.make_node("Log", ["values"], ["values.log"]))
-    node = ours(model)
+    node = attention_node(model)
     node.input[2] = "values.log"
 
 
-def narrow(model: onnx.ModelProto) -> None:
-    """Another shape than torch's, at every length but one."""
+def reduce_length(model: onnx.ModelProto) -> None:
+    """Return another shape than torch at every length but one."""
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 4]), "one"))
-    node = ours(model)
+    node = attention_node(model)
     node.output[0] = "whole"
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
     model.graph.node.append(onnx.helper.make_node("ReduceMean", ["whole", "axis"], ["context"], keepdims=1))
 
 
-def only_seven(model: onnx.ModelProto) -> None:
-    """Runs at the traced length only."""
+def fix_length(model: onnx.ModelProto) -> None:
+    """Reshape so that only the traced length runs."""
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 7, 4]), "seven"))
     model.graph.node.insert(0, onnx.helper.make_node("Reshape", ["values", "seven"], ["values.seven"]))
-    ours(model).input[2] = "values.seven"
+    attention_node(model).input[2] = "values.seven"
 
 
-def bodiless(model: onnx.ModelProto) -> None:
+def drop_functions(model: onnx.ModelProto) -> None:
     del model.functions[:]
 
 
 AGREEMENT = {
-    "a weight is another": (nudge, "context differs from torch by .* at most 0.0001 holds"),
-    "an integer is another": (negated("ArgMax"), r"\d+ of \d+ integers are not those of torch"),
-    "a value is NaN": (log, "context holds NaN or infinity"),
-    "a shape is another": (narrow, r"context has shape \(1, 1, 4\), torch gives \(1, \d, 4\)"),
-    "it runs at one length only": (only_seven, "the graph attend at batch 1, src 1, tgt .* does not run: "),
-    "an op has no body": (bodiless, "ONNX Runtime does not load the graph attend: "),
+    "another weight": (shift_weight, "context differs from torch by .* at most 0.0001 is allowed"),
+    "another integer": (negate_input("ArgMax"), r"\d+ of \d+ integers differ from torch"),
+    "a NaN": (add_log, "context contains NaN or infinity"),
+    "another shape": (reduce_length, r"context has shape \(1, 1, 4\), torch returns \(1, \d, 4\)"),
+    "only one length runs": (fix_length, "the graph attend at batch 1, src 1, tgt .* does not run: "),
+    "an op without function body": (drop_functions, "ONNX Runtime does not load the graph attend: "),
 }
 
 
 @pytest.mark.parametrize("fault", AGREEMENT)
-def test_a_graph_that_does_not_say_what_torch_says(module, exported, fault):
+def test_graph_that_differs_from_torch_fails(module, exported, fault):
     change, sentence = AGREEMENT[fault]
     with pytest.raises(ExportError, match=sentence):
         checks.agreement("attend", changed(exported, change), SPEC, module)
 
 
-def test_an_axis_that_is_another_one_than_described(module, exported):
-    """`tgt` and `src` are both dynamic, so that only running shows which is which."""
+def test_swapped_axis_name_fails(module, exported):
+    """`tgt` and `src` are both dynamic, so only a run shows the mistake."""
     outputs = (TensorSpec("context", "float32", ("batch", "src", 4)), SPEC.outputs[1])
-    with pytest.raises(ExportError, match=r"context has shape .* described was context float32"):
+    with pytest.raises(ExportError, match=r"context has shape .* expected context float32"):
         checks.agreement("attend", exported, GraphSpec("", SPEC.inputs, outputs), module)
 
 
-def test_two_axes_never_have_the_same_size_at_every_shape(monkeypatch, module, exported):
-    """Else a graph that needs a beam as large as the one before would pass."""
+def test_beam_axes_differ_in_size(monkeypatch, module, exported):
+    """With equal sizes, a graph that needs `beam == previous_beam` would pass."""
     seen: list[dict[str, int]] = []
     spec = GraphSpec("", (*SPEC.inputs, TensorSpec("a", "float32", ("beam", "previous_beam"))), SPEC.outputs)
 
-    def note(spec, sizes, seed=0):
+    def record_sizes(spec, sizes, seed=0):
         seen.append(dict(sizes))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checks, "example_inputs", note)
+    monkeypatch.setattr(checks, "example_inputs", record_sizes)
     with pytest.raises(KeyboardInterrupt):
         checks.agreement("attend", exported, spec, module)
     assert len({seen[0][axis] for axis in ("beam", "previous_beam", "tgt")}) == 3
 
 
 class Nested(nn.Module):
-    """What our own layers give: tensors in tuples, perhaps None."""
+    """Returns tensors in nested tuples, None and a mapping, as layers of this package do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +270,7 @@ class Nested(nn.Module):
         return (*self.layer(x, length), None, {"twice": 2 * x})
 
 
-def test_what_a_module_gives_may_be_nested():
+def test_nested_outputs_are_flattened():
     shapes = ("batch", "src", 6), ("batch", 6), ("batch", 6), ("batch", "src", 4)
     names = ("output", "last", "last_cell", "twice")
     spec = GraphSpec(

@@ -1,4 +1,4 @@
-"""A user's own module is exported as our models are, or leaves nothing."""
+"""Tests of export_module: a module of the user is exported like our models, or nothing is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from plain_onnxruntime import holds_in_plain_onnxruntime
+from plain_onnxruntime import assert_matches_in_plain_onnxruntime
 from torch import Tensor, nn
 
 import edge_attn
@@ -22,12 +22,12 @@ from edge_attn.ops import DOMAIN
 torch.set_num_threads(1)
 
 
-def left(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 class Reader(nn.Module):
-    """An embedding, two bidirectional layers, attention of one query over them."""
+    """An embedding, two bidirectional layers, and attention of one query over them."""
 
     def __init__(self, cell: str, attention: type[nn.Module]) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class Reader(nn.Module):
         return context[:, 0], weights[:, 0]
 
 
-class Alone(nn.Module):
-    """Additive attention by itself, with what it takes as tensors."""
+class AttentionOnly(nn.Module):
+    """Additive attention alone, with tensors as inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,9 +58,9 @@ class Alone(nn.Module):
 TOKENS = {"tokens": ("int64", ["batch", "src"], [0, 49]), "length": ("int64", ["batch"], [0, "src"])}
 READ = {"context": ("float32", ["batch", 8]), "weights": ("float32", ["batch", "src"])}
 X = {"x": ("float32", ["batch", "src", 6]), "length": ("int64", ["batch"], [0, "src"])}
-OWN = {
+MODULES = {
     "additive attention": (
-        Alone,
+        AttentionOnly,
         {
             "query": ("float32", ["batch", "tgt", 6]),
             "values": ("float32", ["batch", "src", 8]),
@@ -81,23 +81,23 @@ OWN = {
     ),
     "a stacked reader": (lambda: Reader("gru", Additive), TOKENS, READ, ["AdditiveAttention", "Gru"]),
     "another stacked reader": (lambda: Reader("lstm", General), TOKENS, READ, ["DotAttention", "Lstm"]),
-    "nothing of ours": (lambda: nn.Linear(6, 2), {"x": X["x"]}, {"y": ("float32", ["batch", "src", 2])}, []),
+    "no layer of ours": (lambda: nn.Linear(6, 2), {"x": X["x"]}, {"y": ("float32", ["batch", "src", 2])}, []),
 }
 
 
-@pytest.mark.parametrize("own", OWN)
-def test_a_users_own_module(tmp_path, own):
-    make, inputs, outputs, functions = OWN[own]
+@pytest.mark.parametrize("name", MODULES)
+def test_user_module_exports(tmp_path, name):
+    make, inputs, outputs, functions = MODULES[name]
     torch.manual_seed(6)
     module = make()
     path = tmp_path / "own.onnx"
     spec = edge_attn.export_module(module, str(path), inputs, outputs)
-    assert left(tmp_path) == ["own.onnx"]
+    assert file_names(tmp_path) == ["own.onnx"]
     assert [tensor.name for tensor in spec.outputs] == list(outputs)
     model = onnx.load_model(path)
     assert (model.ir_version, len(model.graph.value_info)) == (10, 0)
     assert [function.name for function in model.functions] == functions
-    flat = module
+    flat: nn.Module = module
     if isinstance(module, RecurrentLayer):
 
         class Flat(nn.Module):
@@ -106,7 +106,7 @@ def test_a_users_own_module(tmp_path, own):
                 return (output, *last)
 
         flat = Flat()
-    holds_in_plain_onnxruntime(path.read_bytes(), flat, spec, tmp_path)
+    assert_matches_in_plain_onnxruntime(path.read_bytes(), flat, spec, tmp_path)
 
 
 class Unused(nn.Module):
@@ -120,14 +120,14 @@ class Branching(nn.Module):
 
 
 class Foreign(nn.Module):
-    """Calls an op of our domain that this version does not have."""
+    """Calls an op of another library."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.edge_attn_tests.strange(x)
+        return torch.ops.edge_attn_tests.foreign(x)
 
 
 class FailsAtOne(nn.Module):
-    """Divides by zero where there is one position only."""
+    """Divides by zero if there is only one position."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / (x.shape[1] - 1)
@@ -144,64 +144,64 @@ def broken(value: float) -> nn.Module:
     return module
 
 
-WRONG = {
+FAULTS = {
     "an unused input": (Unused, X, Y, "does not use its input length"),
-    "a NaN": (lambda: broken(float("nan")), ONE, Y, "bias holds 1 weights that are NaN or infinite"),
-    "an infinity": (lambda: broken(float("inf")), ONE, Y, "bias holds 1 weights that are NaN or infinite"),
+    "a NaN": (lambda: broken(float("nan")), ONE, Y, "bias has 1 weights that are NaN or infinite"),
+    "an infinity": (lambda: broken(float("inf")), ONE, Y, "bias has 1 weights that are NaN or infinite"),
     "a branch on data": (
         lambda: nn.Sequential(nn.Tanh(), nn.Sequential(Branching())),
         ONE,
         Y,
         r"torch cannot export Sequential, in 1\.0 \(Branching\): ",
     ),
-    "NaN at length one": (FailsAtOne, ONE, Y, r"at batch 1, src 1: y holds NaN or infinity"),
+    "NaN at length one": (FailsAtOne, ONE, Y, r"at batch 1, src 1: y contains NaN or infinity"),
     "another size": (nn.Tanh, ONE, {"y": ("float32", ["batch", "src", 7])}, "an axis has size 6"),
-    "another axis": (nn.Tanh, ONE, {"y": ("float32", ["src", "batch", 6])}, "described was y float32"),
+    "another axis": (nn.Tanh, ONE, {"y": ("float32", ["src", "batch", 6])}, "expected y float32"),
     "an unknown dtype": (nn.Tanh, {"x": ("float31", ["batch", 6])}, Y, "x: expected a dtype, a shape"),
     "no shape": (nn.Tanh, {"x": ("float32",)}, Y, "x: expected a dtype, a shape"),
     "too much": (nn.Tanh, {"x": ("int64", ["batch"], [0, 1], 3)}, Y, "x: expected a dtype, a shape"),
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_module_that_does_not_export_leaves_nothing(tmp_path, wrong):
-    make, inputs, outputs, sentence = WRONG[wrong]
+@pytest.mark.parametrize("fault", FAULTS)
+def test_failed_export_writes_nothing(tmp_path, fault):
+    make, inputs, outputs, sentence = FAULTS[fault]
     with pytest.raises(ExportError, match=sentence) as failed:
         edge_attn.export_module(make(), tmp_path / "own.onnx", inputs, outputs)
     assert failed.value.exit_code == 4
-    assert not left(tmp_path)
+    assert not file_names(tmp_path)
 
 
-def test_an_op_that_is_neither_onnx_nor_ours(tmp_path, monkeypatch):
-    """A library's own op, translated to a node of its own domain, as torch.onnx's table allows."""
+def test_op_of_another_library_fails(tmp_path, monkeypatch):
+    """An op of another library, translated to a node of another domain by the table of torch.onnx."""
     import onnxscript
 
     library = torch.library.Library("edge_attn_tests", "DEF")
-    library.define("strange(Tensor x) -> Tensor")
-    library.impl("strange", lambda x: x + 1, "CompositeExplicitAutograd")
-    torch.library.register_fake("edge_attn_tests::strange", torch.empty_like, lib=library)
-    for domain in ("com.strangers", DOMAIN):
-        theirs = onnxscript.values.Opset(domain, 1)
-        table = {torch.ops.edge_attn_tests.strange.default: lambda x, theirs=theirs: theirs.Strange(x)}
+    library.define("foreign(Tensor x) -> Tensor")
+    library.impl("foreign", lambda x: x + 1, "CompositeExplicitAutograd")
+    torch.library.register_fake("edge_attn_tests::foreign", torch.empty_like, lib=library)
+    for domain in ("com.example", DOMAIN):
+        opset = onnxscript.values.Opset(domain, 1)
+        table = {torch.ops.edge_attn_tests.foreign.default: lambda x, opset=opset: opset.ForeignOp(x)}
         monkeypatch.setattr(lower, "translations", lambda table=table: table)
-        with pytest.raises(ExportError, match="Strange"):
+        with pytest.raises(ExportError, match="ForeignOp"):
             edge_attn.export_module(Foreign(), tmp_path / "own.onnx", ONE, Y)
-        assert not left(tmp_path)
+        assert not file_names(tmp_path)
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_unwritable_file_leaves_nothing(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"own.onnx cannot be written: No space left on device"):
         edge_attn.export_module(nn.Tanh(), tmp_path / "own.onnx", ONE, Y)
-    assert not left(tmp_path)
+    assert not file_names(tmp_path)
 
 
-def test_our_ops_are_differentiable_where_they_are_exported():
-    """The same module trains: nothing about it was frozen by the export."""
-    module = Alone()
+def test_module_trains_after_export():
+    """The ops stay differentiable: the export freezes nothing."""
+    module = AttentionOnly()
     context, _ = module(torch.ones(1, 2, 6), torch.rand(1, 3, 8), torch.ones(1, 3, dtype=torch.bool))
     context.sum().backward()
     assert module.attention.v.grad is not None

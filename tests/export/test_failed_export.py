@@ -1,4 +1,4 @@
-"""An export that fails leaves nothing, and one that succeeds says one line."""
+"""Tests of failing exports: nothing is written. A successful one prints one line."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from edge_attn.text.pipeline import Text
 torch.set_num_threads(1)
 
 
-def left(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    """A checkpoint that is quick to export."""
+    """A checkpoint that exports quickly."""
     folder = tmp_path_factory.mktemp("tiny")
     words = "the a cat dog sees likes small red and"
     text = Text.train("words", [(words, words)], 50, 50)
@@ -59,13 +59,13 @@ def traced(tiny) -> dict[str, tuple[onnx.ModelProto, float]]:
 
 
 @pytest.fixture
-def quick(monkeypatch, traced) -> None:
-    """Exports of `tiny` trace nothing: what fails comes after that."""
+def without_tracing(monkeypatch, traced) -> None:
+    """Reuse the traced graphs of `tiny`: these tests fail at a later step."""
     monkeypatch.setattr(pipeline, "graph_model", lambda name, *_, **__: traced[name])
 
 
-def test_what_exists_is_kept(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "load", None)  # refused before any work is done
+def test_existing_file_is_not_replaced(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "load", None)  # the check comes before any work
     (tmp_path / "bundle.zip").write_bytes(b"mine")
     with pytest.raises(InputError, match=r"bundle.zip exists; .* --force"):
         export(tiny, tmp_path / "bundle.zip")
@@ -74,20 +74,20 @@ def test_what_exists_is_kept(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "bundle.zip").read_bytes() == b"mine"
 
 
-def test_force_replaces_a_bundle(tiny, bundle, tmp_path, quick):
+def test_force_replaces_a_bundle(tiny, bundle, tmp_path, without_tracing):
     shutil.copytree(bundle, tmp_path / "bundle")
     export(tiny, tmp_path / "bundle", force=True)
     assert Bundle.open(tmp_path / "bundle").manifest.provenance["parameters"] < 3000
-    assert left(tmp_path) == ["bundle"]
+    assert file_names(tmp_path) == ["bundle"]
 
 
 @pytest.mark.parametrize("candidates", [1, 0, -3])
-def test_too_few_candidates(tiny, tmp_path, candidates):
+def test_too_few_candidates_fail(tiny, tmp_path, candidates):
     with pytest.raises(InputError, match="candidates must be at least 2"):
         export(tiny, tmp_path / "bundle", candidates=candidates)
 
 
-def test_a_weight_that_is_no_number(toy_checkpoint, tmp_path):
+def test_non_finite_weight_fails(toy_checkpoint, tmp_path):
     shutil.copytree(toy_checkpoint, tmp_path / "checkpoint")
     path = tmp_path / "checkpoint" / "model.safetensors"
     weights = load_file(path)
@@ -96,22 +96,22 @@ def test_a_weight_that_is_no_number(toy_checkpoint, tmp_path):
     save_file(weights, path)
     with pytest.raises(CheckpointError, match=r"combine.weight is not .* NaN or infinity"):
         export(tmp_path / "checkpoint", tmp_path / "bundle")
-    assert left(tmp_path) == ["checkpoint"]
+    assert file_names(tmp_path) == ["checkpoint"]
 
 
-@pytest.mark.parametrize("what", ["structure", "agreement"])
-def test_a_check_that_fails_fails_the_export(tiny, tmp_path, monkeypatch, what):
+@pytest.mark.parametrize("check", ["structure", "agreement"])
+def test_failed_check_fails_the_export(tiny, tmp_path, monkeypatch, check):
     def fail(*_: object) -> None:
         raise ExportError("no")
 
-    monkeypatch.setattr(checks, what, fail)
+    monkeypatch.setattr(checks, check, fail)
     with pytest.raises(ExportError) as failed:
         export(tiny, tmp_path / "bundle")
     assert failed.value.exit_code == 4
-    assert not left(tmp_path)
+    assert not file_names(tmp_path)
 
 
-def test_a_bundle_that_does_not_hold_is_not_written(tiny, tmp_path, monkeypatch, quick):
+def test_bundle_that_fails_verification_is_not_written(tiny, tmp_path, monkeypatch, without_tracing):
     record = TranslationTask.record
 
     def shifted(task, *arguments):
@@ -123,33 +123,33 @@ def test_a_bundle_that_does_not_hold_is_not_written(tiny, tmp_path, monkeypatch,
     with pytest.raises(edge_attn.errors.ParityError, match=r"FAIL L2 projection") as failed:
         export(tiny, tmp_path / "bundle")
     assert failed.value.exit_code == 1
-    assert not left(tmp_path)
+    assert not file_names(tmp_path)
 
 
-def test_sentences_that_cannot_be_read(tiny, tmp_path, quick):
+def test_unreadable_sentences_fail(tiny, tmp_path, without_tracing):
     with pytest.raises(InputError, match="nowhere cannot be read"):
         export(tiny, tmp_path / "bundle", sentences=tmp_path / "nowhere")
-    assert not left(tmp_path)
+    assert not file_names(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
-def test_a_full_disk(tiny, tmp_path, monkeypatch, quick, name):
-    opened = Path.open
+def test_full_disk_leaves_nothing(tiny, tmp_path, monkeypatch, without_tracing, name):
+    real_open = Path.open
 
     def full(self: Path, mode: str = "r", *rest: object, **options: object):
         if "w" in mode and tmp_path in self.parents and "text" not in self.parts:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return opened(self, mode, *rest, **options)
+        return real_open(self, mode, *rest, **options)
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(InputError, match=f"{name} cannot be written: No space left on device"):
         export(tiny, tmp_path / name)
-    assert not left(tmp_path)
+    assert not file_names(tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_there_is_no_bundle_and_the_next_export_succeeds(tiny, tmp_path, quick):
-    """Killed as it is about to put the whole bundle in its place: what is left is not at --out, and harms nobody."""
+def test_killed_export_leaves_no_bundle_and_next_succeeds(tiny, tmp_path, without_tracing):
+    """Kill the process before it renames the complete bundle; the remaining files are not at --out."""
     code = (
         "import pathlib, sys, time\n"
         "def stop(self, other):\n    print('now', flush=True); time.sleep(60)\n"
@@ -164,16 +164,16 @@ def test_killed_in_the_middle_there_is_no_bundle_and_the_next_export_succeeds(ti
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
     assert not out.exists()
-    partial, lock = left(tmp_path)
+    partial, lock = file_names(tmp_path)
     assert re.fullmatch(r"\.bundle\.edge-attn\.[0-9a-f]{8}\.partial", partial)
     assert lock == ".bundle.edge-attn.lock"
     export(tiny, out)
-    assert left(tmp_path) == ["bundle"]
+    assert file_names(tmp_path) == ["bundle"]
     assert Bundle.open(out).manifest.verification
 
 
 @pytest.mark.slow
-def test_the_command_says_one_line_and_nothing_else(tiny, tmp_path, run_edge_attn):
+def test_command_prints_one_line(tiny, tmp_path, run_edge_attn):
     done = run_edge_attn("export", tiny, "--out", tmp_path / "bundle.zip")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b"\n") == 1

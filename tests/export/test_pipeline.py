@@ -1,4 +1,4 @@
-"""The whole export: every model of the family agrees with torch at every shape, in plain ONNX Runtime."""
+"""Tests of the export pipeline: every model agrees with torch at every shape, in plain ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from plain_onnxruntime import holds_in_plain_onnxruntime
+from plain_onnxruntime import assert_matches_in_plain_onnxruntime
 from safetensors.torch import load_file
 
 import edge_attn
@@ -37,7 +37,7 @@ def graph_files(bundle: Path) -> dict[str, onnx.ModelProto]:
     return {name: onnx.load_model_from_string(opened.read(spec.file)) for name, spec in opened.manifest.graphs.items()}
 
 
-def test_the_bundle_says_what_it_is(bundle, toy_checkpoint):
+def test_manifest_describes_the_bundle(bundle, toy_checkpoint):
     manifest = Bundle.open(bundle).manifest
     assert (manifest.format, manifest.family, manifest.task, manifest.precision) == (
         FORMAT,
@@ -48,29 +48,29 @@ def test_the_bundle_says_what_it_is(bundle, toy_checkpoint):
     assert manifest.max_source == 20
     assert manifest.verification["levels"] == dict.fromkeys(("L1", "L2", "L3", "L5"), "holds")
     assert manifest.verification["sentences"] >= 64
-    made = manifest.provenance
-    assert made["edge_attn"] == edge_attn.__version__
-    assert made["parameters"] == sum(p.numel() for p in checkpoint.load(toy_checkpoint)[0].parameters())
-    assert 0 < made["graphs"]["step"]["max_abs_from_torch"] < 1e-5
-    assert made["graphs"]["step"]["ops"]["edge_attn::AdditiveAttention"] == 1
-    assert made["graphs"]["encoder"]["ops"]["edge_attn::Gru"] == 1
+    provenance = manifest.provenance
+    assert provenance["edge_attn"] == edge_attn.__version__
+    assert provenance["parameters"] == sum(p.numel() for p in checkpoint.load(toy_checkpoint)[0].parameters())
+    assert 0 < provenance["graphs"]["step"]["max_abs_from_torch"] < 1e-5
+    assert provenance["graphs"]["step"]["ops"]["edge_attn::AdditiveAttention"] == 1
+    assert provenance["graphs"]["encoder"]["ops"]["edge_attn::Gru"] == 1
     assert [tensor.shape for tensor in manifest.graphs["step"].outputs if tensor.name == "candidates"] == [
         ("batch", "beam", 4)
     ]
 
 
-def test_the_golden_sentences_are_the_users(bundle):
+def test_golden_sentences_include_the_users(bundle):
     sentences = json.loads(Bundle.open(bundle).read("golden/golden.json"))["sentences"]
     assert {"the cat sees a dog", "every small child follows this old king", "bread"} <= set(sentences)
 
 
-def test_it_holds_against_its_checkpoint_with_as_few_candidates(bundle, toy_checkpoint):
+def test_bundle_matches_its_checkpoint_with_few_candidates(bundle, toy_checkpoint):
     report = verify(bundle, reference=toy_checkpoint, options=RuntimeOptions(threads=1))
     assert report.verdict == "holds"
 
 
 @pytest.mark.parametrize("name", ["encoder", "step"])
-def test_the_graphs_are_portable(bundle, name):
+def test_graphs_are_portable(bundle, name):
     model = graph_files(bundle)[name]
     assert model.ir_version <= 10
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18, DOMAIN: 1}
@@ -89,8 +89,8 @@ def test_the_graphs_are_portable(bundle, name):
 
 
 @pytest.mark.parametrize("name", ["encoder", "step"])
-def test_weights_stay_as_small_as_the_checkpoint_stores_them(bundle, toy_checkpoint, name):
-    """The toy is stored as fp16: so are its large initializers, and the Cast widens them to the very same numbers."""
+def test_weights_are_stored_as_in_the_checkpoint(bundle, toy_checkpoint, name):
+    """The toy checkpoint is fp16: large initializers are too, and a Cast returns the same numbers."""
     graph = graph_files(bundle)[name].graph
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     halves = {tensor for tensor, values in tensors.items() if values.dtype == np.float16}
@@ -100,23 +100,23 @@ def test_weights_stay_as_small_as_the_checkpoint_stores_them(bundle, toy_checkpo
     assert not [n for n, values in tensors.items() if values.dtype == np.float32 and values.nbytes >= 1024]
     stored = [value.numpy() for value in load_file(toy_checkpoint / "model.safetensors").values()]
     assert {value.dtype for value in stored} == {np.dtype(np.float16)}
-    everything = np.concatenate([value.ravel() for value in stored])
-    for half in halves:  # whole, or the part of one that hears the context or the embedding
-        assert np.isin(tensors[half], everything).all(), half
+    all_weights = np.concatenate([value.ravel() for value in stored])
+    for half in halves:  # a whole weight, or its part for the context or the embedding
+        assert np.isin(tensors[half], all_weights).all(), half
 
 
 @pytest.mark.parametrize("name", ["encoder", "step"])
-def test_the_graphs_run_in_plain_onnxruntime(bundle, toy_checkpoint, tmp_path, name):
+def test_graphs_run_in_plain_onnxruntime(bundle, toy_checkpoint, tmp_path, name):
     model, _, _ = checkpoint.load(toy_checkpoint)
     module = encoder_decoder_graphs(model, 4)[name]
     graph = Bundle.open(bundle).read(f"graphs/{name}.onnx")
-    holds_in_plain_onnxruntime(graph, module, module.spec, tmp_path)
+    assert_matches_in_plain_onnxruntime(graph, module, module.spec, tmp_path)
 
 
-# ---- the rows of the tables
+# ---- every attention
 
 
-ROWS = [
+CONFIGS = [
     Seq2SeqConfig(
         attention=attention,
         cell=("gru", "lstm")[i % 2],
@@ -135,7 +135,7 @@ ROWS = [
 ]
 
 
-def row_name(config: Seq2SeqConfig) -> str:
+def config_name(config: Seq2SeqConfig) -> str:
     parts = [
         config.attention,
         config.cell,
@@ -147,18 +147,18 @@ def row_name(config: Seq2SeqConfig) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ROWS, ids=row_name)
-def test_every_row_exports_and_agrees(config, tmp_path):
+@pytest.mark.parametrize("config", CONFIGS, ids=config_name)
+def test_every_attention_exports_and_matches(config, tmp_path):
     torch.manual_seed(4)
     model = Seq2Seq(config, 31, 40)
     for name, graph in encoder_decoder_graphs(model, 6).items():
         proto, worst = graph_model(name, graph, graph.spec)
         assert worst < 1e-5
-        holds_in_plain_onnxruntime(proto.SerializeToString(), graph, graph.spec, tmp_path)
+        assert_matches_in_plain_onnxruntime(proto.SerializeToString(), graph, graph.spec, tmp_path)
 
 
-def test_the_rows_cover_the_tables():
-    assert {config.attention for config in ROWS} == ATTENTIONS.keys()
+def test_configs_cover_all_options():
+    assert {config.attention for config in CONFIGS} == ATTENTIONS.keys()
     for field, values in {
         "cell": {"gru", "lstm"},
         "attend": {"before", "after"},
@@ -168,4 +168,4 @@ def test_the_rows_cover_the_tables():
         "encoder_layers": {1, 2},
         "decoder_layers": {1, 2},
     }.items():
-        assert {getattr(config, field) for config in ROWS} == values
+        assert {getattr(config, field) for config in CONFIGS} == values

@@ -1,11 +1,11 @@
-"""The sentences of the golden data: enough of them, and the adversarial ones among them."""
+"""Tests of choose_sentences: enough sentences, with the adversarial ones."""
 
 from __future__ import annotations
 
 import pytest
 
 from edge_attn.errors import ExportError
-from edge_attn.export.samples import LEAST, STRANGE, choose
+from edge_attn.export.samples import MIN_SENTENCES, RARE_CHARACTERS, choose_sentences
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import UNK
 
@@ -25,50 +25,50 @@ def text(request) -> Text:
 
 
 @pytest.mark.parametrize("samples", [LINES, LINES[:1], [f"{a} {b}" for a in LINES for b in LINES * 5]])
-def test_enough_sentences_and_the_adversarial_ones(text, samples):
+def test_sentences_are_enough_and_adversarial(text, samples):
     longest = 70 if text.kind == "characters" else 20
-    chosen = choose(text, samples, longest)
+    chosen = choose_sentences(text, samples, longest)
     lengths = [len(text.encode_source(sentence)) for sentence in chosen]
-    assert len(set(chosen)) == len(chosen) >= LEAST
+    assert len(set(chosen)) == len(chosen) >= MIN_SENTENCES
     assert min(lengths) == 2  # one token and the end symbol
-    assert max(lengths) >= longest  # cut to it
+    assert max(lengths) >= longest  # truncated to it
     assert len(set(lengths)) > 5
     assert any(UNK in text.encode_source(sentence) for sentence in chosen)
     assert all(sentence == sentence.strip() != "" for sentence in chosen)
 
 
-def test_of_many_sentences_all_lengths_are_taken():
+def test_many_sentences_cover_all_lengths():
     text = Text.train("words", [(LINES[1], LINES[1])], 60, 60)
     words = LINES[1].split()
     samples = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
-    assert len(samples) > LEAST
-    lengths = {len(text.encode_source(sentence)) for sentence in choose(text, samples, 20)}
+    assert len(samples) > MIN_SENTENCES
+    lengths = {len(text.encode_source(sentence)) for sentence in choose_sentences(text, samples, 20)}
     assert lengths >= set(range(2, len(words) + 2))
 
 
-def test_the_same_sentences_are_chosen_again():
+def test_choice_ignores_the_order():
     text = Text.train("words", [(line, line) for line in LINES], 60, 60)
-    assert choose(text, LINES, 20) == choose(text, list(reversed(LINES)), 20)
+    assert choose_sentences(text, LINES, 20) == choose_sentences(text, list(reversed(LINES)), 20)
 
 
 @pytest.mark.parametrize("samples", [[], ["", "  "]])
-def test_no_sentence(samples):
+def test_no_sentence_fails(samples):
     text = Text.train("words", [(line, line) for line in LINES], 60, 60)
-    with pytest.raises(ExportError, match=r"no sentence was given .* with --input"):
-        choose(text, samples, 20)
+    with pytest.raises(ExportError, match=r"there is no sentence .* with --input"):
+        choose_sentences(text, samples, 20)
 
 
-def test_too_few_to_make_enough_of():
+def test_too_few_sentences_fail():
     text = Text.train("characters", [("ab", "ab")], 60, 60)
-    with pytest.raises(ExportError, match=r"only \d+ sentences .* give a file of at least 64 with --input"):
-        choose(text, ["a", "b"], 4)
+    with pytest.raises(ExportError, match=r"yield only \d+ .* pass a file of at least 64 with --input"):
+        choose_sentences(text, ["a", "b"], 4)
 
 
-def test_a_vocabulary_that_knows_everything():
-    class Everything:
+def test_vocabulary_without_unknown_gets_rare_characters():
+    class AllCharacters:
         kind = "characters"
 
         def encode_source(self, text: str) -> list[int]:
             return [*(4 + ord(c) for c in text), 3]
 
-    assert any(STRANGE[0] in sentence for sentence in choose(Everything(), LINES, 20))
+    assert any(RARE_CHARACTERS[0] in sentence for sentence in choose_sentences(AllCharacters(), LINES, 20))

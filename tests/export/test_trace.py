@@ -1,4 +1,4 @@
-"""From a module to an ONNX model: names and axes as described, fp16 storage without another number, clear refusals."""
+"""Tests of edge_attn.export.trace: names and axes of the spec, fp16 storage without loss, clear errors."""
 
 from __future__ import annotations
 
@@ -40,55 +40,59 @@ def traced(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[Ten
     return trace(module, spec, [torch.from_numpy(value) for value in example_inputs(spec, sizes)])
 
 
-def described(values) -> dict[str, tuple[object, ...]]:
+def axes_by_name(values) -> dict[str, tuple[object, ...]]:
     return {
         value.name: tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in values
     }
 
 
-def test_a_module_gets_the_names_and_axes_that_were_described():
+def test_model_has_names_and_axes_of_the_spec():
     model = traced(Mean(), (X, LENGTH), (TensorSpec("mean", "float32", ("batch", 3)),))
-    assert described(model.graph.input) == {"x": ("batch", "src", 4), "length": ("batch",)}
-    assert described(model.graph.output) == {"mean": ("batch", 3)}
+    assert axes_by_name(model.graph.input) == {"x": ("batch", "src", 4), "length": ("batch",)}
+    assert axes_by_name(model.graph.output) == {"mean": ("batch", 3)}
     assert model.ir_version == IR_VERSION == 10
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
     assert not model.graph.value_info
     assert not model.functions
 
 
-def test_a_module_without_an_axis_for_time():
+def test_module_without_time_axis():
     model = traced(
         nn.Linear(4, 3), (TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("y", "float32", ("batch", 3)),)
     )
-    assert described(model.graph.output) == {"y": ("batch", 3)}
+    assert axes_by_name(model.graph.output) == {"y": ("batch", 3)}
 
 
 class Options(nn.Module):
-    """A parameter that is not given, and tensors that are."""
+    """A parameter with a default before variable tensors."""
 
     def forward(self, x: Tensor, scale: float = 2.0, *more: Tensor) -> Tensor:
         return x * scale
 
 
-def test_parameters_with_a_default_may_be_left_out():
+def test_parameter_with_default_may_be_omitted():
     traced(Options(), (X,), (TensorSpec("y", "float32", ("batch", "src", 4)),))
 
 
 MEAN = TensorSpec("mean", "float32", ("batch", 3))
 MISTAKES = {
     "another size": ((X, LENGTH), (TensorSpec("mean", "float32", ("batch", 5)),), "mean: an axis has size 3"),
-    "another number of axes": ((X, LENGTH), (TensorSpec("mean", "float32", ("batch",)),), "mean is float32 of 2 axes"),
-    "another type": ((X, LENGTH), (TensorSpec("mean", "int64", ("batch", 3)),), "mean is float32 of 2 axes"),
+    "more axes": (
+        (X, LENGTH),
+        (TensorSpec("mean", "float32", ("batch",)),),
+        "mean is float32 with 2 axes",
+    ),
+    "another type": ((X, LENGTH), (TensorSpec("mean", "int64", ("batch", 3)),), "mean is float32 with 2 axes"),
     "an axis for a size": (
         (X, LENGTH),
         (TensorSpec("mean", "float32", ("batch", "src")),),
-        "axis 'src' came out frozen",
+        "axis 'src' has the fixed size",
     ),
     "one output too many": (
         (X, LENGTH),
         (MEAN, TensorSpec("more", "float32", ("batch", 3))),
-        "the module has 1 outputs, described were 2",
+        "the module has 1 outputs, expected 2",
     ),
     "one input too few": ((X,), (MEAN,), "torch cannot export Mean"),
     "one input too many": ((X, LENGTH, LENGTH), (MEAN,), "torch cannot export Mean"),
@@ -96,14 +100,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_description_that_does_not_fit(mistake):
+def test_wrong_spec_fails(mistake):
     inputs, outputs, sentence = MISTAKES[mistake]
     with pytest.raises(ExportError, match=sentence):
         traced(Mean(), inputs, outputs)
 
 
 class FirstThree(nn.Module):
-    """Gives a batch of three whatever came in."""
+    """Returns a batch of three for every input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:1].expand(3, -1, -1) * 2
@@ -121,20 +125,20 @@ class Split(nn.Module):
         return x.reshape(-1, 7, 4) + 1
 
 
-def test_an_axis_that_came_out_frozen():
-    with pytest.raises(ExportError, match="y: axis 'batch' came out frozen at 3"):
+def test_fixed_axis_fails():
+    with pytest.raises(ExportError, match="y: axis 'batch' has the fixed size 3"):
         traced(FirstThree(), (X,), (TensorSpec("y", "float32", ("batch", "src", 4)),))
     with pytest.raises(ExportError):
         traced(Split(), (X,), (TensorSpec("y", "float32", ("batch", "src", 4)),))
 
 
-def test_what_torch_cannot_export_is_named_by_its_path():
+def test_failing_submodule_is_named_by_its_path():
     module = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Tanh(), Branching()))
     with pytest.raises(ExportError, match=r"torch cannot export Sequential, in 1.1 \(Branching\): "):
         traced(module, (X,), (TensorSpec("y", "float32", ("batch", "src", 4)),))
 
 
-def test_tracing_leaves_no_trace(capfd):
+def test_tracing_restores_logging_and_warnings(capfd):
     disabled, filters = logging.root.manager.disable, list(warnings.filters)
     traced(Mean(), (X, LENGTH), (MEAN,))
     with pytest.raises(ExportError):
@@ -143,8 +147,8 @@ def test_tracing_leaves_no_trace(capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_a_gradient_that_is_wanted_elsewhere_does_not_open_the_op():
-    """While gradients are recorded our ops run as plain torch; an exported module holds the op all the same."""
+def test_op_is_exported_while_gradients_are_recorded():
+    """With gradients, our ops run as plain torch; the exported module contains the op all the same."""
 
     class Attend(nn.Module):
         def __init__(self) -> None:
@@ -175,7 +179,7 @@ def with_weights(**weights: np.ndarray) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", 18)])
 
 
-def test_fp16_storage_keeps_every_number():
+def test_fp16_storage_preserves_every_number():
     random = np.random.default_rng(0)
     halves = random.standard_normal((40, 20)).astype(np.float16).astype(np.float32)
     weights = {
@@ -195,8 +199,8 @@ def test_fp16_storage_keeps_every_number():
     assert {name for name, kind in kinds.items() if kind == half} == {"halves.fp16", "tiny.fp16"}
     assert kinds.keys() == {"halves.fp16", "tiny.fp16", *(weights.keys() - {"halves", "tiny"})}
     assert len(model.SerializeToString()) < before - 2 * 1500
-    found = onnx.reference.ReferenceEvaluator(model).run(None, {})
-    for value, (name, expected) in zip(found, weights.items(), strict=True):
+    actual = onnx.reference.ReferenceEvaluator(model).run(None, {})
+    for value, (name, expected) in zip(actual, weights.items(), strict=True):
         assert np.array_equal(value, expected), name
         assert value.dtype == expected.dtype
 
@@ -204,7 +208,7 @@ def test_fp16_storage_keeps_every_number():
 # ---- example inputs
 
 
-def test_example_inputs_fit_their_description():
+def test_example_inputs_fit_the_spec():
     spec = GraphSpec(
         "",
         (
@@ -217,8 +221,8 @@ def test_example_inputs_fit_their_description():
         ),
         (),
     )
-    made = dict(zip((t.name for t in spec.inputs), example_inputs(spec, {"batch": 500, "src": 5}), strict=True))
-    assert {name: (value.dtype.name, value.shape) for name, value in made.items()} == {
+    inputs = dict(zip((t.name for t in spec.inputs), example_inputs(spec, {"batch": 500, "src": 5}), strict=True))
+    assert {name: (value.dtype.name, value.shape) for name, value in inputs.items()} == {
         "x": ("float32", (500, 5, 3)),
         "mask": ("bool", (500, 5)),
         "length": ("int64", (500,)),
@@ -226,9 +230,9 @@ def test_example_inputs_fit_their_description():
         "kind": ("int64", (500,)),
         "wide": ("float64", (5,)),
     }
-    assert set(made["length"]) == {1, 2, 3, 4, 5}
-    assert set(made["parents"].ravel()) == {0, 1, 2, 3, 4}
-    assert set(made["kind"]) == {0, 1, 2, 3}
-    assert set(made["mask"].ravel()) == {True, False}
+    assert set(inputs["length"]) == {1, 2, 3, 4, 5}
+    assert set(inputs["parents"].ravel()) == {0, 1, 2, 3, 4}
+    assert set(inputs["kind"]) == {0, 1, 2, 3}
+    assert set(inputs["mask"].ravel()) == {True, False}
     again = example_inputs(spec, {"batch": 500, "src": 5})
-    assert all(np.array_equal(a, b) for a, b in zip(again, made.values(), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(again, inputs.values(), strict=True))
