@@ -1,4 +1,4 @@
-"""What the tests share: the toy model (tests/data/make_toy.py), the command line, and what may not be installed."""
+"""Shared fixtures: the toy model (tests/data/make_toy.py), the command line, and optional requirements."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def toy_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def toy_bundle() -> Path:
-    """The same, exported, as a zip; read it only."""
+    """The exported toy checkpoint as a zip; read it only."""
     return DATA / "toy-bundle.zip"
 
 
 @pytest.fixture(scope="session")
 def toy_pairs() -> Path:
-    """A hundred pairs that the toy model was not trained on, as TSV."""
+    """A TSV file of a hundred pairs that the toy model was not trained on."""
     return DATA / "toy.tsv"
 
 
 @pytest.fixture(scope="session")
 def needs_torch() -> None:
-    """Skips the test where torch is not installed, as on a device."""
+    """Skip the test if torch is not installed, as on a device."""
     pytest.importorskip("torch", reason="torch is not installed: a device needs none")
 
 
 @pytest.fixture(scope="session")
 def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Keras itself on its torch backend, which keeps its settings out of the home folder."""
+    """Keras on its torch backend, with its settings outside the home folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "torch")
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
@@ -56,7 +56,7 @@ def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def needs_gpu() -> None:
-    """Skips the test where no NVIDIA GPU answers. The driver itself is asked, so no package takes part."""
+    """Skip the test if there is no NVIDIA GPU, as reported by the driver itself, without any package."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -87,9 +87,9 @@ def edge_attn_cli() -> Callable[..., Result]:
 
 @pytest.fixture(scope="session")
 def start_edge_attn(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts `edge-attn ARGUMENTS` in a process of its own, which the test must end.
+    """Start `edge-attn ARGUMENTS` in a new process, which the test must end.
 
-    `absent` are packages that it must not find, `before` is Python that runs first, `env` is added to the environment.
+    `absent` are packages whose import fails, `before` is Python that runs first, `env` is added to the environment.
     """
     folder = tmp_path_factory.mktemp("working")
 
@@ -114,7 +114,7 @@ def start_edge_attn(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., s
 def run_edge_attn(
     start_edge_attn: Callable[..., subprocess.Popen[bytes]],
 ) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """The same to its end; `input` is its standard input."""
+    """Run `start_edge_attn` to its end, with `input` on standard input."""
 
     def run(*arguments: object, input: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -1,5 +1,4 @@
-"""A Jetson for the tests of the runtime `trt`: a small TensorRT and CUDA (fake_trt.py, fake_cuda.py) in host memory;
-and the toy bundle, copied or opened."""
+"""Shared fixtures: a simulated Jetson with fake TensorRT and CUDA in host memory, and the toy bundle."""
 
 from __future__ import annotations
 
@@ -32,15 +31,15 @@ BUCKETS = {"batch": [1, 8, 32], "src": [6, 12], "beam": 5}
 
 @dataclass
 class Jetson:
-    """A Jetson of the tests' own: what runs on it, and what was built there."""
+    """A simulated Jetson: its fake CUDA, and the graphs whose engines were built on it."""
 
     cache: Path
     cuda: Any = field(default_factory=fake_cuda.FakeCuda)
     built: list[str] = field(default_factory=list)
     change: Callable[[bytes], bytes] = bytes
-    """What happens to an engine on its way from the builder."""
+    """Change applied to each engine that the builder returns."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What a run of an engine takes by the fake's clock, by the graph's file."""
+    """Seconds that a run of an engine takes on the fake clock, by the file of its graph."""
     version: tuple[int, ...] = (10, 3, 0)
 
     def tensorrt(self, rtx: bool = False) -> TensorRT:
@@ -58,23 +57,23 @@ class Jetson:
         return Trt(bundle, RuntimeOptions(cache_dir=self.cache, **options))
 
     def ready(self, path: Path, **buckets: Any) -> Bundle:
-        """A bundle with its portable graphs in the place of the target's: ONNX Runtime runs functions as they are."""
+        """Open a bundle with a `trt` target of its portable graphs: ONNX Runtime runs function bodies too."""
         opened = Bundle.open(path)
         settings = {"build": {"buckets": {**BUCKETS, **buckets}}}
-        made = Target("trt", "fp32", opened.manifest.graphs, settings)
-        return Bundle(path, dataclasses.replace(opened.manifest, targets={made.name: made}), opened.files())
+        target = Target("trt", "fp32", opened.manifest.graphs, settings)
+        return Bundle(path, dataclasses.replace(opened.manifest, targets={target.name: target}), opened.files())
 
 
 @pytest.fixture
 def jetson(monkeypatch, tmp_path) -> Iterator[Jetson]:
-    """Whatever is opened on it must be closed by the test's end."""
-    made = Jetson(tmp_path / "cache")
-    monkeypatch.setattr(trt, "load_tensorrt", made.tensorrt)
-    monkeypatch.setattr(trt, "open_cuda", lambda: Cuda(made.cuda))
-    monkeypatch.setattr(trt_build, "build_engine", made.build)
-    yield made
+    """Simulate a Jetson, and check that the test closes everything that it opens there."""
+    machine = Jetson(tmp_path / "cache")
+    monkeypatch.setattr(trt, "load_tensorrt", machine.tensorrt)
+    monkeypatch.setattr(trt, "open_cuda", lambda: Cuda(machine.cuda))
+    monkeypatch.setattr(trt_build, "build_engine", machine.build)
+    yield machine
     gc.collect()
-    assert made.cuda.leaks() == []
+    assert machine.cuda.leaks() == []
 
 
 @pytest.fixture
@@ -84,9 +83,9 @@ def bundle(jetson, toy_bundle) -> Bundle:
 
 @pytest.fixture
 def runtime(jetson, bundle) -> Iterator[Trt]:
-    made = jetson.open(bundle)
-    yield made
-    made.close()
+    opened = jetson.open(bundle)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +95,7 @@ def sources(toy_bundle) -> tuple[tuple[int, ...], ...]:
 
 @pytest.fixture
 def copied(toy_bundle, tmp_path) -> Path:
-    """The toy bundle, to be written to."""
+    """A copy of the toy bundle, to write to."""
     return Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
 
 
@@ -107,18 +106,18 @@ def opened(toy_bundle) -> Bundle:
 
 @pytest.fixture(scope="session")
 def toy(opened) -> Any:
-    """What runs it on the CPU."""
+    """The toy bundle on the CPU."""
     return open_runtime(opened, "ort-cpu", RuntimeOptions(threads=1))
 
 
 @pytest.fixture(scope="session")
-def said(opened) -> golden.Golden:
+def toy_golden(opened) -> golden.Golden:
     return golden.load(opened.read)
 
 
 @pytest.fixture
 def translate(edge_attn_cli, toy_bundle, tmp_path):
-    """Translate bytes with the toy model. `code` and `error` are what is expected of `edge_attn_cli`."""
+    """Translate bytes with the toy model; `code` and `error` are those of `edge_attn_cli`."""
 
     def run(lines: bytes, *options: object, **expected: object):
         path = tmp_path / "input"

@@ -10,7 +10,7 @@ TESTS = Path(__file__).resolve().parent.parent
 DATA = TESTS / "data"
 KINDS_FOLDER = DATA / "kinds"
 PROJECT = TESTS.parent
-"""The checkout; where the tests of a wheel run it holds the tests and pyproject.toml alone."""
+"""The checkout; for the tests of a wheel, a folder with the tests and pyproject.toml alone."""
 SHARED = PROJECT.parent / "shared"
 PACKAGE = Path(edge_attn.__file__).resolve().parent
 EMBEDDED_CHECKPOINT = PACKAGE / "pretrained" / "en-fr"

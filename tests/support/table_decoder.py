@@ -1,4 +1,4 @@
-"""A decoder that is a table of probabilities: small enough to know every sentence that it can say."""
+"""A decoder with a table of probabilities, small enough to enumerate every sentence."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ A, B = 4, 5
 
 
 class TableDecoder:
-    """log p(next | last) from tables (tables, vocab, vocab); a source's first entry says which table is its own.
+    """log p(next | last) from tables (tables, vocab, vocab); the first entry of a source is the index of its table.
 
-    Its alignments are the rows of `attend` (vocab, src) for the last token, or hold the step, that token and the number
-    that the whole history is, so one that was not handed down from parent to child shows. `read` names the outputs that
-    were asked for as numpy arrays.
+    The alignments are the rows of `attend` (vocab, src) for the last token. Without `attend` they contain the step, the
+    last token and the history as one number, so an alignment that does not pass from parent to child shows. `read`
+    contains the names of the outputs that were requested as numpy arrays.
     """
 
     name, provider = "table", "numpy"
@@ -29,7 +29,7 @@ class TableDecoder:
     ) -> None:
         self.tables, self.attend = tables, attend
         self.read: set[str] = set()
-        self._given: dict[str, np.ndarray] = {}
+        self._outputs: dict[str, np.ndarray] = {}
         vocabulary = tables.shape[-1]
         self.candidates = candidates or vocabulary
         state = [TensorSpec(f"state.{name}", "int64", ("batch", "beam")) for name in ("step", "history")]
@@ -58,7 +58,7 @@ class TableDecoder:
         log_probs = self.tables[inputs["memory.table"][:, None], tokens]
         ids = np.argsort(-log_probs, axis=2, kind="stable")[:, :, : self.candidates]
         alignment = np.stack([step, tokens, history], 2).astype(float) if self.attend is None else self.attend[tokens]
-        self._given = {
+        self._outputs = {
             "log_probs": log_probs,
             "candidates": np.take_along_axis(log_probs, ids, 2),
             "candidate_ids": ids,
@@ -66,10 +66,10 @@ class TableDecoder:
             "next_state.step": step,
             "next_state.history": history,
         }
-        return dict(self._given)
+        return dict(self._outputs)
 
     def numpy(self, value: np.ndarray) -> np.ndarray:
-        self.read |= {name for name, given in self._given.items() if given is value}
+        self.read |= {name for name, output in self._outputs.items() if output is value}
         return value
 
     def select_rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -80,12 +80,12 @@ SOURCE = [0, 0, 0]
 
 
 def table(rows: Mapping[int, Mapping[int, float]], vocabulary: int = 6) -> np.ndarray:
-    """One table of probabilities; what is not said never comes."""
-    made = np.full((1, vocabulary, vocabulary), -np.inf)
+    """Return one table of log-probabilities from probabilities; tokens without a row entry have none."""
+    log_probs = np.full((1, vocabulary, vocabulary), -np.inf)
     for last, following in rows.items():
         for token, probability in following.items():
-            made[0, last, token] = math.log(probability)
-    return made
+            log_probs[0, last, token] = math.log(probability)
+    return log_probs
 
 
 def random_tables(seed: int, count: int, vocabulary: int) -> np.ndarray:
@@ -94,5 +94,5 @@ def random_tables(seed: int, count: int, vocabulary: int) -> np.ndarray:
 
 
 def log_prob(table_: np.ndarray, tokens: Sequence[int], finished: bool) -> float:
-    said = [BOS, *tokens, *([EOS] if finished else [])]
-    return float(sum(table_[last, token] for last, token in itertools.pairwise(said)))
+    symbols = [BOS, *tokens, *([EOS] if finished else [])]
+    return float(sum(table_[last, token] for last, token in itertools.pairwise(symbols)))

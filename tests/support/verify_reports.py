@@ -1,4 +1,4 @@
-"""Changed bundles for the tests of `edge-attn verify`, and what its reports say of them."""
+"""Changed bundles for the tests of `edge-attn verify`, and summaries of its reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Files = dict[str, bytes]
 
 
 def failing(report: Report) -> set[str]:
-    """`L2.kl` for each finding that does not hold, without what it compared."""
+    """Return a name such as `L2.kl` for each measurement that fails, without its tensor."""
     return {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.measurements if not f.ok}
 
 
@@ -23,7 +23,7 @@ def statuses(report: Report) -> dict[str, str]:
 
 
 def planted(opened: Bundle, path: Path, change: Callable[[Files], None], **manifest) -> Path:
-    """A bundle with changed files that opens all the same."""
+    """Write a bundle with changed files and matching hashes; return its path."""
     files = {name: opened.read(name) for name in opened.manifest.files}
     change(files)
     write_bundle(path, dataclasses.replace(opened.manifest, **manifest), files)

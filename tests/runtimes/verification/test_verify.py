@@ -23,7 +23,7 @@ from edge_attn.text.pipeline import Text
 torch.set_num_threads(1)
 
 
-def test_a_good_bundle_holds(toy_bundle, said):
+def test_a_good_bundle_holds(toy_bundle, toy_golden):
     report = verify(toy_bundle, options=RuntimeOptions(threads=1))
     assert (report.verdict, report.exit_code) == ("holds", 0)
     assert statuses(report) == {
@@ -34,7 +34,7 @@ def test_a_good_bundle_holds(toy_bundle, said):
         "L4": "not requested",
         "L5": "holds",
     }
-    assert report.sentences == len(said.sentences)
+    assert report.sentences == len(toy_golden.sentences)
     assert report.provider == "CPUExecutionProvider"
     assert not any(level.mismatches for level in report.levels)
     shown = str(report)

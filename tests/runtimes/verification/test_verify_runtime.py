@@ -58,12 +58,12 @@ OUTPUTS = (
 
 @pytest.mark.parametrize(("graph", "output"), OUTPUTS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_never_parity(opened, toy, said, graph, output, value):
+def test_what_is_no_number_is_never_parity(opened, toy, toy_golden, graph, output, value):
     def change(ran: str, outputs: dict[str, np.ndarray]) -> None:
         if ran == graph:
             outputs[output][...] = value
 
-    few = first(said, 6)
+    few = first(toy_golden, 6)
     report = check(opened, Faulty(toy, change), few)
     assert report.exit_code == 1
     content = json.loads(report.json())
@@ -71,12 +71,12 @@ def test_what_is_no_number_is_never_parity(opened, toy, said, graph, output, val
     assert report.junit()
 
 
-def test_a_level_that_asks_for_more_than_the_engines_hold_is_not_tested_and_the_others_are(opened, toy, said):
+def test_a_level_that_asks_for_more_than_the_engines_hold_is_not_tested_and_the_others_are(opened, toy, toy_golden):
     def narrow(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step" and outputs["log_probs"].shape[1] > 1:
             raise TooLargeError("the engine was built for a beam of up to 1")
 
-    report = check(opened, Faulty(toy, narrow), first(said, 6))
+    report = check(opened, Faulty(toy, narrow), first(toy_golden, 6))
     found = statuses(report)
     assert {name: found[name] for name in ("L1", "L2", "L3", "L5")} == {
         "L1": "holds",
@@ -88,44 +88,44 @@ def test_a_level_that_asks_for_more_than_the_engines_hold_is_not_tested_and_the_
     assert "not tested (the engine was built for a beam of up to 1)" in str(report)
 
 
-def first(said: Golden, count: int) -> Golden:
+def first(toy_golden: Golden, count: int) -> Golden:
     """The golden data of the first sentences; of those arrays that are read row by row nothing needs to be cut."""
     return dataclasses.replace(
-        said,
-        sentences=said.sentences[:count],
-        sources=said.sources[:count],
-        greedy=said.greedy[:count],
-        n_best=said.n_best[:count],
+        toy_golden,
+        sentences=toy_golden.sentences[:count],
+        sources=toy_golden.sources[:count],
+        greedy=toy_golden.greedy[:count],
+        n_best=toy_golden.n_best[:count],
     )
 
 
-def test_a_part_of_the_golden_data_holds_too(opened, toy, said):
-    assert check(opened, toy, first(said, 6)).verdict == "holds"
+def test_a_part_of_the_golden_data_holds_too(opened, toy, toy_golden):
+    assert check(opened, toy, first(toy_golden, 6)).verdict == "holds"
 
 
-def test_one_nan_at_one_step_of_one_sentence_is_found(opened, toy, said):
+def test_one_nan_at_one_step_of_one_sentence_is_found(opened, toy, toy_golden):
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step" and len(outputs["log_probs"]) > 1:
             outputs["log_probs"][1, 0, 5] = np.nan
 
-    report = check(opened, Faulty(toy, change), said, ["L2"])
+    report = check(opened, Faulty(toy, change), toy_golden, ["L2"])
     assert statuses(report)["L2"] == "fails"
     assert {"L2.projection", "L2.kl", "L2.top1"} <= failing(report)
 
 
-def test_a_batch_that_differs_from_the_sentence_alone(opened, toy, said):
+def test_a_batch_that_differs_from_the_sentence_alone(opened, toy, toy_golden):
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step" and len(outputs["candidates"]) > 1:
             for name in ("candidates", "candidate_ids"):
                 outputs[name][0] = outputs[name][1]
 
-    level = check(opened, Faulty(toy, change), said, ["L5"]).levels[5]
+    level = check(opened, Faulty(toy, change), toy_golden, ["L5"]).levels[5]
     assert level.status == "fails"
     assert {f.name for f in level.measurements if not f.ok} == {"tokens batched", "tokens shuffled"}
     assert {flip.where for flip in level.mismatches} == {"batched", "shuffled"}
 
 
-def test_a_runtime_that_says_another_thing_the_second_time(opened, toy, said):
+def test_a_runtime_that_says_another_thing_the_second_time(opened, toy, toy_golden):
     runs = 0
 
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
@@ -134,20 +134,20 @@ def test_a_runtime_that_says_another_thing_the_second_time(opened, toy, said):
         if graph == "step":
             outputs["candidates"] -= np.float32(1e-6) * (runs % 5)
 
-    report = check(opened, Faulty(toy, change), said)
+    report = check(opened, Faulty(toy, change), toy_golden)
     assert failing(report) == {"L5.rerun"}
 
 
-def test_alignments_turned_round(opened, toy, said):
+def test_alignments_turned_round(opened, toy, toy_golden):
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step":
             outputs["alignment"] = outputs["alignment"][:, :, ::-1]
 
-    report = check(opened, Faulty(toy, change), said)
+    report = check(opened, Faulty(toy, change), toy_golden)
     assert failing(report) == {"L1.alignment", "L3.alignment"}
 
 
-def test_alignments_of_the_step_before(opened, toy, said):
+def test_alignments_of_the_step_before(opened, toy, toy_golden):
     """The attention of a token stands in the row of the next one."""
     held: list[np.ndarray] = []
 
@@ -158,7 +158,7 @@ def test_alignments_of_the_step_before(opened, toy, said):
             held.append(outputs["alignment"])
             outputs["alignment"] = held[-2] if len(held) > 1 and held[-2].shape == held[-1].shape else held[-1]
 
-    report = check(opened, Faulty(toy, change), said)
+    report = check(opened, Faulty(toy, change), toy_golden)
     assert failing(report) == {"L1.alignment", "L3.alignment"}
 
 
@@ -180,15 +180,17 @@ def tie_breaker(least: float) -> Callable[[str, dict[str, np.ndarray]], None]:
 
 
 @pytest.fixture(scope="session")
-def greedy_only(said) -> Golden:
+def greedy_only(toy_golden) -> Golden:
     """Golden data whose beam search is greedy too, since ties are broken in greedy search's way here."""
-    arrays = {name: rows for name, rows in said.arrays.items() if name != "beam.alignment"}
-    config = dataclasses.replace(said.search, beam=1, n_best=1)
-    return dataclasses.replace(said, search=config, n_best=tuple((one,) for one in said.greedy), arrays=arrays)
+    arrays = {name: rows for name, rows in toy_golden.arrays.items() if name != "beam.alignment"}
+    config = dataclasses.replace(toy_golden.search, beam=1, n_best=1)
+    return dataclasses.replace(
+        toy_golden, search=config, n_best=tuple((one,) for one in toy_golden.greedy), arrays=arrays
+    )
 
 
-def with_noise(said: Golden, noise: np.ndarray) -> Golden:
-    return dataclasses.replace(said, arrays={**said.arrays, "steps.noise": noise})
+def with_noise(toy_golden: Golden, noise: np.ndarray) -> Golden:
+    return dataclasses.replace(toy_golden, arrays={**toy_golden.arrays, "steps.noise": noise})
 
 
 def test_a_flip_is_excused_below_the_references_noise_only(opened, toy, greedy_only):
@@ -250,10 +252,10 @@ def test_a_beam_flip_needs_two_recorded_hypotheses_and_their_margin():
 def test_divergence_forgives_rounding_and_sees_another_distribution():
     p = np.log(np.array([[0.9, 0.06, 0.04]]))
     shift = 2e-6  # of every logit, as rounding a large log-sum-exp does
-    said = {"top_log_probs": p[:, :2], "rest": p[:, 2]}
+    reference = {"top_log_probs": p[:, :2], "rest": p[:, 2]}
     rounded = {"top_log_probs": p[:, :2] + shift, "rest": p[:, 2] + shift}
     other = np.log(np.array([[0.89, 0.07, 0.04]]))
-    assert abs(decoder_levels._divergence(said, rounded)[0]) < 1e-10
+    assert abs(decoder_levels._divergence(reference, rounded)[0]) < 1e-10
     expected = float((np.exp(p) * (p - other)).sum())
     parts = {"top_log_probs": other[:, :2], "rest": other[:, 2]}
-    assert decoder_levels._divergence(said, parts)[0] == pytest.approx(expected)
+    assert decoder_levels._divergence(reference, parts)[0] == pytest.approx(expected)
