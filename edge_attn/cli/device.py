@@ -106,7 +106,7 @@ def optimize(ctx: click.Context, /, **arguments: Any) -> None:
     --force. With --build alone their engines are built, and --profiles and --max-build-minutes change the build
     settings that BUNDLE stores.
     """
-    ctx.exit(resolve("verb", VERBS, "optimize")(say=click.echo, **arguments))
+    ctx.exit(resolve("verb", VERBS, "optimize")(log=click.echo, **arguments))
 
 
 @click.command()

@@ -33,7 +33,7 @@ from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec
 from edge_attn.text import corpus
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TargetRequest:
 
 
 def build(
-    opened: Bundle, request: TargetRequest, golden: Golden, options: RuntimeOptions, say: Say
+    opened: Bundle, request: TargetRequest, golden: Golden, options: RuntimeOptions, log: Log
 ) -> tuple[Target, dict[str, bytes]]:
     """Return the target, for the manifest, and its files.
 
@@ -67,7 +67,7 @@ def build(
         request: the target.
         golden: golden data of the bundle.
         options: options of the runtime ort-cpu, which verifies the graphs.
-        say: takes one line of progress.
+        log: takes one line of progress.
 
     Raises:
         InputError: the target cannot read a graph, or no graph calls an op for which a plugin was requested.
@@ -76,7 +76,7 @@ def build(
     models = inlined(opened, request.oldest, frozenset())
     variants = _variants(opened, request)
     lines = corpus.read_sentences(request.calibration) if request.calibration else golden.sentences
-    builder = TargetBuilder(opened, request, golden, lines, options, say)
+    builder = TargetBuilder(opened, request, golden, lines, options, log)
     plan = builder.plan(models, {}, {})
     if request.precision != "fp32" and not any(plan.converted.values()):
         raise ParityError(
@@ -153,7 +153,7 @@ class TargetBuilder:
     golden: Golden
     lines: Sequence[str]
     options: RuntimeOptions
-    say: Say
+    log: Log
 
     def plan(self, models: Models, fp32_graphs: Models, final_graphs: Models) -> PrecisionPlan:
         """Convert as many nodes of `models` as the bounds allow.
@@ -179,7 +179,7 @@ class TargetBuilder:
 
         factory = request.recipe.conversions[request.precision]
         conversion = factory(opened, {**fp32_graphs, **models}, self.lines, self.options)
-        plan = plan_precision(models, conversion, verify, measure, self.say)
+        plan = plan_precision(models, conversion, verify, measure, self.log)
         if plan.report.verdict != "holds":
             calls = f" that call {', '.join(request.plugins)}" if final_graphs else ""
             raise ParityError(

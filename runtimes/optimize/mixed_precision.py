@@ -46,7 +46,7 @@ def plan_precision(
     conversion: Conversion,
     check: Callable[[Models], Report],
     measure: Callable[[Models], np.ndarray],
-    say: Callable[[str], object],
+    log: Callable[[str], object],
 ) -> PrecisionPlan:
     """Convert as many nodes as `check` accepts; if it accepts none, return the last round with its report.
 
@@ -55,7 +55,7 @@ def plan_precision(
         conversion: the conversion.
         check: verifies graphs.
         measure: runs graphs and returns log-probabilities (rows, vocab).
-        say: takes one line of progress.
+        log: takes one line of progress.
     """
     convertible = {name: conversion.convertible_nodes(model) for name, model in models.items()}
     ranking: list[tuple[float, str, str]] | None = None
@@ -67,14 +67,14 @@ def plan_precision(
         if report.verdict == "holds" or turn == ROUNDS - 1 or not any(nodes.values()):
             break
         if ranking is None:
-            say("the bounds do not hold; measuring the sensitivity of each node")
+            log("the bounds do not hold; measuring the sensitivity of each node")
             ranking = rank_nodes(models, convertible, conversion, measure)
         overflowing = sum(not np.isfinite(sensitivity) for sensitivity, _, _ in ranking)
         count = overflowing + 2**turn
         if overflowing and turn == 0:
             count = overflowing  # they alone may be the cause
         pinned = {(graph, node) for _, graph, node in ranking[:count]}
-        say(f"keeping {len(pinned)} of {len(ranking)} nodes in fp32")
+        log(f"keeping {len(pinned)} of {len(ranking)} nodes in fp32")
     pinned_by_graph = {name: [node for node in convertible[name] if (name, node) in pinned] for name in models}
     return PrecisionPlan(converted, nodes, pinned_by_graph, report)
 

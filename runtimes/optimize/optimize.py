@@ -23,7 +23,7 @@ from edge_attn.parity import golden as golden_data
 from edge_attn.parity.golden import Golden
 from edge_attn.registry import TARGETS, resolve
 from edge_attn.runtimes.base import open_runtime
-from edge_attn.runtimes.optimize.build_target import Say, TargetRequest
+from edge_attn.runtimes.optimize.build_target import Log, TargetRequest
 from edge_attn.runtimes.optimize.build_target import build as build_target
 from edge_attn.runtimes.optimize.options import (
     OptimizeOptions,
@@ -54,7 +54,7 @@ def optimize(
     force: bool = False,
     threads: int | None = None,
     cache_dir: Path | None = None,
-    say: Say = print,
+    log: Log = print,
 ) -> int:
     """Build a bundle's graphs for one target, verify them and write them into the bundle.
 
@@ -72,7 +72,7 @@ def optimize(
         force: replace graphs that the bundle already contains.
         threads: CPU threads; None lets the runtime choose.
         cache_dir: engine cache folder; None for the user's cache folder.
-        say: takes one line for the user.
+        log: takes one line for the user.
 
     Returns:
         The exit code: 0; with `build`, 1 where parity does not hold on the engine, 3 where a level of verify could not
@@ -100,31 +100,31 @@ def optimize(
         refuse_existing(bundle, stored, request, user_options, build)
     request = dataclasses.replace(request, build=build_config(bundle, stored, table, max_build_minutes))
     if recipe.engines:
-        _warn_untestable_levels(request.build or BuildConfig(), golden, say)
+        _warn_untestable_levels(request.build or BuildConfig(), golden, log)
     if stored and not force:
-        say(f"{bundle} already contains {request.name}: its graphs are built as they are; --force builds new ones")
+        log(f"{bundle} already contains {request.name}: its graphs are built as they are; --force builds new ones")
         if request.build and request.build != stored_config(bundle, stored):
             config = dataclasses.asdict(request.build)
             update_bundle(path, functools.partial(_with_setting, opened, request.name, "build", config))
-        return _build_engines(path, request, options, golden, say)
+        return _build_engines(path, request, options, golden, log)
     check_output(bundle, True, opened.size())
-    new_target, files = build_target(opened, request, golden, options, say)
+    new_target, files = build_target(opened, request, golden, options, log)
     inside = path.is_dir() and _cwd_inside(path)
     update_bundle(path, functools.partial(_with_target, opened, new_target, files))
     if inside:
-        say(f"the current folder was replaced; run: cd {shlex.quote(str(path))}")
-    say(
+        log(f"the current folder was replaced; run: cd {shlex.quote(str(path))}")
+    log(
         f"{bundle}: {new_target.name}, {sum(map(len, files.values())) / 1e6:.1f} MB, "
         f"{', '.join(f'{level} {status}' for level, status in new_target.verification['levels'].items())} "
         f"on {new_target.verification['provider']}{'; the engine is not tested' if recipe.engines else ''}"
     )
-    return _build_engines(path, request, options, golden, say) if build else 0
+    return _build_engines(path, request, options, golden, log) if build else 0
 
 
-def _warn_untestable_levels(config: BuildConfig, golden: Golden, say: Say) -> None:
+def _warn_untestable_levels(config: BuildConfig, golden: Golden, log: Log) -> None:
     """Name the levels of verify that cannot run on engines of this configuration."""
     if config.buckets.beam < golden.search.beam:
-        say(
+        log(
             f"engines for a beam of up to {config.buckets.beam} cannot run the golden beam search, whose beam is "
             f"{golden.search.beam}: L3 will not be tested on them (beam in the table buckets of --profiles)"
         )
@@ -193,7 +193,7 @@ def _files_of(manifest: Manifest, target: str) -> dict[str, FileEntry]:
 # ---- engines
 
 
-def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions, golden: Golden, say: Say) -> int:
+def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions, golden: Golden, log: Log) -> int:
     """Measure the plugins, build the engines that the cache lacks, verify them, and return the exit code.
 
     Args:
@@ -201,7 +201,7 @@ def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions
         request: target of the bundle.
         options: options of the runtime.
         golden: golden data of the bundle.
-        say: takes one line for the user.
+        log: takes one line for the user.
 
     Raises:
         NotTestedError: there is nothing here to build or run the engines with.
@@ -209,7 +209,7 @@ def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions
     opened = Bundle.open(bundle)
     try:
         if request.recipe.engines and plugins_of(opened.manifest.targets[request.name])[1]:
-            opened = _measure_plugins(bundle, request, options, say)
+            opened = _measure_plugins(bundle, request, options, log)
         runtime = open_runtime(opened, request.target, options)
     except NotTestedError as error:
         raise NotTestedError(
@@ -220,18 +220,18 @@ def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions
         report = check(opened, runtime, golden)
     finally:
         runtime.close()
-    say(str(report))
+    log(str(report))
     return report.exit_code
 
 
-def _measure_plugins(bundle: Path, request: TargetRequest, options: RuntimeOptions, say: Say) -> Bundle:
+def _measure_plugins(bundle: Path, request: TargetRequest, options: RuntimeOptions, log: Log) -> Bundle:
     """Store the times of both engines in the bundle and return it.
 
     Args:
         bundle: path of the bundle.
         request: target of the bundle.
         options: options of the runtime.
-        say: takes one line for the user.
+        log: takes one line for the user.
 
     Raises:
         InputError: the bundle cannot be written.
@@ -240,6 +240,6 @@ def _measure_plugins(bundle: Path, request: TargetRequest, options: RuntimeOptio
     opened = Bundle.open(bundle)
     check_output(bundle, True, opened.size())
     plugins = opened.manifest.targets[request.name].settings["plugins"]
-    plugins = {**plugins, "measured": open_engines(opened, options, say).measure()}
+    plugins = {**plugins, "measured": open_engines(opened, options, log).measure()}
     update_bundle(bundle, functools.partial(_with_setting, opened, request.name, "plugins", plugins))
     return Bundle.open(bundle)

@@ -53,7 +53,7 @@ def optimized(toy_bundle, tmp_path_factory) -> Callable[[str, str, str], Bundle]
             pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
             from edge_attn.runtimes.optimize.optimize import optimize
 
-            optimize(path, target, precision, say=lambda line: None)
+            optimize(path, target, precision, log=lambda line: None)
         return Bundle.open(path)
 
     return make

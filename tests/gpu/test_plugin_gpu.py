@@ -38,12 +38,12 @@ def test_both_engines_hold_and_times_are_printed(toy_bundle, tmp_path, monkeypat
     source = {"toy": toy_bundle, "embedded": EMBEDDED_BUNDLE}[which]
     path = Path(shutil.copy(source, tmp_path / f"{which}.zip"))
     options = RuntimeOptions(precision=precision, cache_dir=tmp_path)
-    optimize(path, "trt", precision, plugins=("AdditiveAttention",), say=lambda line: None)
+    optimize(path, "trt", precision, plugins=("AdditiveAttention",), log=lambda line: None)
     open_or_skip(Bundle.open(path), "trt", options).close()
     for expected, ratio in FORCED.items():
         monkeypatch.setattr(autotune, "MAX_TIME_RATIO", ratio)
         lines: list[str] = []
-        assert optimize(path, "trt", precision, build=True, cache_dir=tmp_path, say=lines.append) == 0, lines
+        assert optimize(path, "trt", precision, build=True, cache_dir=tmp_path, log=lines.append) == 0, lines
         [line] = [line for line in lines if " runs step with" in line]
         if NO_PLUGIN.search(line):
             pytest.skip(f"needs an NVIDIA GPU with a plugin: {line}")

@@ -14,7 +14,7 @@ from edge_attn.runtimes.optimize.optimize import optimize
 def quietly(path: Path, target: str = "trt", precision: str = "fp16", **options: object) -> list[str]:
     """Run optimize, which must succeed, and return its lines."""
     lines: list[str] = []
-    assert optimize(path, target, precision, threads=1, say=lines.append, **options) == 0
+    assert optimize(path, target, precision, threads=1, log=lines.append, **options) == 0
     return lines
 
 

@@ -119,7 +119,7 @@ def on_tensorrt(bundle: Path, folder: Path) -> str:
     """`builds`, or what TensorRT-RTX says against a graph of the bundle."""
     made = folder / "trt.zip"
     shutil.copy(bundle, made)
-    optimize(made, "trt", "fp32", threads=1, say=lambda line: None)
+    optimize(made, "trt", "fp32", threads=1, log=lambda line: None)
     opened, tensorrt = Bundle.open(made), load_tensorrt(rtx=True)
     said = [
         word

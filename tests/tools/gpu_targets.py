@@ -43,7 +43,7 @@ def _optimize(bundle: Path, target: str, precision: str, profiles: Path) -> None
     from edge_attn.runtimes.optimize.optimize import optimize
 
     options = {"profiles": profiles} if target == "trt" else {}
-    optimize(bundle, target, precision, force=True, say=lambda line: None, **options)
+    optimize(bundle, target, precision, force=True, log=lambda line: None, **options)
 
 
 def read_sources(bundle: Path, corpus: Path | None, count: int) -> Sources:

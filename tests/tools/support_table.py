@@ -64,7 +64,7 @@ def supports(path: Path, tensorrt: TensorRT) -> Iterator[Support]:
         recipe = resolve("target", TARGETS, name)
         for precision in recipe.precisions:
             try:
-                optimize(path, name, precision, threads=1, say=lambda line: None)
+                optimize(path, name, precision, threads=1, log=lambda line: None)
             except EdgeAttnError as error:
                 yield Support(name, precision, runs=NONE, verified=_refusal(error))
                 continue

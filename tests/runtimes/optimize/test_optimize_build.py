@@ -104,7 +104,7 @@ def test_options_for_other_graphs_need_force(copied, builds, tmp_path, what):
     changed = {"min_version": "10.3", "calibration": other_lines, "plugins": ("AdditiveAttention",)}[what]
     before, option = copied.read_bytes(), "plugin" if what == "plugins" else what.replace("_", "-")
     with pytest.raises(UsageError, match=f"already contains trt-int8, built with another --{option} or none; leave"):
-        optimize(copied, "trt", "int8", build=True, say=lambda line: None, **{what: changed})
+        optimize(copied, "trt", "int8", build=True, log=lambda line: None, **{what: changed})
     assert builds == []
     if what != "plugins":
         quietly(copied, "trt", "int8", build=True, **{what: same[what]})
@@ -119,7 +119,7 @@ def test_too_wide_golden_beam_is_a_warning(copied, unverified, tables, monkeypat
     lines = quietly(copied, "trt", "fp32", profiles=tables["narrow"])
     assert lines[0].startswith("engines for a beam of up to 1 cannot run the golden beam search, whose beam is 5: L3")
     with pytest.raises(NotTestedError):
-        optimize(copied, "trt", "fp32", build=True, say=lines.append)
+        optimize(copied, "trt", "fp32", build=True, log=lines.append)
     assert lines.count(lines[0]) == 2
     assert not [line for line in quietly(copied, "trt", "fp16") if "golden beam" in line]
 
@@ -135,14 +135,14 @@ def test_damaged_configuration_is_refused(copied, unverified, tables, build):
 
     update_bundle(copied, damaged)
     with pytest.raises(ConfigError, match=r"toy.zip: targets: trt-fp32: build"):
-        optimize(copied, "trt", "fp32", force=True, say=lambda line: None)
+        optimize(copied, "trt", "fp32", force=True, log=lambda line: None)
     quietly(copied, "trt", "fp32", force=True, profiles=tables["profiles"])
 
 
 def test_level_that_engines_cannot_run_is_not_tested(copied, tables, jetson):
     lines: list[str] = []
     options = {"profiles": tables["narrow"], "build": True, "cache_dir": jetson.cache}
-    assert optimize(copied, "trt", "fp32", say=lines.append, **options) == 3
+    assert optimize(copied, "trt", "fp32", log=lines.append, **options) == 3
     shown = lines[-1].splitlines()
     assert next(line for line in shown if line.startswith("L3")).endswith(
         "not tested (the engine was built for up to 8 sentences of up to 20 tokens with a beam of up to 1, got 8 of "

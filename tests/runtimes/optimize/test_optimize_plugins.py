@@ -76,7 +76,7 @@ def test_plugin_for_an_op_that_no_graph_calls_is_refused(tmp_path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(build_target, "plan_precision", None)
     with pytest.raises(InputError, match=r"no graph of .* calls AdditiveAttention.* call: DotAttention, Gru$"):
-        optimize(path, "trt", plugins=PLUGINS, say=lambda line: None)
+        optimize(path, "trt", plugins=PLUGINS, log=lambda line: None)
     assert path.read_bytes() == before
 
 
@@ -91,7 +91,7 @@ def test_variant_with_other_results_is_never_written(copied, monkeypatch):
     monkeypatch.setattr(build_target, "inlined", wrecked)
     before = copied.read_bytes()
     with pytest.raises(ParityError, match=r"graphs that call AdditiveAttention of .* differ from the reference"):
-        optimize(copied, "trt", "fp32", plugins=PLUGINS, threads=1, say=lambda line: None)
+        optimize(copied, "trt", "fp32", plugins=PLUGINS, threads=1, log=lambda line: None)
     assert copied.read_bytes() == before
 
 
@@ -106,6 +106,6 @@ def test_list_of_plugins_of_an_older_version_needs_force(copied):
 
     update_bundle(copied, older)
     with pytest.raises(UsageError, match="built with another --plugin or none"):
-        optimize(copied, "trt", plugins=PLUGINS, build=True, say=lambda line: None)
+        optimize(copied, "trt", plugins=PLUGINS, build=True, log=lambda line: None)
     quietly(copied, "trt", "fp32", plugins=PLUGINS, force=True)
     assert Bundle.open(copied).manifest.targets["trt-fp32"].settings["plugins"]["ops"] == list(PLUGINS)

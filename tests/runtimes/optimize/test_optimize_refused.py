@@ -31,7 +31,7 @@ KINDS = {path.stem: path for path in sorted(KINDS_FOLDER.glob("*.zip"))}
 def refused(path: Path, kind: type[Exception], sentence: str, *arguments: object, **options: object) -> None:
     before = path.read_bytes()
     with pytest.raises(kind, match=sentence):
-        optimize(path, *arguments, threads=1, say=lambda line: None, **options)
+        optimize(path, *arguments, threads=1, log=lambda line: None, **options)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.glob(".*")] == []
 

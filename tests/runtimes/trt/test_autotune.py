@@ -199,7 +199,7 @@ def test_optimize_build_stores_measurement(jetson, copied, capsys):
     profiles = copied.with_name("profiles.toml")
     profiles.write_text("[buckets]\nbatch = [32]\nsrc = [8]\n")
     lines: list[str] = []
-    options = {"profiles": profiles, "build": True, "cache_dir": jetson.cache, "say": lines.append}
+    options = {"profiles": profiles, "build": True, "cache_dir": jetson.cache, "log": lines.append}
     assert optimize(copied, "trt", "fp32", plugins=("AdditiveAttention",), **options) == 0, lines
     reason = "tensorrt 10.3.0 takes no ahead-of-time plugin, TensorRT 10.13 and newer do"
     assert f"toy.zip: trt-fp32 runs {WITHOUT}: {reason}" in lines

@@ -163,7 +163,7 @@ def test_kernel_fault_ends_the_measuring_run_only(jetson, copied, registered, ch
     profiles = copied.with_name("profiles.toml")
     profiles.write_text("[buckets]\nbatch = [32]\nsrc = [8]\n")
     jetson.version = (10, 13, 2)
-    options = {"profiles": profiles, "cache_dir": jetson.cache, "say": lambda line: None}
+    options = {"profiles": profiles, "cache_dir": jetson.cache, "log": lambda line: None}
 
     def illegal_access(*_: object) -> None:
         for name in FUNCTIONS:  # every later call of CUDA in this process fails too

@@ -82,7 +82,7 @@ def test_every_kind_builds_with_rtx_14(tmp_path):
         copies.append(tmp_path / path.name)
         shutil.copy(path, copies[-1])
         for precision in ("fp32", "fp16") if copies[1:] else ("fp32", "fp16", "int8"):
-            optimize(copies[-1], "trt", precision, threads=1, say=lambda line: None)
+            optimize(copies[-1], "trt", precision, threads=1, log=lambda line: None)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda paths: build("1.4", *paths), (copies[::2], copies[1::2]))
     results = {**first, **second}

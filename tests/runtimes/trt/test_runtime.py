@@ -221,7 +221,7 @@ def test_optimize_builds_the_engine_that_the_runtime_uses(jetson, toy_bundle, tm
     lines: list[str] = []
     optimize = importlib.import_module("edge_attn.runtimes.optimize.optimize").optimize
     options = {"profiles": profiles, "build": True, "cache_dir": jetson.cache}
-    assert optimize(path, "trt", precision, say=lines.append, **options) == 0, lines
+    assert optimize(path, "trt", precision, log=lines.append, **options) == 0, lines
     assert lines[-1].startswith(f"{path} on trt (tensorrt 10.3.0 on Orin")
     assert jetson.built == [f"targets/trt-{precision}/{graph}.onnx" for graph in ("encoder", "step")]
     runtime = jetson.open(Bundle.open(path), precision=precision)
@@ -238,7 +238,7 @@ def test_verify_holds_on_a_gpu(needs_gpu, toy_bundle, tmp_path, name, precision)
     pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx writes the target's graphs")
     optimize = importlib.import_module("edge_attn.runtimes.optimize.optimize").optimize
     path = Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
-    assert optimize(path, "trt", precision, say=lambda line: None) == 0
+    assert optimize(path, "trt", precision, log=lambda line: None) == 0
     opened = Bundle.open(path)
     runtime = open_or_skip(opened, name, RuntimeOptions(precision=precision, cache_dir=tmp_path / "cache"))
     report = check(opened, runtime, golden.load(opened.read))
