@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU. Its values are numpy arrays, where it made them: there is no device to copy from."""
+"""The runtime `ort-cpu`: ONNX Runtime on a CPU. Its values are numpy arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FROM_ORT = {
 
 
 class OrtCpu:
-    """Every graph of a bundle in ONNX Runtime's CPU provider."""
+    """All graphs of a bundle in ONNX Runtime's CPU provider."""
 
     name = "ort-cpu"
     max_batch: int | None = None
@@ -35,7 +35,7 @@ class OrtCpu:
         self.graphs: Mapping[str, GraphSpec] = bundle.manifest.graphs
         self.precision = bundle.manifest.precision
         settings = session_settings(options)
-        if self.precision == "int8":  # as written: fused kernels round otherwise, and 1.23 has a wrong one
+        if self.precision == "int8":  # fused kernels round differently, and one of 1.23 is wrong
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
         self._sessions = {
             name: open_session(bundle, spec, settings, ["CPUExecutionProvider"]) for name, spec in self.graphs.items()
@@ -44,7 +44,7 @@ class OrtCpu:
         self._outputs = {name: [tensor.name for tensor in spec.outputs] for name, spec in self.graphs.items()}
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        names = self._outputs[graph]  # arrays in and out: bound OrtValues give the same, and cost 35 us more a step
+        names = self._outputs[graph]  # arrays, because bound OrtValues take 35 us longer per step
         return dict(zip(names, self._sessions[graph].run(names, inputs), strict=True))
 
     def numpy(self, value: Value) -> np.ndarray:
@@ -52,27 +52,28 @@ class OrtCpu:
         return result
 
     def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
-        taken: np.ndarray = value[index]
-        return taken
+        rows: np.ndarray = value[index]
+        return rows
 
     def close(self) -> None:
-        """Nothing to do: the sessions go with their last reader."""
+        """Do nothing, because sessions are released with their last reference."""
 
 
 def onnxruntime_packages() -> list[str]:
-    """The installed packages that bring the module `onnxruntime`; where there are two, one overwrote the other."""
+    """Return the installed packages that contain the module `onnxruntime`. Two of them overwrite each other."""
     return sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", [])))
 
 
 def session_settings(options: RuntimeOptions) -> ort.SessionOptions:
-    """
+    """Return the session options of a runtime.
+
     Raises:
-        NotTestedError: the module is empty, as pip leaves it when it removes one of two packages that bring it.
+        NotTestedError: the module is empty, because pip removed one of two packages that contain it.
     """
     if not hasattr(ort, "InferenceSession"):
         packages = onnxruntime_packages() or ["onnxruntime"]
         raise NotTestedError(
-            "the module onnxruntime is there, but empty: another package that brings it was removed; "
+            "the module onnxruntime is empty: another package that contains it was removed; "
             f"run: pip install --force-reinstall --no-deps {packages[-1]}"
         )
     settings = ort.SessionOptions()
@@ -86,13 +87,19 @@ def session_settings(options: RuntimeOptions) -> ort.SessionOptions:
 def open_session(
     bundle: Bundle, spec: GraphSpec, settings: ort.SessionOptions, providers: Sequence[Any]
 ) -> ort.InferenceSession:
-    """The graph that `spec` describes, in the first of `providers` that loads; ask the session which that is.
+    """Open a session of one graph in the first of `providers` that loads.
+
+    Args:
+        bundle: The bundle.
+        spec: The graph's entry in the manifest.
+        settings: Session options.
+        providers: Execution providers, or pairs with their options.
 
     Raises:
-        BundleError: ONNX Runtime refuses the graph, or its inputs and outputs are not those of the manifest.
+        BundleError: ONNX Runtime rejects the graph, or its inputs and outputs differ from the manifest.
     """
     where = f"{bundle.path}: {spec.file}"
-    try:  # by itself ONNX Runtime would print on standard output that a provider fails, and go on with the CPU
+    try:  # without fallback, because ONNX Runtime prints to standard output when it falls back to the CPU
         session = ort.InferenceSession(bundle.read(spec.file), settings, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no class but Exception
         raise BundleError(f"{where} is not a graph that ONNX Runtime loads: {error}") from error
@@ -103,8 +110,8 @@ def open_session(
 def run_bound(
     session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Value], device: str
 ) -> dict[str, Value]:
-    """The `outputs` by name, as OrtValues on `device`. Inputs are taken where they are."""
-    binding = session.io_binding()  # run_with_ort_values does the same, and takes a sixth longer
+    """Run a session on OrtValues or arrays, and return its outputs by name as OrtValues on `device`."""
+    binding = session.io_binding()  # run_with_ort_values takes a sixth longer
     for name, value in inputs.items():
         if isinstance(value, np.ndarray):
             value = ort.OrtValue.ortvalue_from_numpy(value)
@@ -116,18 +123,18 @@ def run_bound(
 
 
 def _check(where: str, session: ort.InferenceSession, spec: GraphSpec) -> None:
-    """The graph's inputs and outputs are those of the manifest."""
-    for kind, found, expected in (
+    """Check that the inputs and outputs of the graph are those of the manifest."""
+    for kind, tensors, specs in (
         ("input", session.get_inputs(), spec.inputs),
         ("output", session.get_outputs(), spec.outputs),
     ):
-        has = {tensor.name: (FROM_ORT.get(tensor.type, tensor.type), list(tensor.shape)) for tensor in found}
-        wants = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in expected}
-        for name in [*wants, *has]:
-            if has.get(name) != wants.get(name):
+        actual = {tensor.name: (FROM_ORT.get(tensor.type, tensor.type), list(tensor.shape)) for tensor in tensors}
+        expected = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in specs}
+        for name in [*expected, *actual]:
+            if actual.get(name) != expected.get(name):
                 raise BundleError(
-                    f"{where} does not fit the manifest: {kind} {name} is {_show(has.get(name))}, "
-                    f"the manifest says {_show(wants.get(name))}"
+                    f"{where} does not fit the manifest: {kind} {name} is {_show(actual.get(name))}, "
+                    f"expected {_show(expected.get(name))}"
                 )
 
 

@@ -1,7 +1,7 @@
-"""ONNX Runtime on an NVIDIA GPU. States and memory stay on the device; only what the search asks for is copied.
+"""The runtime `ort-cuda`: ONNX Runtime on an NVIDIA GPU. States and memory stay on the device.
 
-What is known of the CUDA provider where there is no GPU: that it refuses to load, and how it says so. Everything past
-that runs in the tests with the CPU in the GPU's place, and with a GPU in the tests marked `gpu`.
+Without a GPU the tests cover the errors of the CUDA provider, and everything else with the CPU provider in its place.
+Tests marked `gpu` need a GPU.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from edge_attn.runtimes.ort.cpu import onnxruntime_packages, open_session, run_b
 DEFAULT = RuntimeOptions()
 INSTALL = "pip install 'edge-attn[gpu]'"
 FAILURE = re.compile(r"(?:CUDA|CUBLAS|CUDNN) failure \d+: [^;]*|Failed to allocate memory[^;\n]*")
-"""What ONNX Runtime says when the GPU refuses; the rest of its sentence names its own source files."""
+"""The relevant part of ONNX Runtime's error when the GPU fails. The rest names its source files."""
 ADVICE = {
-    "out of memory": "free memory on the GPU, or give it fewer lines at once",
-    "Failed to allocate": "free memory on the GPU, or give it fewer lines at once",
+    "out of memory": "free memory on the GPU, or use a smaller batch",
+    "Failed to allocate": "free memory on the GPU, or use a smaller batch",
     "no kernel image": "this onnxruntime was not built for this GPU: install a build that was, or use --runtime trt",
 }
 
 
 class OrtCuda:
-    """Every graph of a bundle in ONNX Runtime's CUDA provider: the target's graphs, or in fp32 the portable ones."""
+    """All graphs of a bundle in ONNX Runtime's CUDA provider: the target's graphs, or in fp32 the portable ones."""
 
     name = "ort-cuda"
     max_batch: int | None = None
     device = "cuda"
-    wanted = "CUDAExecutionProvider"
-    settings: Mapping[str, str] = {"use_tf32": "0"}
-    """By itself the provider rounds the factors of fp32 products to ten bits."""
+    required_provider = "CUDAExecutionProvider"
+    provider_options: Mapping[str, str] = {"use_tf32": "0"}
+    """Without this, the provider rounds factors of fp32 products to ten bits of mantissa."""
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULT) -> None:
         self.precision = options.precision
         self.graphs = _graphs(bundle, self.name, options.precision)
         settings = session_settings(options)
         settings.use_deterministic_compute = True
-        fault = provider_fault(self.wanted) or self._load(bundle, settings)
+        fault = provider_fault(self.required_provider) or self._load(bundle, settings)
         if fault is not None:
             if not options.allow_fallback:
                 raise NotTestedError(f"{self.name} does not run here: {fault}; or run on the CPU: --allow-fallback")
@@ -62,26 +62,27 @@ class OrtCuda:
             self._sessions = _open(bundle, self.graphs, settings, {})
         self.provider = ", ".join(dict.fromkeys(p for s in self._sessions.values() for p in s.get_providers()))
         if fault is not None:
-            self.provider += f" in place of {self.wanted}"
+            self.provider += f" in place of {self.required_provider}"
         self._outputs = {name: [tensor.name for tensor in spec.outputs] for name, spec in self.graphs.items()}
 
     def _load(self, bundle: Bundle, settings: ort.SessionOptions) -> str | None:
-        """Opens the sessions in the provider that is wanted; gives what kept it away, or None."""
+        """Open the sessions in the required provider. Return None, or the reason why it cannot be used."""
         try:
-            self._sessions = _open(bundle, self.graphs, settings, {self.wanted: dict(self.settings)})
+            self._sessions = _open(bundle, self.graphs, settings, {self.required_provider: dict(self.provider_options)})
         except BundleError as error:
             failure = FAILURE.search(str(error.__cause__))
             if failure is None:
                 raise
-            return _advised(failure[0])
-        if all(self.wanted in session.get_providers() for session in self._sessions.values()):
+            return _with_advice(failure[0])
+        if all(self.required_provider in session.get_providers() for session in self._sessions.values()):
             return None
-        return f"ONNX Runtime {ort.__version__} left {self.wanted} out; run: edge-attn doctor"
+        return f"ONNX Runtime {ort.__version__} does not use {self.required_provider}; run: edge-attn doctor"
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        """
+        """Run a graph. Its outputs stay on the device.
+
         Raises:
-            NotTestedError: the GPU refuses: no memory, or a build of ONNX Runtime that has no code for it.
+            NotTestedError: too little memory, or ONNX Runtime was not built for this GPU.
         """
         try:
             return run_bound(self._sessions[graph], self._outputs[graph], inputs, self.device)
@@ -89,48 +90,48 @@ class OrtCuda:
             failure = FAILURE.search(str(error))
             if failure is None:
                 raise
-            raise NotTestedError(f"the GPU does not run the graph {graph!r}: {_advised(failure[0])}") from error
+            raise NotTestedError(f"the GPU does not run the graph {graph!r}: {_with_advice(failure[0])}") from error
 
     def numpy(self, value: Value) -> np.ndarray:
         result: np.ndarray = value.numpy()
         return result
 
     def select_rows(self, value: Value, index: np.ndarray) -> Value | None:
-        """Whole: to take rows out would bring the value to the host."""
+        """Return None, because a selection of rows would copy the value to the host."""
         return None
 
     def close(self) -> None:
-        """Frees the weights and the arenas on the device."""
+        """Free weights and memory arenas on the device."""
         self._sessions.clear()
 
 
 def _open(
     bundle: Bundle, graphs: Mapping[str, GraphSpec], settings: ort.SessionOptions, first: Mapping[str, dict[str, str]]
 ) -> dict[str, ort.InferenceSession]:
-    """Sessions whose nodes go to the providers `first`, and what none of these takes to the CPU."""
+    """Open sessions that use the providers `first`, and the CPU for the other nodes."""
     providers = list({**first, "CPUExecutionProvider": {}}.items())
     return {name: open_session(bundle, spec, settings, providers) for name, spec in graphs.items()}
 
 
 def _graphs(bundle: Bundle, target: str, precision: str) -> dict[str, GraphSpec]:
-    """Those that `optimize` made; in fp32 the portable ones are as good."""
+    """Return the graphs of the target, or the portable ones if the bundle has none of this precision."""
     if precision == bundle.manifest.precision and f"{target}-{precision}" not in bundle.manifest.targets:
         return bundle.manifest.graphs
     return bundle.target(target, precision).graphs
 
 
-def _advised(failure: str) -> str:
+def _with_advice(failure: str) -> str:
     advice = next((todo for words, todo in ADVICE.items() if words in failure), "run: edge-attn doctor")
     return f"{failure.strip()}; {advice}"
 
 
-# ---- why a provider is not there
+# ---- availability of a provider
 
 
 def provider_fault(provider: str) -> str | None:
-    """Why ONNX Runtime cannot load `provider`, and the next command; None where nothing speaks against it.
+    """Return the reason why ONNX Runtime cannot load `provider`, and the next command, or None if it can.
 
-    It asks without a session, because a session that lacks a provider says so on standard error alone.
+    No session is opened, because a session without the provider only prints a warning.
     """
     if provider not in ort.get_available_providers():
         return f"ONNX Runtime {ort.__version__} has no {provider}; {_right_package(onnxruntime_packages())}"
@@ -140,7 +141,7 @@ def provider_fault(provider: str) -> str | None:
         return None
     todo = "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
     if "libcuda.so" in missing:
-        todo = "that library is the NVIDIA driver's: this machine has no GPU, or no driver for it"
+        todo = "it is part of the NVIDIA driver: this machine has no GPU, or no driver for it"
     return f"ONNX Runtime's {provider} does not load: {missing}; {todo}"
 
 
@@ -155,14 +156,14 @@ def _right_package(installed: list[str]) -> str:
 
 
 def _preload() -> None:
-    """Loads the CUDA libraries that pip installed, which the system's loader does not find."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it misses
+    """Load the CUDA libraries of Python packages, which the system's loader does not search."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries
         if hasattr(ort, "preload_dlls"):  # since 1.21
             ort.preload_dlls()
 
 
 def _library_fault(provider: str) -> str | None:
-    """What the system's loader says against the provider's library; None where it has none of its own."""
+    """Return the loader's error for the provider's library, or None if it loads or does not exist."""
     folder = Path(ort.__file__).parent / "capi"
     library = folder / f"libonnxruntime_providers_{provider.removesuffix('ExecutionProvider').lower()}.so"
     if not library.is_file():

@@ -31,7 +31,7 @@ def skip_where_absent(name: str) -> None:
         if name == "ort-cuda":
             from edge_attn.runtimes.ort.cuda import OrtCuda, provider_fault
 
-            fault = provider_fault(OrtCuda.wanted)
+            fault = provider_fault(OrtCuda.required_provider)
         else:
             load_tensorrt(rtx=name == "trt-rtx")
             fault = None

@@ -1,4 +1,4 @@
-"""ONNX Runtime runs what the manifest describes, and nothing else."""
+"""The runtime `ort-cpu`, and graphs that differ from the manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def with_graph(bundle: Bundle, name: str, **changes: object) -> Bundle:
     return Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle.files())
 
 
-def test_a_step_gives_what_the_manifest_says_and_takes_its_own_values_back(bundle):
+def test_step_outputs_are_those_of_the_manifest(bundle):
     runtime = OrtCpu(bundle, options=RuntimeOptions(threads=1))
     assert runtime.provider == "CPUExecutionProvider"
     decoding = StepDecoder(runtime, [[5, 6, 3], [5, 3]])
@@ -44,39 +44,39 @@ TENSOR = TensorSpec("tokens", "int64", ("batch", "beam"))
 
 
 @pytest.mark.parametrize(
-    ("tensor", "said"),
+    ("tensor", "difference"),
     [
-        (dataclasses.replace(TENSOR, dtype="int32"), "input tokens is int64 (batch, beam), the manifest says int32"),
-        (dataclasses.replace(TENSOR, shape=("batch", 1)), "is int64 (batch, beam), the manifest says int64 (batch, 1)"),
-        (dataclasses.replace(TENSOR, name="words"), "input words is absent, the manifest says int64 (batch, beam)"),
-        (None, "input tokens is int64 (batch, beam), the manifest says absent"),
+        (dataclasses.replace(TENSOR, dtype="int32"), "input tokens is int64 (batch, beam), expected int32"),
+        (dataclasses.replace(TENSOR, shape=("batch", 1)), "is int64 (batch, beam), expected int64 (batch, 1)"),
+        (dataclasses.replace(TENSOR, name="words"), "input words is absent, expected int64 (batch, beam)"),
+        (None, "input tokens is int64 (batch, beam), expected absent"),
     ],
 )
-def test_a_graph_whose_inputs_are_not_the_manifests_is_refused(bundle, tensor, said):
-    others = bundle.manifest.graphs["step"].inputs
-    assert others[0].name == "tokens"
-    inputs = (tensor, *others[1:]) if tensor else others[1:]
+def test_inputs_that_differ_from_the_manifest_are_rejected(bundle, tensor, difference):
+    specs = bundle.manifest.graphs["step"].inputs
+    assert specs[0].name == "tokens"
+    inputs = (tensor, *specs[1:]) if tensor else specs[1:]
     with pytest.raises(BundleError) as caught:
         OrtCpu(with_graph(bundle, "step", inputs=inputs))
-    assert said in str(caught.value)
+    assert difference in str(caught.value)
     assert "step.onnx does not fit the manifest" in str(caught.value)
     assert caught.value.exit_code == 4
 
 
-def test_a_graph_whose_outputs_are_not_the_manifests_is_refused(bundle):
+def test_outputs_that_differ_from_the_manifest_are_rejected(bundle):
     outputs = bundle.manifest.graphs["encoder"].outputs
-    with pytest.raises(BundleError, match=r"does not fit the manifest: output .* the manifest says absent"):
+    with pytest.raises(BundleError, match=r"does not fit the manifest: output .* expected absent"):
         OrtCpu(with_graph(bundle, "encoder", outputs=outputs[1:]))
 
 
 @pytest.mark.parametrize("file", ["text/source.json", "golden/golden.npz"])
-def test_a_file_that_is_no_graph_is_refused(bundle, file):
+def test_file_that_is_no_graph_is_rejected(bundle, file):
     with pytest.raises(BundleError, match=f"{file} is not a graph that ONNX Runtime loads"):
         OrtCpu(with_graph(bundle, "encoder", file=file))
 
 
 @pytest.mark.parametrize("missing", ["encoder", "step"])
-def test_a_bundle_without_a_graph_that_the_task_needs_is_refused(bundle, missing):
+def test_bundle_without_a_required_graph_is_rejected(bundle, missing):
     graphs = {name: graph for name, graph in bundle.manifest.graphs.items() if name != missing}
     part = Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), bundle.files())
     with pytest.raises(BundleError, match=f"an encoder-decoder bundle needs the graph '{missing}'"):
@@ -87,8 +87,8 @@ def test_a_bundle_without_a_graph_that_the_task_needs_is_refused(bundle, missing
     ("graph", "missing"),
     [("step", "candidates"), ("step", "log_probs"), ("step", "next_state.hidden.0"), ("encoder", "memory.keys")],
 )
-def test_a_bundle_without_a_tensor_that_the_task_needs_is_refused(bundle, monkeypatch, graph, missing):
-    """A graph and a manifest that agree, and are no seq2seq model."""
+def test_bundle_without_a_required_tensor_is_rejected(bundle, monkeypatch, graph, missing):
+    """Graph and manifest agree with each other, but are not an encoder-decoder model."""
     spec = bundle.manifest.graphs[graph]
     outputs = tuple(tensor for tensor in spec.outputs if tensor.name != missing)
     assert len(outputs) < len(spec.outputs)
@@ -97,6 +97,6 @@ def test_a_bundle_without_a_tensor_that_the_task_needs_is_refused(bundle, monkey
         open_runtime(with_graph(bundle, graph, outputs=outputs), "ort-cpu")
 
 
-def test_a_shape_is_shown_as_it_is_written():
+def test_tensor_spec_text_contains_its_shape():
     spec = GraphSpec("a.onnx", (TENSOR,), ())
     assert [str(tensor) for tensor in spec.inputs] == ["tokens int64 (batch, beam)"]
