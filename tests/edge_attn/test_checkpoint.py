@@ -147,7 +147,7 @@ def removed(name):
         (edited(format=2), "config.json has format 2, this version reads 1; install a newer edge-attn"),
         (edited(format="1"), "it has no format number"),
         (edited(format=True), "it has no format number"),
-        (edited(colour="red"), "config.json: unknown key 'colour'"),
+        (edited(color="red"), "config.json: unknown key 'color'"),
         (edited(data={"train": "x"}), "either valid or holdout"),
         (edited(model={"embedding": 7}), r"model.safetensors does not fit .*config.json: \S+ has shape"),
         (edited(model={"embedding": 10**12}), "does not fit"),

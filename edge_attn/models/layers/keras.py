@@ -34,7 +34,7 @@ class KerasLayer(nn.Module, ABC):
     def __init__(self, keras_empty_rows: bool) -> None:
         super().__init__()
         self.penalty = PENALTY if keras_empty_rows else 0.0
-        """0 gives a query with no key weights and context 0, as everywhere in this package."""
+        """Penalty of masked keys; with 0, a query with no key has weights and context 0, as in all other layers."""
 
     @abstractmethod
     def energy(self, query: Tensor, key: Tensor) -> Tensor:

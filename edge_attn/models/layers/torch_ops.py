@@ -109,7 +109,7 @@ def _run_packed(
     x, lengths, w, r, b = args
     directions, hidden = w.shape[0], r.shape[2]
     batch, time = x.shape[:2]
-    weights = []
+    weights = []  # torch's flat list: w, r and both biases of each direction
     for d in range(directions):
         bias_w, bias_r = b[d].chunk(2)
         weights += [_torch_order(part, gates) for part in (w[d], r[d], bias_w, bias_r)]
