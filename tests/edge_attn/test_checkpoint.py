@@ -62,7 +62,8 @@ def test_former_name_of_a_key_is_loaded(tmp_path):
     checkpoint.save_config(tmp_path, config, TEXT)
     path = tmp_path / "config.json"
     content = path.read_text(encoding="utf-8")
-    path.write_text(content.replace('"normalizer"', '"normaliser"'), encoding="utf-8")
+    former = content.replace('"normalizer"', '"normaliser"')  # codespell:ignore normaliser
+    path.write_text(former, encoding="utf-8")
     assert path.read_text(encoding="utf-8") != content
     assert checkpoint.load_config(tmp_path) == config
 
