@@ -14,7 +14,7 @@ from edge_attn.runtimes.ort.cpu import OrtCpu
 OPTIONS = RuntimeOptions()
 AWAY = [
     NotTestedError("TensorRT does not load here (no module tensorrt)"),
-    NotTestedError("tensorrt_rtx 1.7.1 makes no execution context for step: SM 9.0 (1.0 of 2.0 MiB are free)"),
+    NotTestedError("tensorrt_rtx 1.7.1 creates no execution context for step: SM 9.0 (1.0 of 2.0 MiB are free)"),
     NotTestedError("the GPU does not run the graph 'step': CUDA failure 209: no kernel image is available"),
     NotTestedError("CUDA failed in cudaGraphLaunch: cudaErrorNoKernelImageForDevice: no kernel image; run: ..."),
     NotTestedError("there is no NVIDIA GPU that CUDA can use here: libcudart.so: CUDA failed in cudaGetDeviceCount"),

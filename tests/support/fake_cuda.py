@@ -1,8 +1,8 @@
-"""A small CUDA over host memory, for the runtime `trt` where there is no GPU: libcudart's functions.
+"""A fake of libcudart in host memory, for tests of the runtime `trt` without a GPU.
 
-What is started on a stream waits there until it is synchronized, as late as CUDA may do it, so a missing
-synchronization shows. Memory that was freed is never used again, so a use after free shows. Where CUDA would say no, it
-says no; where it would go on in silence, or crash, a `Fault` is raised.
+Work on a stream runs only when the stream is synchronized, so that a missing synchronization is detected. Freed memory
+is never used again, so that a use after free is detected. Errors of CUDA are returned as codes. A `Fault` is raised for
+mistakes that CUDA would not report, or that would crash.
 """
 
 # ruff: noqa: N802, N818  (the functions have CUDA's names)
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-OUT_OF_MEMORY, BAD_HANDLE, NO_CAPTURE, BROKEN_CAPTURE = 2, 400, 900, 901
-WORDS = {
+OUT_OF_MEMORY, INVALID_HANDLE, NO_CAPTURE, BROKEN_CAPTURE = 2, 400, 900, 901
+ERRORS = {
     2: ("cudaErrorMemoryAllocation", "out of memory"),
     400: ("cudaErrorInvalidResourceHandle", "invalid resource handle"),
     900: ("cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"),
@@ -25,7 +25,7 @@ WORDS = {
 
 
 class Fault(AssertionError):
-    """What a GPU would not have forgiven, or not have noticed."""
+    """A mistake that CUDA would not report, or that would crash."""
 
 
 @dataclass
@@ -39,10 +39,10 @@ class Block:
 
 @dataclass
 class Op:
-    """Something on a stream, and the memory that it touches: (address, bytes, pinned, for people)."""
+    """An operation on a stream, and the memory that it accesses: (address, bytes, pinned, label)."""
 
     run: Callable[[], None]
-    touches: list[tuple[int, int, bool, str]]
+    accesses: list[tuple[int, int, bool, str]]
 
 
 @dataclass
@@ -53,17 +53,17 @@ class Stream:
 
 
 def function(method: Callable[..., int | None]) -> Callable[..., int]:
-    """A function of libcudart: counted, and failing where a test has planted a code."""
+    """Wrap a function of libcudart: count its calls, and return an error code that a test has injected."""
 
     def call(self: FakeCuda, *arguments: Any) -> int:
         name = method.__name__
         self.calls[name] += 1
-        given = [a if hasattr(a, "_obj") or isinstance(a, ctypes.Array) else _number(a) for a in arguments]
-        code, spared = self.failing.get(name, (0, 0))
-        planted = code if self.calls[name] > spared else 0
-        if planted and name == "cudaStreamEndCapture":  # a capture is over, whatever comes of it
-            self.handles[given[0]].recorded = None
-        code = planted or method(self, *given) or 0
+        values = [a if hasattr(a, "_obj") or isinstance(a, ctypes.Array) else _number(a) for a in arguments]
+        code, successes = self.failing.get(name, (0, 0))
+        injected = code if self.calls[name] > successes else 0
+        if injected and name == "cudaStreamEndCapture":  # the capture ends also on an error
+            self.handles[values[0]].recorded = None
+        code = injected or method(self, *values) or 0
         self.last = code or self.last
         return code
 
@@ -75,7 +75,7 @@ def _number(value: Any) -> int:
 
 
 class FakeCuda:
-    """libcudart."""
+    """Fake of libcudart."""
 
     def __init__(self, total: int = 1 << 30, name: str = "Orin") -> None:
         self.total, self.name = total, name
@@ -84,22 +84,22 @@ class FakeCuda:
         self.blocks: dict[int, Block] = {}
         self.handles: dict[int, Any] = {}
         self.last = 0
-        """The last error, until somebody asks for it."""
+        """The last error, until it is read."""
         self.seconds = 0.0
-        """What it has worked so far, by its own clock."""
+        """Total run time of the engines, on a simulated clock."""
         self._next = 1
 
-    # what tests ask
+    # interface for tests
 
-    def fail(self, name: str, code: int, spared: int = 0) -> None:
-        """From now on the function `name` gives `code`, except to its next `spared` calls."""
-        self.failing[name] = code, self.calls[name] + spared
+    def fail(self, name: str, code: int, successes: int = 0) -> None:
+        """Let the function `name` return `code`, after `successes` more successful calls."""
+        self.failing[name] = code, self.calls[name] + successes
 
     def used(self, pinned: bool = False) -> int:
         return sum(block.size for block in self.blocks.values() if block.alive and block.pinned is pinned)
 
     def revive(self) -> None:
-        """Forgives a planted fault: what was freed is live again, and what waits on a stream is forgotten."""
+        """Undo frees and drop waiting operations, so that a runtime can be closed after an injected fault."""
         for block in self.blocks.values():
             block.alive = True
         for stream in self.handles.values():
@@ -108,7 +108,7 @@ class FakeCuda:
                 stream.recorded = None
 
     def forget(self) -> None:
-        """Forgives what was not given back."""
+        """Forget everything that was not freed."""
         self.blocks.clear()
         self.handles.clear()
 
@@ -117,22 +117,22 @@ class FakeCuda:
         left = [f"{block.size} {'pinned' if block.pinned else 'bytes'}" for block in blocks]
         return left + [type(handle).__name__ for handle in self.handles.values()]
 
-    def check(self, address: int, size: int, pinned: bool, what: str) -> Block:
-        """The one live block that holds the bytes."""
+    def check(self, address: int, size: int, pinned: bool, label: str) -> Block:
+        """Return the live block that contains the bytes."""
         for block in self.blocks.values():
             if block.address <= address < block.address + max(block.size, 1):
                 if not block.alive:
-                    raise Fault(f"{what}: use after free")
+                    raise Fault(f"{label}: use after free")
                 if address + size > block.address + block.size:
-                    raise Fault(f"{what}: {address + size - block.address - block.size} bytes past its buffer")
+                    raise Fault(f"{label}: {address + size - block.address - block.size} bytes past its buffer")
                 if block.pinned is not pinned:
-                    raise Fault(f"{what}: memory of the wrong kind")
+                    raise Fault(f"{label}: memory of the wrong kind")
                 return block
-        raise Fault(f"{what}: no memory of CUDA's")
+        raise Fault(f"{label}: not allocated by CUDA")
 
     def start(self, stream: int, op: Op) -> int:
-        for touched in op.touches:
-            self.check(*touched)
+        for access in op.accesses:
+            self.check(*access)
         queue = self.handles[stream]
         if queue.recorded is not None:
             queue.recorded.append(op)
@@ -143,8 +143,8 @@ class FakeCuda:
     def _finish(self, stream: Stream) -> None:
         while stream.waiting:
             op = stream.waiting.pop(0)
-            for touched in op.touches:
-                self.check(*touched)
+            for access in op.accesses:
+                self.check(*access)
             op.run()
 
     def _new(self, handle: Any) -> int:
@@ -154,16 +154,16 @@ class FakeCuda:
 
     def _take(self, handle: int, kind: type) -> Any:
         if not isinstance(self.handles.get(handle), kind):
-            raise Fault(f"{kind.__name__} {handle} was destroyed twice, or never was")
+            raise Fault(f"{kind.__name__} {handle} was destroyed twice, or never existed")
         return self.handles.pop(handle)
 
     # libcudart's functions
 
     def cudaGetErrorName(self, code: int) -> bytes:
-        return WORDS.get(code, (f"cudaError{code}", ""))[0].encode()
+        return ERRORS.get(code, (f"cudaError{code}", ""))[0].encode()
 
     def cudaGetErrorString(self, code: int) -> bytes:
-        return WORDS.get(code, ("", "planted"))[1].encode()
+        return ERRORS.get(code, ("", "injected"))[1].encode()
 
     def cudaGetLastError(self) -> int:
         code, self.last = self.last, 0
@@ -216,21 +216,21 @@ class FakeCuda:
     def _free(self, address: int, pinned: bool) -> None:
         block = self.blocks.get(address)
         if block is None or block.pinned is not pinned:
-            raise Fault("freed what was never allocated")
+            raise Fault("freed memory that was never allocated")
         if not block.alive:
             raise Fault("double free")
         for stream in self.handles.values():
             for op in stream.waiting if isinstance(stream, Stream) else []:
-                if any(address <= touched[0] < address + block.size for touched in op.touches):
-                    raise Fault("freed what a stream still uses")
+                if any(address <= access[0] < address + block.size for access in op.accesses):
+                    raise Fault("freed memory that a stream still uses")
         block.alive = False
         ctypes.memset(block.data, 0xDD, block.size)
 
     @function
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> int:
         pinned = {1: (False, True), 2: (True, False)}[kind]
-        touches = [(to, size, pinned[0], "a copy's end"), (source, size, pinned[1], "a copy's start")]
-        return self.start(stream, Op(lambda: ctypes.memmove(to, source, size) and None, touches))
+        accesses = [(to, size, pinned[0], "the target of a copy"), (source, size, pinned[1], "the source of a copy")]
+        return self.start(stream, Op(lambda: ctypes.memmove(to, source, size) and None, accesses))
 
     @function
     def cudaStreamCreateWithFlags(self, pointer: Any, flags: int) -> None:
@@ -269,7 +269,7 @@ class FakeCuda:
     @function
     def cudaGraphLaunch(self, graph: int, stream: int) -> int:
         if not isinstance(self.handles.get(graph), Ready):
-            return BAD_HANDLE
+            return INVALID_HANDLE
         for op in self.handles[graph].ops:
             self.start(stream, op)
         return 0

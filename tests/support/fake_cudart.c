@@ -1,5 +1,5 @@
-/* A small libcudart over the host's memory, so that runtimes/trt/cudart.py's calls through ctypes really happen.
-   fake_fail(NAME, CODE) lets the function NAME give CODE from then on; fake_live() counts what was not given back. */
+/* A libcudart in host memory, for the ctypes calls of runtimes/trt/cudart.py. fake_fail(NAME, CODE) lets the function
+   NAME return CODE from then on. fake_live() returns the number of allocations and handles that were not freed. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +18,7 @@ int fake_last(void) { return last; }
 
 #define ENTER if (failure && !strcmp(failing, __func__)) return last = failure
 
-static void *make(int kind) { handles[++next_handle] = kind; live++; return (void *)(size_t)next_handle; }
+static void *create(int kind) { handles[++next_handle] = kind; live++; return (void *)(size_t)next_handle; }
 static int is(void *handle, int kind) { return (size_t)handle < 4096 && handles[(size_t)handle] == kind; }
 static int drop(void *handle, int kind) {
     if (!is(handle, kind)) return last = BAD_HANDLE;
@@ -39,7 +39,7 @@ int cudaGetLastError(void) { int code = last; last = 0; return code; }
 int cudaGetDeviceCount(int *count) { ENTER; *count = 1; return 0; }
 int cudaGetDeviceProperties(void *properties, int device) {
     ENTER;
-    memset(properties, 0x7f, 1024);  /* what follows the name is nobody's business */
+    memset(properties, 0x7f, 1024);  /* members after the name are not read */
     strcpy(properties, "Orin");
     return 0;
 }
@@ -72,20 +72,20 @@ int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *str
     if (!in_capture) memcpy(to, from, size);
     return 0;
 }
-int cudaStreamCreateWithFlags(void **stream, unsigned flags) { ENTER; *stream = make(1); return flags == 1 ? 0 : UNKNOWN; }
+int cudaStreamCreateWithFlags(void **stream, unsigned flags) { ENTER; *stream = create(1); return flags == 1 ? 0 : UNKNOWN; }
 int cudaStreamSynchronize(void *stream) { ENTER; return is(stream, 1) ? in_capture ? (last = NO_CAPTURE) : 0 : BAD_HANDLE; }
 int cudaStreamDestroy(void *stream) { ENTER; return drop(stream, 1); }
 int cudaStreamBeginCapture(void *stream, int mode) { ENTER; in_capture = 1; return mode == 1 ? 0 : UNKNOWN; }
 int cudaStreamEndCapture(void *stream, void **graph) {
     in_capture = 0;
     ENTER;
-    *graph = make(2);
+    *graph = create(2);
     return 0;
 }
 int cudaGraphInstantiateWithFlags(void **ready, void *graph, unsigned long long flags) {
     ENTER;
     if (!is(graph, 2)) return last = BAD_HANDLE;
-    *ready = make(3);
+    *ready = create(3);
     return 0;
 }
 int cudaGraphLaunch(void *ready, void *stream) { ENTER; return is(ready, 3) && is(stream, 1) ? 0 : (last = BAD_HANDLE); }

@@ -1,7 +1,8 @@
-"""A small TensorRT on a FakeCuda: what the runtime uses of the module `tensorrt`.
+"""A fake of the module `tensorrt` on a FakeCuda, as far as the runtime uses it.
 
 An engine is the graph in ONNX Runtime, which reads its inputs from the bound addresses and writes its outputs there.
-Where TensorRT would say no, it logs why and says no; where it would go on in silence, or crash, a `Fault` is raised.
+Errors of TensorRT are logged and returned. A `Fault` is raised for mistakes that TensorRT would not report, or that
+would crash.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ ExecutionContextAllocationStrategy = enum.Enum(
 KernelSpecialization = enum.Enum("DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"])
 KERNELS = b"compiled"
 COMPILES = "kernels compiled"
-"""Under this name FakeCuda counts what the fake of TensorRT-RTX compiles."""
+"""Key of the compilations of the fake TensorRT-RTX in FakeCuda.calls."""
 
 
 def build(
@@ -49,26 +50,26 @@ def build(
     loops: bool = False,
     seconds: float = 0.0,
 ) -> bytes:
-    """An engine of the fake: the graph and, for each profile, each input's least, best and largest shape.
+    """Return a serialized engine: the graph and, for each profile, the min, opt and max shape of each input.
 
-    One with `loops` cannot be captured; a run takes `seconds` on the FakeCuda's clock.
+    An engine with `loops` cannot be captured. A run takes `seconds` on the clock of the FakeCuda.
     """
     return b"FAKE" + json.dumps([list(profiles), scratch, loops, seconds]).encode() + b"\n" + model
 
 
 def header(plan: bytes) -> list[Any]:
-    """The profiles of an engine of the fake, its scratch memory, whether it has loops, and the seconds of a run."""
-    found: list[Any] = json.loads(plan[4:].partition(b"\n")[0])
-    return found
+    """Return profiles, size of the scratch memory, loops and seconds of a serialized engine."""
+    fields: list[Any] = json.loads(plan[4:].partition(b"\n")[0])
+    return fields
 
 
 def model(plan: bytes) -> bytes:
-    """Its graph."""
+    """Return the graph of a serialized engine."""
     return plan.partition(b"\n")[2]
 
 
 class FakeTrt(types.SimpleNamespace):
-    """The module `tensorrt`, on a FakeCuda."""
+    """The fake module."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         super().__init__(
@@ -94,7 +95,7 @@ class Runtime:
 
 
 class IRuntimeCache:
-    """TensorRT-RTX's kernels, of which the fake has one."""
+    """Compiled kernels of TensorRT-RTX. The fake has one."""
 
     compiled = False
 
@@ -107,7 +108,7 @@ class IRuntimeCache:
 
 
 class IRuntimeConfig:
-    """How TensorRT-RTX makes a context."""
+    """Context options of TensorRT-RTX."""
 
     def __init__(self) -> None:
         self.strategy: ExecutionContextAllocationStrategy | None = None
@@ -154,18 +155,18 @@ class ICudaEngine:
         return IRuntimeConfig()
 
     def create_execution_context(self, how: ExecutionContextAllocationStrategy | IRuntimeConfig) -> IExecutionContext:
-        """By a strategy; or by a configuration of TensorRT-RTX, which compiles what its cache does not hold."""
+        """Create a context from a strategy, or from a configuration of TensorRT-RTX, which compiles missing kernels."""
         strategy = how
         if isinstance(how, IRuntimeConfig):
             if how.dynamic_shapes_kernel_specialization_strategy is not KernelSpecialization.EAGER:
-                raise Fault("a kernel that stands in for another may be captured")
+                raise Fault("a fallback kernel may be captured")
             strategy = how.strategy
             if how.cache is None or not how.cache.compiled:
                 self.cuda.calls[COMPILES] += 1
             if how.cache is not None:
                 how.cache.compiled = True
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
-            raise Fault("the fake has contexts without memory of their own only")
+            raise Fault("the fake supports only contexts without memory of their own")
         return IExecutionContext(self)
 
 
@@ -178,7 +179,7 @@ class IExecutionContext:
         self._scratch = 0, 0
         self._version = 0
         self._ran = -1
-        """The version of the last run outside a capture."""
+        """Version at the last run outside a capture."""
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._version += 1
@@ -187,7 +188,7 @@ class IExecutionContext:
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self._version += 1
         if not 0 <= index < len(self.engine.profiles):
-            self._no(f"profile {index} of {len(self.engine.profiles)}")
+            self._fail(f"profile {index} of {len(self.engine.profiles)}")
             raise RuntimeError("Error in set optimization profile.")  # as the bindings do
         self._profile = index
         return True
@@ -195,18 +196,22 @@ class IExecutionContext:
     def set_input_shape(self, name: str, shape: Iterable[int]) -> bool:
         self._version += 1
         if self._profile is None or name not in self.engine.inputs:
-            return self._no(f"set_input_shape({name}) without a profile, or of no input")
-        least, _, most = self.engine.profiles[self._profile][name]
+            return self._fail(f"set_input_shape({name}) without a profile, or of no input")
+        min_shape, _, max_shape = self.engine.profiles[self._profile][name]
         shape = tuple(shape)
-        if len(shape) != len(least) or not all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True)):
-            return self._no(f"{name} of shape {shape} does not satisfy profile {self._profile}: {least} to {most}")
+        if len(shape) != len(min_shape) or not all(
+            low <= n <= high for low, n, high in zip(min_shape, shape, max_shape, strict=True)
+        ):
+            return self._fail(
+                f"{name} of shape {shape} does not satisfy profile {self._profile}: {min_shape} to {max_shape}"
+            )
         self._shapes[name] = shape
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._version += 1
         if name not in self.engine.tensors:
-            return self._no(f"no tensor {name}")
+            return self._fail(f"no tensor {name}")
         self._addresses[name] = memory
         return True
 
@@ -215,53 +220,53 @@ class IExecutionContext:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         axes: dict[Any, int] = {}
-        for given, shape in self._shapes.items():
-            axes.update(zip(self.engine.inputs[given].shape, shape, strict=True))
+        for input_name, shape in self._shapes.items():
+            axes.update(zip(self.engine.inputs[input_name].shape, shape, strict=True))
         return tuple(axes.get(axis, -1) if isinstance(axis, str) else axis for axis in self.engine.tensors[name].shape)
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return not self.engine.loops or self._no("the graph has a loop")
+        return not self.engine.loops or self._fail("the graph has a loop")
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self.infer_shapes():
-            return self._no(f"no shape for {self.infer_shapes()}")
+            return self._fail(f"no shape for {self.infer_shapes()}")
         for name in self.engine.tensors:
             if name not in self._addresses:
-                return self._no(f"neither address nor allocator is set for {name}")
+                return self._fail(f"neither address nor allocator is set for {name}")
         if self._cuda.last:
-            raise Fault(f"the error {self._cuda.last} of an earlier call was left behind")
+            raise Fault(f"the error {self._cuda.last} of an earlier call was not cleared")
         stream = self._cuda.handles[stream_handle]
         if stream.recorded is not None:
             if self.engine.loops:
                 stream.broken = True
-                return self._no("operation not permitted when stream is capturing")
+                return self._fail("operation not permitted when stream is capturing")
             if self._ran != self._version:
                 raise Fault("captured before a run with these shapes and addresses")
         else:
             self._ran = self._version
         version = self._version
-        self._cuda.start(stream_handle, Op(lambda: self._compute(version), self._touches()))
+        self._cuda.start(stream_handle, Op(lambda: self._compute(version), self._accesses()))
         return True
 
-    def _no(self, why: str) -> bool:
+    def _fail(self, why: str) -> bool:
         self.engine.log.log(ILogger.ERROR, why)
         return False
 
     def _size(self, name: str) -> int:
         return math.prod(self.get_tensor_shape(name)) * np.dtype(self.engine.get_tensor_dtype(name).value).itemsize
 
-    def _touches(self) -> list[tuple[int, int, bool, str]]:
+    def _accesses(self) -> list[tuple[int, int, bool, str]]:
         memory, size = self._scratch
         if size < self.engine.device_memory_size_v2:
             raise Fault(f"{size} bytes of scratch memory, {self.engine.device_memory_size_v2} are needed")
-        found = [(address, self._size(name), False, name) for name, address in self._addresses.items()]
-        found.append((memory, size, False, "scratch memory"))
-        written = [touched for touched in found if touched[3] not in self.engine.inputs]
-        for one in written:
-            for other in found:
-                if one is not other and one[0] < other[0] + other[1] and other[0] < one[0] + one[1]:
-                    raise Fault(f"{one[3]} and {other[3]} lie in the same memory")
-        return found
+        accesses = [(address, self._size(name), False, name) for name, address in self._addresses.items()]
+        accesses.append((memory, size, False, "scratch memory"))
+        written = [access for access in accesses if access[3] not in self.engine.inputs]
+        for output in written:
+            for other in accesses:
+                if output is not other and output[0] < other[0] + other[1] and other[0] < output[0] + output[1]:
+                    raise Fault(f"{output[3]} and {other[3]} use the same memory")
+        return accesses
 
     def _compute(self, version: int) -> None:
         if version != self._version:
@@ -275,5 +280,5 @@ class IExecutionContext:
         names = [name for name in self.engine.tensors if name not in self.engine.inputs]
         for name, value in zip(names, self.engine.session.run(names, inputs), strict=True):
             if value.shape != self.get_tensor_shape(name):
-                raise Fault(f"{name} is {value.shape}, and not {self.get_tensor_shape(name)}")
+                raise Fault(f"{name} is {value.shape}, expected {self.get_tensor_shape(name)}")
             ctypes.memmove(self._addresses[name], np.ascontiguousarray(value).ctypes.data, value.nbytes)

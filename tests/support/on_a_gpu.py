@@ -1,4 +1,4 @@
-"""A runtime on this machine's GPU, or the test skipped with the reason why this machine or its GPU has none."""
+"""A runtime on the GPU of this machine, or a skipped test with the reason why it is unavailable."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from edge_attn.runtimes.trt.api import load_tensorrt
 from edge_attn.spec import Runtime
 from edge_attn.text.tokenizers import BOS
 
-WRONG = re.compile(r"^CUDA failed in|(?i:illegal|misaligned|launch failure|invalid (value|argument|resource))")
-"""What CUDA says of a wrong call, or of a kernel that went astray: a defect, wherever it shows."""
-NO_CODE = re.compile(r"(?i)no kernel image|NoKernelImage")
-"""What is said of a GPU for which a library has no code."""
+FAILURE = re.compile(r"^CUDA failed in|(?i:illegal|misaligned|launch failure|invalid (value|argument|resource))")
+"""Messages of CUDA about a wrong call or a faulty kernel, which are always defects."""
+NO_KERNEL = re.compile(r"(?i)no kernel image|NoKernelImage")
+"""Messages about a library without code for this GPU."""
 OTHER_GPU = re.compile(r"(?i)compute capabilit|(unsupported|not supported)[^.;]{0,40}\b(sm|gpu|device|architecture)")
-"""The same of an engine that is built."""
+"""Messages of the builder about an unsupported GPU."""
 
 
 def skip_where_absent(name: str) -> None:
-    """Skips the test where the runtime's library is not installed, before anything is made for it."""
+    """Skip the test if the runtime's library is not installed."""
     try:
         if name == "ort-cuda":
             from edge_attn.runtimes.ort.cuda import OrtCuda, provider_fault
@@ -42,24 +42,24 @@ def skip_where_absent(name: str) -> None:
 
 
 def open_or_skip(bundle: Bundle, name: str, options: RuntimeOptions) -> Runtime:
-    """The runtime, with one encoder and one step run on it; only what keeps it off this machine or GPU is a skip."""
-    with contextlib.ExitStack() as held:
+    """Open the runtime and run one encoder and one step. Skip the test if this machine or GPU cannot run it."""
+    with contextlib.ExitStack() as resources:
         try:
-            running = open_runtime(bundle, name, options)
-            held.callback(running.close)
-            decoding = StepDecoder(running, [[5, 3]])
+            runtime = open_runtime(bundle, name, options)
+            resources.callback(runtime.close)
+            decoding = StepDecoder(runtime, [[5, 3]])
             decoding.read(decoding.step(np.full((1, 1), BOS), np.zeros((1, 1), np.int64)), "candidates")
         except (NotTestedError, InputError) as error:
-            if not kept_away(error):
+            if not is_unavailable(error):
                 raise
             pytest.skip(f"needs an NVIDIA GPU with {name}: {error}")
-        held.pop_all()
-    return running
+        resources.pop_all()
+    return runtime
 
 
-def kept_away(error: EdgeAttnError) -> bool:
-    """Whether it says that this machine or GPU has no such runtime, and not that one that runs went wrong."""
-    said = str(error)
+def is_unavailable(error: EdgeAttnError) -> bool:
+    """Return whether the error is about a missing runtime or GPU, and not about one that fails."""
+    text = str(error)
     if isinstance(error, InputError):
-        return bool(OTHER_GPU.search(said))
-    return bool(NO_CODE.search(said)) or not WRONG.search(said)
+        return bool(OTHER_GPU.search(text))
+    return bool(NO_KERNEL.search(text)) or not FAILURE.search(text)

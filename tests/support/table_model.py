@@ -1,4 +1,4 @@
-"""A model that is a table: small enough to know what each sentence is worth and where each word attends."""
+"""A model whose probabilities and attention weights are tables, so that expected scores are easy to compute."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from edge_attn.text.tokenizers import BOS, EOS, PAD, SPECIAL, WordTokenizer
 
 WORDS = ("a", "b", "c")
 NAMES = {name: i for i, name in enumerate((*SPECIAL, *WORDS))}
-KNOWN: Mapping[str, Mapping[str, float]] = {
+PROBABILITIES: Mapping[str, Mapping[str, float]] = {
     "<s>": {"a": 0.5, "b": 0.2, "</s>": 0.2, "<unk>": 0.1},
     "a": {"b": 0.3, "</s>": 0.7},
     "b": {"</s>": 0.75, "<unk>": 0.25},
     "<unk>": {"</s>": 1.0},
 }
-"""p(next | last); every sentence ends after three words at most."""
+"""p(next | last). Every sentence ends after at most three words."""
 
 
 class TableModel:
-    """log p(next | last) from tables (tables, vocab, vocab); the first entry of a source says which is its own.
+    """Model with log p(next | last) from tables (tables, vocab, vocab). The first token of a source selects the table.
 
-    When it scores what follows `last`, it attends to the place `attend[last]`, and elsewhere half as much to the next.
+    After the token `last`, attention is strongest at position `attend[last]`, and half as strong at each next one.
     """
 
     name, provider, precision = "table", "numpy", "fp64"
 
-    def __init__(self, tables: np.ndarray, attend: Sequence[int] = (), most: int | None = None) -> None:
-        self.tables, self.attend, self.max_batch = tables, np.array(attend, np.int64), most
+    def __init__(self, tables: np.ndarray, attend: Sequence[int] = (), max_batch: int | None = None) -> None:
+        self.tables, self.attend, self.max_batch = tables, np.array(attend, np.int64), max_batch
         self.batches: list[int] = []
         vocabulary = tables.shape[-1]
         memory = TensorSpec("memory.source", "int64", ("batch", "src"))
@@ -56,18 +56,18 @@ class TableModel:
         tokens, source = inputs["tokens"], inputs["memory.source"]
         log_probs = self.tables[source[:, :1] % len(self.tables), tokens]
         ids = np.argsort(-log_probs, axis=2, kind="stable")
-        said = {
+        results = {
             "log_probs": log_probs,
             "candidates": np.take_along_axis(log_probs, ids, 2),
             "candidate_ids": ids,
             "next_state.step": np.take_along_axis(inputs["state.step"], inputs["parents"], 1) + 1,
         }
         if len(self.attend):
-            places, length = np.arange(source.shape[1]), (source != PAD).sum(1)[:, None, None]
-            away = (places - self.attend[tokens][:, :, None]) % length
-            weights = np.where(places < length, 0.5**away, 0.0)
-            said["alignment"] = weights / weights.sum(2, keepdims=True)
-        return said
+            positions, length = np.arange(source.shape[1]), (source != PAD).sum(1)[:, None, None]
+            distance = (positions - self.attend[tokens][:, :, None]) % length
+            weights = np.where(positions < length, 0.5**distance, 0.0)
+            results["alignment"] = weights / weights.sum(2, keepdims=True)
+        return results
 
     def numpy(self, value: np.ndarray) -> np.ndarray:
         return value
@@ -79,12 +79,12 @@ class TableModel:
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    """One table of probabilities by the names of tokens; what is not said never comes."""
-    made = np.full((1, len(NAMES), len(NAMES)), -np.inf)
+    """Return a table of log-probabilities (1, vocab, vocab). Pairs that are not in `rows` have probability 0."""
+    log_probs = np.full((1, len(NAMES), len(NAMES)), -np.inf)
     for last, following in rows.items():
         for token, probability in following.items():
-            made[0, NAMES[last], NAMES[token]] = math.log(probability)
-    return made
+            log_probs[0, NAMES[last], NAMES[token]] = math.log(probability)
+    return log_probs
 
 
 def random_tables(seed: int, count: int, vocabulary: int = len(NAMES)) -> np.ndarray:
@@ -100,6 +100,6 @@ def translator(runtime: TableModel, text: Text | None = None, max_source: int = 
     return Translator(runtime, text or words(), max_source)
 
 
-def worth(table_: np.ndarray, target: Sequence[int]) -> list[float]:
-    """The log-probability of each token and of the end symbol, read off the table."""
+def token_log_probs(table_: np.ndarray, target: Sequence[int]) -> list[float]:
+    """Return the log-probability of each token and of the end symbol."""
     return [float(table_[last, token]) for last, token in zip((BOS, *target), (*target, EOS), strict=True)]

@@ -1,5 +1,5 @@
 /* Stands in for libnvinfer, libnvinfer_plugin and libnvonnxparser, so that TensorRT's Python bindings import without
-   TensorRT: every function gives nothing, so classes and their attributes can be read and no object can be made. */
+   TensorRT. Every function returns null, so that classes and attributes can be read, but no object can be created. */
 void *createInferBuilder_INTERNAL(void) { return 0; }
 void *createInferRefitter_INTERNAL(void) { return 0; }
 void *createInferRuntime_INTERNAL(void) { return 0; }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import EMBEDDED_BUNDLE, KINDS_FOLDER
-from table_model import KNOWN, TableModel, table, translator
+from table_model import PROBABILITIES, TableModel, table, translator
 
 import edge_attn
 from edge_attn.runtimes.commands import line_io
@@ -28,14 +28,14 @@ ATTENDS = [0, 2, 1, 0, 0, 3, 0]
     ],
 )
 def test_alignment_is_that_of_the_table(source, target, pharaoh):
-    [score] = translator(TableModel(table(KNOWN), ATTENDS)).score([(source, target)], alignments=True)
+    [score] = translator(TableModel(table(PROBABILITIES), ATTENDS)).score([(source, target)], alignments=True)
     assert score.pharaoh() == pharaoh
     assert score.alignment.shape == (len(target.split()) + 1, len(source.split()) + 1)
     np.testing.assert_allclose(score.alignment.sum(1), 1.0)
 
 
 def test_score_has_an_alignment_only_on_request():
-    [score] = translator(TableModel(table(KNOWN), ATTENDS)).score([("a b", "a b")])
+    [score] = translator(TableModel(table(PROBABILITIES), ATTENDS)).score([("a b", "a b")])
     assert score.alignment is None
     assert score.pharaoh() == ""
 

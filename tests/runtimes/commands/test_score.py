@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import EMBEDDED_BUNDLE
-from table_model import KNOWN, WORDS, TableModel, random_tables, table, translator, worth
+from table_model import PROBABILITIES, WORDS, TableModel, random_tables, table, token_log_probs, translator
 
 import edge_attn
 from edge_attn.errors import InputError
@@ -45,7 +45,7 @@ def pairs(toy_pairs) -> list[tuple[str, str]]:
     ],
 )
 def test_score_is_that_of_the_table(target, tokens, probabilities):
-    [result] = translator(TableModel(table(KNOWN))).score([("a", target)])
+    [result] = translator(TableModel(table(PROBABILITIES))).score([("a", target)])
     assert result.tokens == tokens
     assert result.source_tokens == ("a", "</s>")
     assert result.unknown == tokens.count("<unk>")
@@ -57,7 +57,7 @@ def test_score_is_that_of_the_table(target, tokens, probabilities):
 
 def test_probabilities_of_all_targets_sum_to_one():
     targets = [" ".join(words) for n in range(4) for words in itertools.product((*WORDS, "zebra"), repeat=n)]
-    scores = translator(TableModel(table(KNOWN))).score([("a", target) for target in targets])
+    scores = translator(TableModel(table(PROBABILITIES))).score([("a", target) for target in targets])
     assert sum(math.exp(result.log_prob) for result in scores) == pytest.approx(1.0)
     assert sum(math.isfinite(result.log_prob) for result in scores) == 7
 
@@ -83,7 +83,7 @@ def test_score_in_a_batch_equals_the_score_alone(seed, pairs, batch_tokens, max_
         assert result == alone
         np.testing.assert_array_equal(result.alignment, alone.alignment)
         first = model.text.encode_source(pair[0])[0]
-        assert list(result.log_probs) == worth(tables[first % 4], model.text.target.encode(pair[1]))
+        assert list(result.log_probs) == token_log_probs(tables[first % 4], model.text.target.encode(pair[1]))
 
 
 @pytest.mark.parametrize("pair", [("a", "b " * 9), ("b " * 9, "a")], ids=["target", "source"])
@@ -177,7 +177,7 @@ def test_nan_of_the_model_is_the_score():
 
 
 def test_total_is_the_sum_of_scores():
-    scores = translator(TableModel(table(KNOWN))).score([("a", "a b"), ("a", "b zebra"), ("a", "")])
+    scores = translator(TableModel(table(PROBABILITIES))).score([("a", "a b"), ("a", "b zebra"), ("a", "")])
     total = ScoreTotal()
     for result in scores:
         total += result
@@ -236,7 +236,7 @@ def test_jsonl_contains_pair_tokens_and_scores(run, model):
 
 
 def test_infinity_is_text_in_json(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(score.Translator, "open", lambda *_: translator(TableModel(table(KNOWN))))
+    monkeypatch.setattr(score.Translator, "open", lambda *_: translator(TableModel(table(PROBABILITIES))))
     (tmp_path / "pairs.tsv").write_text("a\tc\n")
     score.score(tmp_path, tmp_path / "pairs.tsv", format="jsonl")
     content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)

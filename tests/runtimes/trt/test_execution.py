@@ -38,7 +38,7 @@ def test_late_cuda_error_is_reported_and_everything_is_freed(jetson, bundle, sou
     config = SearchConfig(beam=2, max_length=12)
     search(runtime, sources[:3], config)
     jetson.cuda.fail(name, 700)
-    with pytest.raises(NotTestedError, match=f"CUDA failed in {name}: cudaError700: planted"):
+    with pytest.raises(NotTestedError, match=f"CUDA failed in {name}: cudaError700: injected"):
         search(runtime, sources[:3], config)
     jetson.cuda.failing.clear()
     runtime.close()
@@ -253,12 +253,12 @@ PLANTED: list[tuple[str, Callable[[Trt], None], str]] = [
     (
         "a state is overwritten while it is read",
         lambda runtime: setattr(runtime, "_output_buffer", lambda tensor, in_use: runtime._buffers[tensor.name][0]),
-        "lie in the same memory",
+        "use the same memory",
     ),
     (
         "two outputs share a buffer",
         lambda runtime: setattr(runtime, "_output_buffer", lambda tensor, in_use: runtime._buffers["memory.values"][0]),
-        "lie in the same memory",
+        "use the same memory",
     ),
     (
         "a buffer is too small",

@@ -1,4 +1,4 @@
-"""That the alarms of the fake ring: each fault that a GPU would not have forgiven is planted here."""
+"""The fake TensorRT and CUDA detect each mistake that a GPU would not report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Log(list):
 
 
 class Encoder:
-    """The toy model's encoder on the fake, for two sentences of three tokens, with everything as it must be."""
+    """Encoder of the toy model on the fake, correctly set up for two sentences of three tokens."""
 
     def __init__(self, bundle: Bundle, loops: bool = False) -> None:
         self.library = fake_cuda.FakeCuda()
@@ -43,16 +43,16 @@ class Encoder:
         assert self.context.set_optimization_profile_async(0, self.stream)
         assert self.context.set_input_shape("source", (2, 3))
         assert self.context.set_input_shape("source_length", (2,))
-        self.at = {}
+        self.addresses = {}
         for name in self.engine.tensors:
-            self.at[name] = self.cuda.allocate(self.context._size(name), name)
-            assert self.context.set_tensor_address(name, self.at[name])
+            self.addresses[name] = self.cuda.allocate(self.context._size(name), name)
+            assert self.context.set_tensor_address(name, self.addresses[name])
         self.feed("source", np.full((2, 3), 5))
         self.feed("source_length", np.full(2, 3))
 
     def feed(self, name: str, value: np.ndarray) -> None:
         ctypes.memmove(self.pinned, value.ctypes.data, value.nbytes)
-        self.cuda.to_device(self.at[name], self.pinned, value.nbytes, self.stream)
+        self.cuda.to_device(self.addresses[name], self.pinned, value.nbytes, self.stream)
         self.cuda.synchronize(self.stream)
 
     def run(self) -> None:
@@ -65,7 +65,7 @@ class Encoder:
         return self.cuda.end_capture(self.stream)
 
     def close(self) -> None:
-        for address in [*self.at.values(), self.scratch]:
+        for address in [*self.addresses.values(), self.scratch]:
             self.cuda.free(address)
         self.cuda.free_pinned(self.pinned)
         self.cuda.destroy_stream(self.stream)
@@ -76,7 +76,7 @@ def encoder(toy_bundle) -> Encoder:
     return Encoder(Bundle.open(toy_bundle))
 
 
-def test_without_a_fault_nothing_is_said(encoder):
+def test_correct_use_raises_no_fault(encoder):
     encoder.run()
     encoder.run()
     graph = encoder.capture()
@@ -96,31 +96,31 @@ def too_small(encoder: Encoder) -> None:
 
 
 def freed_before(encoder: Encoder) -> None:
-    encoder.cuda.free(encoder.at["source"])
+    encoder.cuda.free(encoder.addresses["source"])
     encoder.run()
 
 
 def freed_meanwhile(encoder: Encoder) -> None:
     encoder.context.execute_async_v3(encoder.stream)
-    encoder.cuda.free(encoder.at["source"])
+    encoder.cuda.free(encoder.addresses["source"])
 
 
 def freed_twice(encoder: Encoder) -> None:
-    encoder.cuda.free(encoder.at["source"])
-    encoder.cuda.free(encoder.at["source"])
+    encoder.cuda.free(encoder.addresses["source"])
+    encoder.cuda.free(encoder.addresses["source"])
 
 
 def freed_before_a_graph(encoder: Encoder) -> None:
     encoder.run()
     graph = encoder.capture()
-    encoder.cuda.free(encoder.at["memory.mask"])
+    encoder.cuda.free(encoder.addresses["memory.mask"])
     encoder.cuda.launch(graph, encoder.stream)
 
 
 def changed_after_capture(encoder: Encoder) -> None:
     encoder.run()
     graph = encoder.capture()
-    encoder.context.set_tensor_address("source", encoder.at["source"])
+    encoder.context.set_tensor_address("source", encoder.addresses["source"])
     encoder.cuda.launch(graph, encoder.stream)
     encoder.cuda.synchronize(encoder.stream)
 
@@ -130,8 +130,8 @@ def host_memory(encoder: Encoder) -> None:
     encoder.run()
 
 
-def not_of_cuda(encoder: Encoder) -> None:
-    encoder.cuda.to_device(encoder.at["source"], np.zeros(6, np.int64).ctypes.data, 48, encoder.stream)
+def not_allocated(encoder: Encoder) -> None:
+    encoder.cuda.to_device(encoder.addresses["source"], np.zeros(6, np.int64).ctypes.data, 48, encoder.stream)
 
 
 def destroyed_too_early(encoder: Encoder) -> None:
@@ -152,9 +152,9 @@ def error_left_behind(encoder: Encoder) -> None:
 
 
 def same_memory(encoder: Encoder) -> None:
-    encoder.at["source"] = encoder.cuda.allocate(1 << 12, "")
-    encoder.context.set_tensor_address("source", encoder.at["source"])
-    encoder.context.set_tensor_address("memory.values", encoder.at["source"] + 40)
+    encoder.addresses["source"] = encoder.cuda.allocate(1 << 12, "")
+    encoder.context.set_tensor_address("source", encoder.addresses["source"])
+    encoder.context.set_tensor_address("memory.values", encoder.addresses["source"] + 40)
     encoder.run()
 
 
@@ -166,29 +166,29 @@ def little_scratch(encoder: Encoder) -> None:
 FAULTS: list[tuple[Callable[[Encoder], Any], str]] = [
     (too_small, "memory.keys: 1 bytes past its buffer"),
     (freed_before, "source: use after free"),
-    (freed_meanwhile, "freed what a stream still uses"),
+    (freed_meanwhile, "freed memory that a stream still uses"),
     (freed_twice, "double free"),
-    (lambda encoder: encoder.cuda.free(4096), "freed what was never allocated"),
+    (lambda encoder: encoder.cuda.free(4096), "freed memory that was never allocated"),
     (freed_before_a_graph, "memory.mask: use after free"),
     (changed_after_capture, "a context was changed after it was captured"),
     (lambda encoder: encoder.capture(), "captured before a run"),
     (host_memory, "source: memory of the wrong kind"),
-    (not_of_cuda, "no memory of CUDA's"),
+    (not_allocated, "not allocated by CUDA"),
     (destroyed_too_early, "a stream was destroyed before it was synchronized"),
     (graph_destroyed_twice, "Ready .* was destroyed twice"),
-    (error_left_behind, "the error 2 of an earlier call was left behind"),
-    (same_memory, "memory.values and source lie in the same memory"),
+    (error_left_behind, "the error 2 of an earlier call was not cleared"),
+    (same_memory, "memory.values and source use the same memory"),
     (little_scratch, "4095 bytes of scratch memory, 4096 are needed"),
 ]
 
 
-@pytest.mark.parametrize(("plant", "said"), FAULTS)
-def test_a_fault(encoder, plant, said):
-    with pytest.raises(Fault, match=said):
-        plant(encoder)
+@pytest.mark.parametrize(("misuse", "message"), FAULTS)
+def test_misuse_raises_a_fault(encoder, misuse, message):
+    with pytest.raises(Fault, match=message):
+        misuse(encoder)
 
 
-REFUSED: list[tuple[Callable[[Any], bool], str]] = [
+INVALID_ARGUMENTS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda context: context.set_input_shape("source", (3, 3)), r"source of shape \(3, 3\) does not satisfy profile 0"),
     (lambda context: context.set_input_shape("source", (2, 4)), r"does not satisfy profile 0: \[2, 3\] to \[2, 3\]"),
     (lambda context: context.set_input_shape("source", (2,)), "does not satisfy"),
@@ -197,21 +197,21 @@ REFUSED: list[tuple[Callable[[Any], bool], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("ask", "said"), REFUSED)
-def test_what_tensorrt_refuses(encoder, ask, said):
-    assert ask(encoder.context) is False
-    with pytest.raises(AssertionError, match=said):
+@pytest.mark.parametrize(("call", "message"), INVALID_ARGUMENTS)
+def test_invalid_arguments_are_logged(encoder, call, message):
+    assert call(encoder.context) is False
+    with pytest.raises(AssertionError, match=message):
         raise AssertionError(encoder.log.pop())
 
 
-def test_a_profile_that_there_is_not(encoder):
-    """The bindings raise where the others give False."""
+def test_unknown_profile_raises(encoder):
+    """The bindings raise an exception instead of returning False."""
     with pytest.raises(RuntimeError):
         encoder.context.set_optimization_profile_async(1, 0)
     assert "profile 1 of 1" in encoder.log.pop()
 
 
-def test_a_tensor_without_address_or_shape(encoder):
+def test_missing_shape_or_address_is_logged(encoder):
     fresh = encoder.engine.create_execution_context(fake_trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     assert fresh.set_optimization_profile_async(0, encoder.stream)
     assert fresh.infer_shapes() == ["source", "source_length"]
@@ -226,15 +226,15 @@ def test_a_tensor_without_address_or_shape(encoder):
     ]
 
 
-def test_nothing_is_there_before_the_stream_is_synchronized(encoder):
-    before = ctypes.string_at(encoder.at["memory.keys"], 16)
+def test_outputs_are_written_at_synchronization(encoder):
+    before = ctypes.string_at(encoder.addresses["memory.keys"], 16)
     encoder.context.execute_async_v3(encoder.stream)
-    assert ctypes.string_at(encoder.at["memory.keys"], 16) == before
+    assert ctypes.string_at(encoder.addresses["memory.keys"], 16) == before
     encoder.cuda.synchronize(encoder.stream)
-    assert ctypes.string_at(encoder.at["memory.keys"], 16) != before
+    assert ctypes.string_at(encoder.addresses["memory.keys"], 16) != before
 
 
-def test_a_loop_breaks_a_capture(toy_bundle):
+def test_loop_invalidates_a_capture(toy_bundle):
     encoder = Encoder(Bundle.open(toy_bundle), loops=True)
     encoder.run()
     encoder.cuda.begin_capture(encoder.stream)
@@ -249,7 +249,7 @@ RECORDING = DATA / "tensorrt-surface.json"
 
 
 @pytest.mark.parametrize("name", ["ILogger", "Runtime", "ICudaEngine", "IExecutionContext", "DataType", "TensorIOMode"])
-def test_the_fake_has_nothing_that_the_real_one_has_not(name):
+def test_fake_attributes_exist_in_tensorrt(name):
     ours = {attribute for attribute in vars(getattr(fake_trt, name)) if not attribute.startswith("_")}
     assert ours
     assert ours <= json.loads(RECORDING.read_text(encoding="utf-8"))["classes"][name].keys()
