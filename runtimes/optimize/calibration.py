@@ -1,6 +1,6 @@
 """Log-probabilities of converted graphs, and the range of their activations, on golden or other sentences.
 
-`with_graphs` puts other graphs in the place of a bundle's own, so that everything that runs a bundle runs them too.
+`with_graphs` replaces the graphs of a bundle, so that everything that runs a bundle runs them too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def with_graphs(
 
     Args:
         bundle: the bundle.
-        models: a graph for each of its own.
+        models: a graph for each of the bundle's.
         precision: precision of these graphs.
         scalars: fp32 scalars by graph, outputs beside the bundle's own.
     """
@@ -58,7 +58,7 @@ def log_probs(bundle: Bundle, models: Models, golden: Golden, options: RuntimeOp
 
     Args:
         bundle: the bundle.
-        models: a graph for each of its own.
+        models: a graph for each of the bundle's.
         golden: its golden data.
         options: options of the runtime ort-cpu.
     """
@@ -80,7 +80,7 @@ def activation_ranges(
 
     Args:
         bundle: the bundle.
-        models: a graph for each of its own, in fp32.
+        models: a graph for each of the bundle's, in fp32.
         tensors: names of tensors, by graph.
         sentences: source sentences.
         options: options of the runtime ort-cpu.

@@ -26,7 +26,7 @@ ConversionFactory: TypeAlias = Callable[[Bundle, Models, Sequence[str], RuntimeO
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the graphs of one target are computed."""
+    """Rewrites for one target."""
 
     conversions: dict[str, ConversionFactory]
     """Conversion by precision."""

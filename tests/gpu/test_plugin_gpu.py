@@ -1,5 +1,6 @@
-"""On a GPU with TensorRT 10.13 or newer and a CUDA compiler: the engine with the plugin and the inlined one of the step
-graph both pass verify, and their times are printed. A user gets the faster one.
+"""The step engine with the plugin and the inlined one both pass verify, and their times are printed.
+
+Needs a GPU, TensorRT 10.13 or newer and a CUDA compiler. A user gets the faster engine.
 """
 
 from __future__ import annotations

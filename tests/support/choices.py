@@ -59,7 +59,7 @@ def measure(jetson, bundle: Bundle) -> Bundle:
 
 @pytest.fixture
 def change_variant(jetson, monkeypatch) -> Callable[[Callable[[bytes], bytes]], None]:
-    """change_variant(change): from now on `change` is applied to each engine with the plugin that is built."""
+    """Return a function that takes a change, which applies to each engine with the plugin from then on."""
 
     def plant(change: Callable[[bytes], bytes]) -> None:
         def build(tensorrt, model, spec, *rest):

@@ -11,14 +11,14 @@ from edge_attn.bundle.writer import write_bundle
 from edge_attn.runtimes.optimize.optimize import optimize
 
 
-def quietly(path: Path, target: str = "trt", precision: str = "fp16", **options: object) -> list[str]:
+def run_optimize(path: Path, target: str = "trt", precision: str = "fp16", **options: object) -> list[str]:
     """Run optimize, which must succeed, and return its lines."""
     lines: list[str] = []
     assert optimize(path, target, precision, threads=1, log=lines.append, **options) == 0
     return lines
 
 
-def planted(path: Path, graph: str, change) -> Path:
+def change_graph(path: Path, graph: str, change) -> Path:
     """Change one graph of the bundle at `path`, with its hash."""
     bundle = Bundle.open(path)
     files = bundle.files()

@@ -8,7 +8,7 @@
 //     -> context (batch, tgt, value), weights (batch, tgt, src)
 //
 // All arithmetic is fp32; fp16 is how numbers are stored. A row without a key gives weights 0 and context 0. Neither the
-// keys nor the values of a masked place are used, so the content of padding never matters.
+// keys nor the values of a masked position are used, so the content of padding never matters.
 //
 // One block works on one row (batch, tgt): the grid is batch * tgt blocks of 32, 64, ... 256 threads. Keys come in tiles
 // of TILE, so no size is bounded by shared memory: the first pass finds the greatest energy and the sum of the powers
@@ -17,8 +17,8 @@
 // since only one tile of weights is stored: values 1408 wide take 6 rounds of 64 threads, 3 of 128, 2 of 256.
 //
 // The same lines compile for the CPU (block_on_cpu.h, with the tests), where THREADS runs the threads of a block one after the
-// other up to the next barrier. What the threads of a block share is therefore written in these words only:
-//     THREADS(t) { ... }   what each thread t does; no barrier at its end
+// other up to the next barrier. Data that threads share is therefore accessed with these macros only:
+//     THREADS(t) { ... }   code of each thread t; no barrier at its end
 //     SYNC()               the barrier
 //     PerThread<V>         a register that outlives a THREADS: x[t]
 //     SHARED(name, n)      n floats that the block shares, of type Cell
@@ -30,7 +30,7 @@
 constexpr int WARP = 32;
 constexpr int MAX_THREADS = 256;
 constexpr int KEYS = 4;     // keys that a warp works on at once, for one reading of q and v
-constexpr int COLUMNS = 4;  // columns of the context that a thread keeps
+constexpr int COLUMNS = 4;  // columns of the context per thread
 
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__
@@ -83,29 +83,29 @@ DEVICE void store(Half* to, long long at, float x) {
 #include "block_on_cpu.h"
 #endif
 
-// The greatest x of the block, or the sum, for every thread of it. `room` holds a number a warp; it may be used again
+// The greatest x of the block, or the sum, for every thread of it. `scratch` holds one number per warp; it is free again
 // after the next barrier.
-DEVICE void block_max(PerThread<float>& x, Cell* room) {
+DEVICE void block_max(PerThread<float>& x, Cell* scratch) {
     warp_max(x);
     THREADS(t) {
-        if (t % WARP == 0) room[t / WARP] = x[t];
+        if (t % WARP == 0) scratch[t / WARP] = x[t];
     }
     SYNC();
     THREADS(t) {
-        x[t] = room[0];
-        for (int warp = 1; warp < block_threads() / WARP; ++warp) x[t] = fmaxf(x[t], room[warp]);
+        x[t] = scratch[0];
+        for (int warp = 1; warp < block_threads() / WARP; ++warp) x[t] = fmaxf(x[t], scratch[warp]);
     }
 }
 
-DEVICE void block_sum(PerThread<float>& x, Cell* room) {
+DEVICE void block_sum(PerThread<float>& x, Cell* scratch) {
     warp_sum(x);
     THREADS(t) {
-        if (t % WARP == 0) room[t / WARP] = x[t];
+        if (t % WARP == 0) scratch[t / WARP] = x[t];
     }
     SYNC();
     THREADS(t) {
-        x[t] = room[0];
-        for (int warp = 1; warp < block_threads() / WARP; ++warp) x[t] += room[warp];
+        x[t] = scratch[0];
+        for (int warp = 1; warp < block_threads() / WARP; ++warp) x[t] += scratch[warp];
     }
 }
 
@@ -160,7 +160,7 @@ DEVICE void energies(const Row<T>& row, int first, int end, Cell* energy) {
 
 // Adds a tile to the greatest energy so far and to the sum of exp(energy - greatest).
 template <typename T>
-DEVICE void include(const Row<T>& row, int first, int end, Cell* energy, Cell* room, PerThread<float>& top,
+DEVICE void include(const Row<T>& row, int first, int end, Cell* energy, Cell* scratch, PerThread<float>& top,
                     PerThread<float>& total) {
     PerThread<float> highest, powers;
     THREADS(t) {
@@ -169,14 +169,14 @@ DEVICE void include(const Row<T>& row, int first, int end, Cell* energy, Cell* r
             if (row.mask[j]) highest[t] = fmaxf(highest[t], energy[j - first]);
         }
     }
-    block_max(highest, room);
+    block_max(highest, scratch);
     THREADS(t) {
         powers[t] = 0.0f;
         for (int j = first + t; j < end; j += block_threads()) {
             if (row.mask[j]) powers[t] += EXP(energy[j - first] - highest[t]);
         }
     }
-    block_sum(powers, room + MAX_THREADS / WARP);
+    block_sum(powers, scratch + MAX_THREADS / WARP);
     THREADS(t) {
         const float shrink = top[t] == highest[t] ? 1.0f : EXP(top[t] - highest[t]);
         total[t] = total[t] * shrink + powers[t];
@@ -188,7 +188,7 @@ template <typename T>
 DEVICE void attend(const T* query, const T* keys, const T* values, const unsigned char* mask, const T* v, int tgt, int src,
                    int attn, int value, T* context, T* weights) {
     SHARED(energy, TILE);
-    SHARED(room, 2 * MAX_THREADS / WARP);
+    SHARED(scratch, 2 * MAX_THREADS / WARP);
     const long long at = block_row();
     const long long sentence = at / tgt;
     const Row<T> row = {query + at * attn, keys + sentence * src * attn, values + sentence * src * value,
@@ -203,7 +203,7 @@ DEVICE void attend(const T* query, const T* keys, const T* values, const unsigne
     for (int first = 0; first < src; first += TILE) {
         const int end = src < first + TILE ? src : first + TILE;
         energies(row, first, end, energy);
-        include(row, first, end, energy, room, top, total);
+        include(row, first, end, energy, scratch, top, total);
     }
 
     const int wide = block_threads() * COLUMNS;

@@ -191,6 +191,6 @@ def _virtual(architecture: str) -> str:
 
 def _failure(compiler: Path | str, architecture: str, output: str) -> str:
     """Return one sentence: the first line of the compiler's output, without its folder."""
-    first = next((line.strip() for line in output.splitlines() if line.strip()), "it gives no reason")
+    first = next((line.strip() for line in output.splitlines() if line.strip()), "without a reason")
     first = first[first.find("kernel.cu") :] if "kernel.cu" in first else first
     return f"{compiler} writes no PTX for {architecture}: {first}"

@@ -12,7 +12,7 @@ from paths import KINDS_FOLDER
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 
-from optimize_cases import planted, quietly
+from optimize_cases import change_graph, run_optimize
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import FORMAT
@@ -54,7 +54,7 @@ def ready(path: Path, name: str) -> dict[str, onnx.ModelProto]:
 
 def test_engine_target_records_torch_module_of_each_node(toy_bundle, tmp_path):
     copy = Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
-    quietly(copy, "trt", "fp32")
+    run_optimize(copy, "trt", "fp32")
     target = Bundle.open(copy).manifest.targets["trt-fp32"]
     assert set(target.settings["modules"]) == {spec.file for spec in target.graphs.values()}
     for graph, model in ready(copy, "trt-fp32").items():
@@ -66,7 +66,7 @@ def test_engine_target_records_torch_module_of_each_node(toy_bundle, tmp_path):
 
 @pytest.mark.parametrize(("target", "precision"), PAIRS)
 def test_target_is_written_and_the_rest_stays(toy, toy_bundle, target, precision):
-    [line] = [line for line in quietly(toy, target, precision) if "MB" in line]
+    [line] = [line for line in run_optimize(toy, target, precision) if "MB" in line]
     before, after = Bundle.open(toy_bundle), Bundle.open(toy)
     written = after.target(target, precision)
     assert after.manifest.format == FORMAT
@@ -97,7 +97,7 @@ MAX_DIFFERENCE = {"fp32": 1e-4, "fp16": 0.05, "int8": 2.0}
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_and_precision_matches_the_portable_graphs(tmp_path, kind, precision):
     path = Path(shutil.copy(KINDS[kind], tmp_path))
-    quietly(path, "trt", precision)
+    run_optimize(path, "trt", precision)
     bundle = Bundle.open(path)
     data = golden.load(bundle.read)
     portable = {name: load(bundle.read(spec.file), name) for name, spec in bundle.manifest.graphs.items()}
@@ -107,7 +107,7 @@ def test_every_kind_and_precision_matches_the_portable_graphs(tmp_path, kind, pr
 
 @pytest.mark.parametrize(("target", "kind"), [("trt", np.float32), ("ort-cuda", np.float16)])
 def test_recurrence_with_lengths_is_fp32_where_types_are_strong(copied, target, kind):
-    quietly(copied, target, "fp16")
+    run_optimize(copied, target, "fp16")
     model = ready(copied, f"{target}-fp16")["encoder"]
     [cell] = [node for node in model.graph.node if node.op_type == "GRU"]
     actual = types(model)[cell.output[0]]
@@ -117,7 +117,7 @@ def test_recurrence_with_lengths_is_fp32_where_types_are_strong(copied, target, 
 def test_same_bundle_gives_the_same_bytes(copied, toy_bundle, tmp_path):
     other = Path(shutil.copy(toy_bundle, tmp_path / "other.zip"))
     for path in (copied, other):
-        quietly(path, "trt", "int8")
+        run_optimize(path, "trt", "int8")
     assert copied.read_bytes() == other.read_bytes()
 
 
@@ -141,7 +141,7 @@ def test_options_are_recorded(copied, tmp_path):
     lines.write_text("the red king\na small cat sees a dog\n", encoding="utf-8")
     table.write_text("workspace_mb = 64\n[buckets]\nbatch = [1]\nsrc = [8]\nbeam = 2\n", encoding="utf-8")
     options = {"min_version": "10.13.2", "calibration": lines, "profiles": table, "max_build_minutes": 3.0}
-    quietly(copied, "trt", "int8", **options)
+    run_optimize(copied, "trt", "int8", **options)
     settings = Bundle.open(copied).manifest.targets["trt-int8"].settings
     assert settings["min_version"] == "10.13.2"
     assert settings["calibration"]["sentences"] == 2
@@ -168,7 +168,7 @@ def test_folder_is_written_to_by_another_name(toy_bundle, tmp_path, monkeypatch,
     write_bundle(tmp_path / "toy", opened.manifest, opened.files())
     (tmp_path / "link").symlink_to(tmp_path / "toy")
     monkeypatch.chdir(tmp_path / "toy")
-    lines = quietly(tmp_path / "link" if linked else Path(), "trt", "fp32")
+    lines = run_optimize(tmp_path / "link" if linked else Path(), "trt", "fp32")
     assert f"the current folder was replaced; run: cd {tmp_path / 'toy'}" in lines
     assert "trt-fp32" in Bundle.open(tmp_path / "toy").manifest.targets
     assert (tmp_path / "link").is_symlink()
@@ -212,7 +212,7 @@ def overflowing(model: onnx.ModelProto) -> None:
 
 
 def test_node_that_overflows_in_fp16_becomes_an_island(copied):
-    lines = quietly(planted(copied, "step", overflowing), "trt", "fp16")
+    lines = run_optimize(change_graph(copied, "step", overflowing), "trt", "fp16")
     settings = Bundle.open(copied).manifest.targets["trt-fp16"].settings
     assert "big.product" in settings["fp32_islands"]["step"]
     assert len(settings["fp32_islands"]["step"]) <= 3
@@ -223,13 +223,13 @@ def test_node_that_overflows_in_fp16_becomes_an_island(copied):
 
 
 def test_product_with_wrong_scale_stays_fp32(copied, monkeypatch):
-    def wrecked(bundle, models, tensors, *rest):
+    def wrong(bundle, models, tensors, *rest):
         ranges = activation_ranges(bundle, models, tensors, *rest)
         ranges["step"]["tanh_1"] /= 1000
         return ranges
 
-    monkeypatch.setattr(recipes, "activation_ranges", wrecked)
-    quietly(copied, "trt", "int8")
+    monkeypatch.setattr(recipes, "activation_ranges", wrong)
+    run_optimize(copied, "trt", "int8")
     settings = Bundle.open(copied).manifest.targets["trt-int8"].settings
     assert len(settings["fp32_islands"]["step"]) == 1
     assert settings["quantized"]["step"]
@@ -266,13 +266,13 @@ def test_build_is_verified_on_the_runtime_that_it_opens(copied, monkeypatch):
         return opened[0][2]
 
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.open_runtime", build)
-    lines = quietly(copied, "trt", "fp16", build=True)
+    lines = run_optimize(copied, "trt", "fp16", build=True)
     assert [entry[:2] for entry in opened] == [("trt", "fp16")]
     assert opened[0][2].closed
     assert "on an engine (" in lines[-1]
     assert lines[-1].endswith("parity holds")
     before = copied.read_bytes()
-    again = quietly(copied, "trt", "fp16", build=True)
+    again = run_optimize(copied, "trt", "fp16", build=True)
     assert again[0].startswith(f"{copied} already contains trt-fp16: its graphs are built as they are")
     assert again[1:] == lines[-1:]
     assert len(opened) == 2

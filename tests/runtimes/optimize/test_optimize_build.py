@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 
-from optimize_cases import quietly
+from optimize_cases import run_optimize
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.writer import update_bundle
@@ -37,7 +37,7 @@ def unverified(monkeypatch) -> None:
 
 @pytest.fixture
 def builds(monkeypatch, unverified) -> list[BuildConfig]:
-    """Configuration of each engine that would be built."""
+    """Record the configuration of each engine instead of building it."""
     configs: list[BuildConfig] = []
 
     def build(bundle: Bundle, name: str, options) -> SimpleNamespace:
@@ -61,11 +61,11 @@ def tables(tmp_path) -> dict[str, Path]:
 
 
 def test_profiles_and_minutes_apply_to_existing_graphs(copied, builds, tables):
-    quietly(copied, "trt", "fp32", profiles=tables["profiles"])
+    run_optimize(copied, "trt", "fp32", profiles=tables["profiles"])
     before = Bundle.open(copied)
-    quietly(copied, "trt", "fp32", build=True, max_build_minutes=90.0)
-    quietly(copied, "trt", "fp32", build=True)
-    quietly(copied, "trt", "fp32", build=True, profiles=tables["another"], max_build_minutes=7.0)
+    run_optimize(copied, "trt", "fp32", build=True, max_build_minutes=90.0)
+    run_optimize(copied, "trt", "fp32", build=True)
+    run_optimize(copied, "trt", "fp32", build=True, profiles=tables["another"], max_build_minutes=7.0)
     assert [(config.buckets.batch, config.workspace_mb, config.max_build_minutes) for config in builds] == [
         ((1, 4), 64, 90.0),
         ((1, 4), 64, 90.0),
@@ -77,20 +77,20 @@ def test_profiles_and_minutes_apply_to_existing_graphs(copied, builds, tables):
 
 
 def test_options_that_are_not_repeated_stay_with_force(copied, unverified, tables):
-    quietly(copied, "trt", "fp32", profiles=tables["profiles"])
-    quietly(copied, "trt", "fp32", force=True, max_build_minutes=90.0)
+    run_optimize(copied, "trt", "fp32", profiles=tables["profiles"])
+    run_optimize(copied, "trt", "fp32", force=True, max_build_minutes=90.0)
     config = build_config(Bundle.open(copied).target("trt", "fp32"))
     assert (config.buckets.batch, config.workspace_mb, config.max_build_minutes) == ((1, 4), 64, 90.0)
-    quietly(copied, "trt", "fp32", force=True, profiles=tables["another"])
+    run_optimize(copied, "trt", "fp32", force=True, profiles=tables["another"])
     config = build_config(Bundle.open(copied).target("trt", "fp32"))
     assert (config.buckets.batch, config.workspace_mb, config.max_build_minutes) == ((2,), 1024, 60.0)
 
 
 def test_existing_graphs_are_built_from_a_read_only_bundle(copied, builds, monkeypatch):
-    quietly(copied, "trt", "fp32")
+    run_optimize(copied, "trt", "fp32")
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.check_output", None)
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.update_bundle", None)
-    quietly(copied, "trt", "fp32", build=True)
+    run_optimize(copied, "trt", "fp32", build=True)
     assert builds == [BuildConfig()]
 
 
@@ -100,14 +100,14 @@ def test_options_for_other_graphs_need_force(copied, builds, tmp_path, what):
     lines.write_text(LINES)
     other_lines.write_text("a cat\n")
     same = {"min_version": "10.13.2.0", "calibration": lines, "plugins": ("AdditiveAttention",)}
-    quietly(copied, "trt", "int8", **{name: same[name] for name in ("min_version", "calibration")})
+    run_optimize(copied, "trt", "int8", **{name: same[name] for name in ("min_version", "calibration")})
     changed = {"min_version": "10.3", "calibration": other_lines, "plugins": ("AdditiveAttention",)}[what]
     before, option = copied.read_bytes(), "plugin" if what == "plugins" else what.replace("_", "-")
     with pytest.raises(UsageError, match=f"already contains trt-int8, built with another --{option} or none; leave"):
         optimize(copied, "trt", "int8", build=True, log=lambda line: None, **{what: changed})
     assert builds == []
     if what != "plugins":
-        quietly(copied, "trt", "int8", build=True, **{what: same[what]})
+        run_optimize(copied, "trt", "int8", build=True, **{what: same[what]})
     assert copied.read_bytes() == before
 
 
@@ -116,17 +116,17 @@ def test_too_wide_golden_beam_is_a_warning(copied, unverified, tables, monkeypat
         raise NotTestedError("there is none")
 
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.open_runtime", none)
-    lines = quietly(copied, "trt", "fp32", profiles=tables["narrow"])
+    lines = run_optimize(copied, "trt", "fp32", profiles=tables["narrow"])
     assert lines[0].startswith("engines for a beam of up to 1 cannot run the golden beam search, whose beam is 5: L3")
     with pytest.raises(NotTestedError):
         optimize(copied, "trt", "fp32", build=True, log=lines.append)
     assert lines.count(lines[0]) == 2
-    assert not [line for line in quietly(copied, "trt", "fp16") if "golden beam" in line]
+    assert not [line for line in run_optimize(copied, "trt", "fp16") if "golden beam" in line]
 
 
 @pytest.mark.parametrize("build", [3, {"color": "red"}])
 def test_damaged_configuration_is_refused(copied, unverified, tables, build):
-    quietly(copied, "trt", "fp32")
+    run_optimize(copied, "trt", "fp32")
 
     def damaged(bundle: Bundle):
         stored = bundle.manifest.targets["trt-fp32"]
@@ -136,7 +136,7 @@ def test_damaged_configuration_is_refused(copied, unverified, tables, build):
     update_bundle(copied, damaged)
     with pytest.raises(ConfigError, match=r"toy.zip: targets: trt-fp32: build"):
         optimize(copied, "trt", "fp32", force=True, log=lambda line: None)
-    quietly(copied, "trt", "fp32", force=True, profiles=tables["profiles"])
+    run_optimize(copied, "trt", "fp32", force=True, profiles=tables["profiles"])
 
 
 def test_level_that_engines_cannot_run_is_not_tested(copied, tables, jetson):

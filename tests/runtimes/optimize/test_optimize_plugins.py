@@ -11,7 +11,7 @@ from paths import KINDS_FOLDER
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 
-from optimize_cases import quietly
+from optimize_cases import run_optimize
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.writer import update_bundle
@@ -33,8 +33,8 @@ def interface(model: onnx.ModelProto) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_variant_with_plugin_is_written_beside_the_graphs(toy_bundle, tmp_path, precision):
     plain, requested = (Path(shutil.copy(toy_bundle, tmp_path / name)) for name in ("plain.zip", "requested.zip"))
-    quietly(plain, "trt", precision)
-    quietly(requested, "trt", precision, plugins=PLUGINS, min_version="10.3")
+    run_optimize(plain, "trt", precision)
+    run_optimize(requested, "trt", precision, plugins=PLUGINS, min_version="10.3")
     name, file = f"trt-{precision}", f"targets/trt-{precision}/step.plugins.onnx"
     before, after = Bundle.open(plain), Bundle.open(requested)
     target = after.manifest.targets[name]
@@ -58,11 +58,11 @@ def test_variant_with_plugin_is_written_beside_the_graphs(toy_bundle, tmp_path, 
 
 
 def test_variants_are_removed_with_their_target(copied, edge_attn_cli):
-    quietly(copied, "trt", "fp32", plugins=PLUGINS)
+    run_optimize(copied, "trt", "fp32", plugins=PLUGINS)
     text = edge_attn_cli("inspect", copied).stdout
     assert "  plugins: graphs step targets/trt-fp32/step.plugins.onnx, ops AdditiveAttention" in text
     assert "  with plugins: L1 holds, L2 holds, L3 holds, L5 holds (CPUExecutionProvider)" in text
-    quietly(copied, "trt", "fp32", force=True)
+    run_optimize(copied, "trt", "fp32", force=True)
     bundle = Bundle.open(copied)
     assert {name for name in bundle.files() if name.startswith("targets/")} == {
         "targets/trt-fp32/encoder.onnx",
@@ -81,14 +81,14 @@ def test_plugin_for_an_op_that_no_graph_calls_is_refused(tmp_path, monkeypatch):
 
 
 def test_variant_with_other_results_is_never_written(copied, monkeypatch):
-    def wrecked(bundle, oldest, plugins):
+    def wrong(bundle, oldest, plugins):
         models = recipes.inlined(bundle, oldest, plugins)
         if plugins:
             weight = next(tensor for tensor in models["step"].graph.initializer if tensor.name == "model.output.bias")
             weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
         return models
 
-    monkeypatch.setattr(build_target, "inlined", wrecked)
+    monkeypatch.setattr(build_target, "inlined", wrong)
     before = copied.read_bytes()
     with pytest.raises(ParityError, match=r"graphs that call AdditiveAttention of .* differ from the reference"):
         optimize(copied, "trt", "fp32", plugins=PLUGINS, threads=1, log=lambda line: None)
@@ -97,7 +97,7 @@ def test_variant_with_other_results_is_never_written(copied, monkeypatch):
 
 def test_list_of_plugins_of_an_older_version_needs_force(copied):
     """A version before 0.1.0 stored a list of names, and no variant."""
-    quietly(copied, "trt", "fp32")
+    run_optimize(copied, "trt", "fp32")
 
     def older(bundle: Bundle):
         stored = bundle.manifest.targets["trt-fp32"]
@@ -107,5 +107,5 @@ def test_list_of_plugins_of_an_older_version_needs_force(copied):
     update_bundle(copied, older)
     with pytest.raises(UsageError, match="built with another --plugin or none"):
         optimize(copied, "trt", plugins=PLUGINS, build=True, log=lambda line: None)
-    quietly(copied, "trt", "fp32", plugins=PLUGINS, force=True)
+    run_optimize(copied, "trt", "fp32", plugins=PLUGINS, force=True)
     assert Bundle.open(copied).manifest.targets["trt-fp32"].settings["plugins"]["ops"] == list(PLUGINS)

@@ -13,7 +13,7 @@ from paths import KINDS_FOLDER
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 
-from optimize_cases import planted, quietly
+from optimize_cases import change_graph, run_optimize
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.writer import write_bundle
@@ -52,15 +52,15 @@ def nan(model: onnx.ModelProto) -> None:
     ],
 )
 def test_graph_with_nan_weight_is_never_written(copied, precision, kind, sentence):
-    refused(planted(copied, "step", nan), kind, sentence, "trt", precision)
+    refused(change_graph(copied, "step", nan), kind, sentence, "trt", precision)
 
 
 def test_wrong_scales_leave_nothing_to_quantize(copied, monkeypatch):
-    def wrecked(bundle, models, tensors, *rest):
+    def wrong(bundle, models, tensors, *rest):
         ranges = activation_ranges(bundle, models, tensors, *rest)
         return {graph: dict.fromkeys(scales, 1e-6) for graph, scales in ranges.items()}
 
-    monkeypatch.setattr(recipes, "activation_ranges", wrecked)
+    monkeypatch.setattr(recipes, "activation_ranges", wrong)
     refused(copied, ParityError, "no node of its graphs can be int8 within the bounds|differ from", "trt", "int8")
 
 
@@ -84,7 +84,7 @@ def newer(model: onnx.ModelProto) -> None:
 )
 def test_unreadable_op_is_refused_before_anything_runs(copied, monkeypatch, change, sentence):
     monkeypatch.setattr("edge_attn.runtimes.optimize.build_target.plan_precision", None)
-    refused(planted(copied, "step", change), InputError, sentence, "trt", "fp32")
+    refused(change_graph(copied, "step", change), InputError, sentence, "trt", "fp32")
 
 
 def test_file_that_is_no_graph_is_refused(copied):
@@ -114,7 +114,7 @@ INVALID = r"graphs/step\.onnx is not an ONNX graph: [^\n]*$"
 )
 @pytest.mark.parametrize("target", TARGETS)
 def test_invalid_graph_is_refused(copied, target, change, sentence):
-    refused(planted(copied, "step", change), InputError, sentence, target)
+    refused(change_graph(copied, "step", change), InputError, sentence, target)
 
 
 WRONG_OPTIONS = {
@@ -162,28 +162,28 @@ def test_bundle_that_was_replaced_meanwhile_is_left_alone(copied, toy_bundle, mo
 
     monkeypatch.setitem(recipes.TRT.conversions, "fp32", replaced)
     with pytest.raises(InputError, match="was replaced while it was optimized; run the command again"):
-        quietly(copied, "trt", "fp32")
+        run_optimize(copied, "trt", "fp32")
     assert copied.read_bytes() == other.read_bytes()
 
 
 def test_new_weights_with_the_same_interface_are_refused(copied, monkeypatch):
     def replaced(*arguments):
-        planted(copied, "step", nan)
+        change_graph(copied, "step", nan)
         return recipes.no_conversion(*arguments)
 
     monkeypatch.setitem(recipes.TRT.conversions, "fp32", replaced)
     with pytest.raises(InputError, match="was replaced while it was optimized; run the command again"):
-        quietly(copied, "trt", "fp32")
+        run_optimize(copied, "trt", "fp32")
     assert not Bundle.open(copied).manifest.targets
 
 
 def test_target_that_was_added_meanwhile_stays(copied, monkeypatch):
     def added(*arguments):
-        quietly(copied, "ort-cuda", "fp32")
+        run_optimize(copied, "ort-cuda", "fp32")
         return recipes.no_conversion(*arguments)
 
     monkeypatch.setitem(recipes.TRT.conversions, "fp32", added)
-    quietly(copied, "trt", "fp32")
+    run_optimize(copied, "trt", "fp32")
     assert set(Bundle.open(copied).manifest.targets) == {"trt-fp32", "ort-cuda-fp32"}
 
 
@@ -194,7 +194,7 @@ def test_bundle_is_locked_before_it_is_read_again(copied, monkeypatch):
 
     with_target = optimize_module._with_target
     monkeypatch.setattr(optimize_module, "_with_target", alone)
-    quietly(copied, "ort-cuda", "fp32")
+    run_optimize(copied, "ort-cuda", "fp32")
     assert "ort-cuda-fp32" in Bundle.open(copied).manifest.targets
 
 

@@ -58,7 +58,7 @@ FAULTS = {
     "engine of another graph": (lambda engine: engine.replace(b"log_probs", b"log_prods"), "is not this bundle's"),
     "engine does not run": (narrow_profiles, "does not satisfy profile 0"),
 }
-"""What is planted (a version, a register function, a file, or a change of the engine) and the reason that is stored."""
+"""Planted fault (a version, a register function, a file, or a change of the engine) and the reason that is stored."""
 
 
 def plant(jetson, bundle: Bundle, patch, change_variant, fault: object) -> Bundle:

@@ -1,10 +1,10 @@
-"""Registers the plugin with the real bindings of TensorRT and asks it what a build would ask; prints JSON.
+"""Register the plugin with the real bindings of TensorRT, call it as a build does, and print JSON.
 
     python tests/support/plugins/ask_tensorrt.py FOLDER STUBS PRECISION BATCH TGT SRC ATTN VALUE TACTIC
 
-FOLDER holds tensorrt_bindings and tensorrt_lean_libs of one major version, STUBS the package `tensorrt` and the
-libraries that stand in for what a lean TensorRT has not. The registry, the descriptors and every check are TensorRT's
-own; what a builder would give, an expression of the dimensions, is made here and is no more than a number.
+FOLDER contains tensorrt_bindings and tensorrt_lean_libs of one major version, STUBS the package `tensorrt` and stubs of
+the libraries that a lean TensorRT lacks. The registry, the descriptors and every check are TensorRT's own. Expressions
+of the dimensions, which a builder would pass, are plain numbers here.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:
     plugin = creator.create_plugin("AdditiveAttention", "edge_attn", trt.PluginFieldCollection([]), phase, request)
 
     class Number(trt.IDimensionExpr):
-        """A dimension that is known. TensorRT's class has no constructor, so it is passed by."""
+        """Known dimension. TensorRT's class has no constructor, so `of` does not call it."""
 
         def __init__(self) -> None: ...
 
         @classmethod
         def of(cls, number: int) -> Number:
-            made = cls.__new__(cls)
-            made.number = number
-            return made
+            expression = cls.__new__(cls)
+            expression.number = number
+            return expression
 
         def is_constant(self) -> bool:
             return True
@@ -66,18 +66,18 @@ def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:
     kind = {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF}[precision]
     shapes = [(batch, tgt, attn), (batch, src, attn), (batch, src, value), (batch, src), (attn,)]
     kinds = [kind, kind, kind, trt.DataType.BOOL, kind]
-    given = plugin.get_output_data_types(kinds, [len(shape) for shape in shapes])
+    output_kinds = plugin.get_output_data_types(kinds, [len(shape) for shape in shapes])
     outputs = plugin.get_output_shapes([[Number.of(n) for n in shape] for shape in shapes], [], Builder())
     shapes += [tuple(n.number for n in shape) for shape in outputs]
-    kinds += given
+    kinds += output_kinds
 
-    def described(shape: tuple[int, ...], kind: object) -> object:
+    def describe(shape: tuple[int, ...], kind: object) -> object:
         inner, outer = trt.PluginTensorDesc(), trt.DynamicPluginTensorDesc()
         inner.dims, inner.type, inner.format, inner.scale = trt.Dims(shape), kind, trt.TensorFormat.LINEAR, 1.0
         outer.desc, outer.min, outer.max = inner, trt.Dims(shape), trt.Dims(shape)
         return outer
 
-    tensors = [described(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    tensors = [describe(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
     supported = plugin.get_supported_format_combinations(tensors, 5)
     plugin.configure_plugin(tensors[:5], tensors[5:])
     tactics = plugin.get_valid_tactics()
@@ -88,7 +88,7 @@ def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:
     answers = {
         "version": tensorrt.name,
         "class": type(plugin).__name__,
-        "output types": [str(kind) for kind in given],
+        "output types": [str(kind) for kind in output_kinds],
         "output shapes": shapes[5:],
         "supported": [[str(d.type), str(d.format)] for d in supported],
         "tactics": sorted(tactics),
@@ -101,7 +101,7 @@ def main(folder: str, stubs: str, precision: str, *numbers: str) -> None:
 
 
 class _Sizes(dict):
-    """What a builder gives for the extra arguments: their number, and each."""
+    """Extra arguments of the kernel, as a builder passes them: their number, and each."""
 
     nbSymExprs = 0  # noqa: N815  TensorRT's name
 

@@ -1,9 +1,9 @@
-// What a CUDA kernel written in the words of additive_attention.cu needs to be compiled as C++ and run on the CPU, block by
-// block, with the same additions in the same order. THREADS runs its lines for each thread of the block, first to last
-// or last to first. Nothing here knows the kernel's algorithm.
+// Definitions with which a CUDA kernel that uses the macros of additive_attention.cu compiles as C++ and runs on the CPU,
+// block by block, with the same additions in the same order. THREADS runs its lines for each thread of the block, first to last
+// or last to first. Nothing here depends on the kernel's algorithm.
 //
-// A cell that threads share remembers who wrote and who read it since the last barrier: if one thread writes what
-// another has read or written meanwhile, that is a race and is counted. Registers and shared memory start as NaN.
+// A cell that threads share records which threads wrote and read it since the last barrier: a write by one thread after
+// a read or write by another is a race and is counted. Registers and shared memory start as NaN.
 
 #pragma once
 
@@ -66,7 +66,7 @@ struct Cell {
     Cell& operator=(const Cell&) = default;
 
    private:
-    void meet() {  // what happened before the last barrier is over
+    void meet() {  // forgets the accesses before the last barrier
         if (epoch != block.epoch) reader = writer = NOBODY;
         epoch = block.epoch;
     }
@@ -81,7 +81,7 @@ struct PerThread {
     V& operator[](int t) { return values[t]; }
 };
 
-// The butterfly of __shfl_xor_sync: in each step all threads read what all had before it.
+// The butterfly of __shfl_xor_sync: in each step all threads read the values from before it.
 template <typename Join>
 static void butterfly(PerThread<float>& x, Join join) {
     for (int apart = WARP / 2; apart > 0; apart /= 2) {
@@ -129,7 +129,7 @@ static inline void store(Half* to, long long at, float x) { to[at] = narrow(x); 
 extern "C" float half_to_float(unsigned short bits) { return widen({bits}); }
 extern "C" unsigned short float_to_half(float x) { return narrow(x).bits; }
 
-// Runs call() for each block of the grid; gives the number of races.
+// Runs call() for each block of the grid; returns the number of races.
 template <typename Call>
 static long run_grid(int blocks, int threads, bool backwards, Call call) {
     block = Block();

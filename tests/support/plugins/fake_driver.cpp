@@ -10,7 +10,7 @@
 #include "additive_attention.cu"
 
 using Pointer = unsigned long long;
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, INVALID_CONTEXT = 201 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, NO_FUNCTION = 500, ILLEGAL_ADDRESS = 700, INVALID_CONTEXT = 201 };
 static const size_t EDGE = 8192;
 static std::map<Pointer, std::vector<unsigned char>> memory;
 static int contexts = 0, modules = 0, events = 0;
@@ -40,14 +40,14 @@ int cuModuleGetFunction(void** function, void*, const char* name) {
     *function = !std::strcmp(name, "additive_attention_fp32")   ? reinterpret_cast<void*>(additive_attention_fp32)
                 : !std::strcmp(name, "additive_attention_fp16") ? reinterpret_cast<void*>(additive_attention_fp16)
                                                                 : nullptr;
-    return *function ? OK : NOT_FOUND;
+    return *function ? OK : NO_FUNCTION;
 }
-int cuMemAlloc_v2(Pointer* made, size_t bytes) {
+int cuMemAlloc_v2(Pointer* pointer, size_t bytes) {
     if (!current) return INVALID_CONTEXT;
     if (bytes == 0 || bytes > (size_t(1) << 30)) return bytes ? OUT_OF_MEMORY : INVALID_VALUE;
     std::vector<unsigned char> room(bytes + 2 * EDGE, 0xff);  // NaN in fp32 and fp16
-    *made = reinterpret_cast<Pointer>(room.data()) + EDGE;
-    memory[*made] = std::move(room);
+    *pointer = reinterpret_cast<Pointer>(room.data()) + EDGE;
+    memory[*pointer] = std::move(room);
     return OK;
 }
 int cuMemFree_v2(Pointer at) {

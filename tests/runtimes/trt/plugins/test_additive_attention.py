@@ -1,8 +1,8 @@
 """The kernel of additive attention against the float64 oracle: compiled for the CPU, and on a GPU where there is one.
 
-What the CPU proves: the arithmetic, every index, the order of reads and writes between barriers (a thread that meets
-another's is counted), and the arguments that the driver is given. What it does not: the GPU's compiler, its warps and
-its tanh; that is the test marked gpu.
+The CPU proves the arithmetic, every index, the order of reads and writes between barriers (each race is counted), and
+the arguments that the driver receives. It does not prove the GPU's compiler, its warps and its tanh, which the test
+marked gpu does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MASKS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of a precision; padding holds NaN, which must not matter."""
+    """Inputs of one precision; padding contains NaN, which must not matter."""
 
     inputs: tuple[np.ndarray, ...]
     expected: tuple[np.ndarray, ...]
@@ -76,101 +76,103 @@ class Case:
 
     def check(self, actual: tuple[np.ndarray, ...]) -> None:
         absolute, relative = BOUNDS[self.precision]
-        for name, found, expected in zip(OP.outputs, actual, self.expected, strict=True):
-            apart = np.abs(found.astype(np.float64) - expected)
+        for name, array, expected in zip(OP.outputs, actual, self.expected, strict=True):
+            difference = np.abs(array.astype(np.float64) - expected)
             scale = np.abs(expected) if name == "weights" else np.max(np.abs(expected), initial=0.0)
-            outside = ~(apart <= absolute + relative * scale)
-            assert not outside.any(), f"{name}: {outside.sum()} outside, greatest difference {np.max(apart)}"
+            outside = ~(difference <= absolute + relative * scale)
+            assert not outside.any(), f"{name}: {outside.sum()} outside, greatest difference {np.max(difference)}"
         empty = ~self.inputs[3].any(-1)
-        assert not np.any([found[empty].any() for found in actual]), "a row without a key is not 0"
+        assert not np.any([array[empty].any() for array in actual]), "a row without a key is not 0"
 
 
 def launch(gpu: Gpu, code: bytes, case: Case, threads: int) -> tuple[np.ndarray, ...]:
-    """context, weights of the kernel of the case's precision."""
+    """Return context and weights of the kernel of the case's precision."""
     inputs = [gpu.upload(array) for array in case.inputs]
     outputs = [gpu.empty(array.shape, TYPES[case.precision]) for array in case.expected]
     blocks = case.inputs[0].shape[0] * case.inputs[0].shape[1]
     gpu.launch(gpu.kernel(code, KERNELS[case.precision]), blocks, threads, (*inputs, *case.sizes, *outputs))
-    made = tuple(gpu.download(output) for output in outputs)
+    arrays = tuple(gpu.download(output) for output in outputs)
     for address in (*inputs, *outputs):
         gpu.free(address)
-    return made
+    return arrays
 
 
 FAKE_PTX = b".version 0"
 
 
 def on_cpu(cpu: ctypes.CDLL, case: Case, threads: int, backwards: bool = False) -> tuple[np.ndarray, ...]:
-    """The same on the CPU; no two threads may have met."""
+    """Run the kernel on the CPU, where no two threads may race."""
     cpu.fake_backwards(backwards)
     with Gpu(cpu.path) as gpu:
-        made = launch(gpu, FAKE_PTX, case, threads)
-    assert cpu.fake_races() == 0, "threads read and write the same place between two barriers"
+        outputs = launch(gpu, FAKE_PTX, case, threads)
+    assert cpu.fake_races() == 0, "threads read and write the same address between two barriers"
     assert cpu.fake_leaks() == 0
-    return made
+    return outputs
 
 
 SIZES = [(1, 1), (33, 65), (70, 3)]
-"""attn, value: one, just over a warp and over a block, no multiple of either."""
+"""Sizes (attn, value): one, just over a warp and over a block, no multiple of either."""
 
 
 @pytest.mark.parametrize(("attn", "value"), SIZES)
 @pytest.mark.parametrize("src", [1, 2, 7, 50, 300])
 @pytest.mark.parametrize("precision", KERNELS)
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_arithmetic_is_the_oracles(cpu, mask, precision, src, attn, value):
+def test_kernel_matches_the_oracle(cpu, mask, precision, src, attn, value):
     for batch, tgt in itertools.product((1, 3), (1, 5)):
         case = Case.make(precision, mask, batch, tgt, src, attn, value)
         case.check(on_cpu(cpu, case, BLOCKS[(batch + tgt) % len(BLOCKS)]))
 
 
 WIDE = [("fp32", 2, 3, 50, 256, 512), ("fp16", 1, 2, 513, 40, 1100), ("fp32", 1, 1, 600, 3, 300)]
-"""precision, batch, tgt, src, attn, value: the embedded model's; several tiles and several rounds of columns."""
+"""Cases (precision, batch, tgt, src, attn, value): the embedded model's; several tiles and rounds of columns."""
 
 
 @pytest.mark.parametrize("mask", ["none", "ragged"])
 @pytest.mark.parametrize("sizes", WIDE, ids=str)
-def test_the_order_of_the_threads_does_not_matter(cpu, mask, sizes):
+def test_order_of_threads_does_not_matter(cpu, mask, sizes):
     case = Case.make(sizes[0], mask, *sizes[1:])
     for threads in BLOCKS:
-        made = [on_cpu(cpu, case, threads, backwards) for backwards in (False, True)]
-        case.check(made[0])
-        for ahead, back in zip(*made, strict=True):
-            assert np.array_equal(ahead, back)
+        outputs = [on_cpu(cpu, case, threads, backwards) for backwards in (False, True)]
+        case.check(outputs[0])
+        for forwards, reversed_order in zip(*outputs, strict=True):
+            assert np.array_equal(forwards, reversed_order)
 
 
 @pytest.mark.parametrize("precision", KERNELS)
 @pytest.mark.parametrize("src", [7, 300])
-def test_energies_that_would_overflow(cpu, precision, src):
+def test_large_energies_do_not_overflow(cpu, precision, src):
     case = Case.make(precision, "ragged", 2, 2, src, 33, 5, peak=40.0)
     assert np.max(np.abs(np.tanh(case.inputs[0].astype(float)) @ case.inputs[4].astype(float))) > 100
-    made = on_cpu(cpu, case, 64)
-    assert all(np.isfinite(array).all() for array in made)
-    np.testing.assert_allclose(made[1].astype(float), case.expected[1], atol=2e-3, rtol=0)
-    """Energies of some hundred in fp32 are right to 1e-5 or so, and the power carries that over."""
+    outputs = on_cpu(cpu, case, 64)
+    assert all(np.isfinite(array).all() for array in outputs)
+    np.testing.assert_allclose(outputs[1].astype(float), case.expected[1], atol=2e-3, rtol=0)
+    """Energies of a hundred have an fp32 error of about 1e-5, which the exponential passes on."""
 
 
-@pytest.mark.parametrize("place", range(3), ids=["query", "keys", "values"])
-def test_nan_that_is_no_padding_is_not_hidden(cpu, place):
+@pytest.mark.parametrize("which", range(3), ids=["query", "keys", "values"])
+def test_nan_outside_padding_is_not_hidden(cpu, which):
     case = Case.make("fp32", "none", 1, 1, 5, 8, 4)
-    case.inputs[place][0, 0, 0] = np.nan
+    case.inputs[which][0, 0, 0] = np.nan
     assert np.isnan(on_cpu(cpu, case, 64)[0]).any()
 
 
-def test_fp16_on_the_cpu_is_numpys(cpu):
+def test_fp16_on_the_cpu_matches_numpy(cpu):
     bits = np.arange(1 << 16, dtype=np.uint16)
     wide = np.array([cpu.half_to_float(int(x)) for x in bits], np.float32)
     np.testing.assert_array_equal(wide, bits.view(np.float16).astype(np.float32))
     step = wide[1:0x7C01].astype(np.float64)
     between = ((wide[0:0x7C00].astype(np.float64) + np.where(np.isinf(step), 65536.0, step)) / 2).astype(np.float32)
-    some = np.concatenate([between, np.nextafter(between, 0), np.nextafter(between, np.inf), -between, [np.nan, 1e30]])
+    values = np.concatenate(
+        [between, np.nextafter(between, 0), np.nextafter(between, np.inf), -between, [np.nan, 1e30]]
+    )
     with np.errstate(over="ignore"):
-        expected = some.astype(np.float32).astype(np.float16)
-    found = np.array([cpu.float_to_half(float(x)) for x in some], np.uint16).view(np.float16)
-    np.testing.assert_array_equal(found, expected)
+        expected = values.astype(np.float32).astype(np.float16)
+    actual = np.array([cpu.float_to_half(float(x)) for x in values], np.uint16).view(np.float16)
+    np.testing.assert_array_equal(actual, expected)
 
 
-# ---- that the alarm rings
+# ---- wrong kernels fail the comparison
 
 
 ALARM = Case.make("fp32", "ragged", 3, 2, 520, 33, 300, peak=3.0)
@@ -189,7 +191,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_wrong_kernel_is_noticed(compile_for_cpu, what):
+def test_wrong_kernel_is_detected(compile_for_cpu, what):
     source = SOURCE.read_text(encoding="utf-8")
     right, wrong = WRONG[what]
     assert source.count(right) == 1
@@ -197,7 +199,7 @@ def test_a_wrong_kernel_is_noticed(compile_for_cpu, what):
         ALARM.check(on_cpu(compile_for_cpu(source.replace(right, wrong)), ALARM, 64))
 
 
-def test_a_row_without_a_key_that_divides_by_zero_is_noticed(compile_for_cpu):
+def test_division_by_zero_in_a_row_without_keys_is_detected(compile_for_cpu):
     source = SOURCE.read_text(encoding="utf-8")
     wrong = source.replace("live ? EXP", "live || true ? EXP")
     case = Case.make("fp32", "no key", 1, 1, 3, 2, 2)
@@ -209,14 +211,14 @@ BARRIERS = SOURCE.read_text(encoding="utf-8").count(" SYNC();\n")
 
 
 @pytest.mark.parametrize("which", range(BARRIERS))
-def test_every_barrier_is_needed_and_missed(compile_for_cpu, which):
+def test_missing_barrier_is_detected(compile_for_cpu, which):
     parts = SOURCE.read_text(encoding="utf-8").split(" SYNC();\n")
     source = " SYNC();\n".join(parts[: which + 1]) + "\n" + " SYNC();\n".join(parts[which + 1 :])
     with pytest.raises(AssertionError, match="between two barriers"):
         on_cpu(compile_for_cpu(source), ALARM, 64)
 
 
-def test_a_write_past_an_output_is_noticed(compile_for_cpu):
+def test_write_past_an_output_is_detected(compile_for_cpu):
     source = SOURCE.read_text(encoding="utf-8").replace("if (column < value) store", "store")
     with pytest.raises(NotTestedError, match="cuMemFree_v2"):
         on_cpu(compile_for_cpu(source), Case.make("fp32", "none", 1, 1, 3, 2, 2), 64)
@@ -225,12 +227,12 @@ def test_a_write_past_an_output_is_noticed(compile_for_cpu):
 # ---- the driver
 
 
-def test_there_is_no_driver():
+def test_missing_driver_is_a_sentence():
     with pytest.raises(NotTestedError, match="no NVIDIA driver here"):
         Gpu("libcuda-that-is-not-there.so")
 
 
-def test_a_call_that_fails_is_a_sentence(cpu):
+def test_failing_call_is_a_sentence(cpu):
     with Gpu(cpu.path) as gpu:
         assert (gpu.name, gpu.architecture) == ("a fake GPU", "sm_90")
         with pytest.raises(NotTestedError, match=r"fails at cuModuleLoadData: device kernel image is invalid \(200\)"):
@@ -271,7 +273,7 @@ def gpu() -> Iterator[Gpu]:
 @pytest.mark.parametrize("threads", BLOCKS)
 @pytest.mark.parametrize("precision", KERNELS)
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_gpu_computes_the_same(gpu, mask, precision, threads):
+def test_gpu_matches_the_oracle(gpu, mask, precision, threads):
     code = ptx(gpu.architecture)
     for batch, tgt, src, (attn, value) in itertools.product((1, 3), (1, 5), (1, 2, 7, 50, 300), SIZES):
         case = Case.make(precision, mask, batch, tgt, src, attn, value)

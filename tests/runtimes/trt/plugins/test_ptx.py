@@ -36,7 +36,7 @@ ARGUMENTS = ["u64"] * 5 + ["u32"] * 4 + ["u64"] * 2
 
 @pytest.fixture(params=COMPILERS)
 def compile_source(request):
-    """compile_source(source, architecture) -> PTX"""
+    """Return a function (source, architecture) -> PTX."""
     available = COMPILERS[request.param]()
     if not available:
         pytest.skip(f"needs {request.param}")
@@ -134,8 +134,11 @@ def writes(version: str) -> str:
 
 @pytest.fixture
 def toolkits(bare, monkeypatch):
-    """toolkits(first, second): scripts of the nvcc under CUDA_HOME and of the one in the usual folder; one that sleeps
-    reaches its time limit at once."""
+    """Return a function that installs two toolkits.
+
+    It takes the script of the nvcc under CUDA_HOME and of the one in the usual folder. A script that sleeps reaches its
+    time limit at once.
+    """
     run = subprocess.run
 
     def impatient(command, **options):

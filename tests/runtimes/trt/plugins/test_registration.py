@@ -1,6 +1,6 @@
-"""TensorRT takes the plugin: registered, described and launched through its real bindings and plugin registry, no GPU.
+"""TensorRT registers, describes and launches the plugin through its real bindings and plugin registry, without a GPU.
 
-What a GPU must still show: that TensorRT times the kernel, bakes it into an engine and calls it with these arguments.
+A GPU must still show that TensorRT times the kernel, stores it in an engine and calls it with these arguments.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ GET = (
     f"tensorrt-lean-cu13-libs==11.4.0.106, and FOLDER in {VARIABLE}"
 )
 LEAN_HAS = ("createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL", "getPluginRegistry")
-"""What the stubs must not stand in for."""
+"""Functions of the lean library, which the stubs must not replace."""
 LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 PACKAGE = {
     "tensorrt": "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n",
     "tensorrt/plugin": "from tensorrt_bindings.plugin import *\n",
 }
-"""What `pip install tensorrt` adds to the bindings, and which is no wheel."""
+"""Modules that `pip install tensorrt` adds to the bindings, and that no wheel contains."""
 FOLDERS = [Path(name) for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 needs_compiler = pytest.mark.skipif(not any(compilers()), reason="needs nvcc or NVRTC")
@@ -43,7 +43,7 @@ needs_compiler = pytest.mark.skipif(not any(compilers()), reason="needs nvcc or 
 
 @pytest.fixture(scope="module", params=FOLDERS or [None], ids=lambda folder: folder.name if folder else "none")
 def lean(request, tmp_path_factory) -> tuple[Path, Path]:
-    """A folder with the bindings and the lean library, and one with stubs for what that has not."""
+    """Folder with the bindings and the lean library, and one with stubs for the missing libraries."""
     folder = request.param
     if folder is None:
         pytest.skip(f"needs the bindings of TensorRT: {GET}")
@@ -54,10 +54,10 @@ def lean(request, tmp_path_factory) -> tuple[Path, Path]:
         (stubs / package / "__init__.py").write_text(names, encoding="utf-8")
     hidden = [f"-D{name}=no_{name}" for name in LEAN_HAS]
     for name in LIBRARIES:
-        made = stubs / f"{name}{library.name.removeprefix('libnvinfer_lean')}"
-        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{made.name}", *hidden, str(HERE.parent / "trt_stubs.c")]
+        stub = stubs / f"{name}{library.name.removeprefix('libnvinfer_lean')}"
+        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{stub.name}", *hidden, str(HERE.parent / "trt_stubs.c")]
         command += ["-Wl,--no-as-needed", str(library), f"-Wl,-rpath,{library.parent}"]
-        subprocess.run([*command, "-o", str(made)], check=True, timeout=60)
+        subprocess.run([*command, "-o", str(stub)], check=True, timeout=60)
     return folder, stubs
 
 
@@ -72,41 +72,41 @@ TYPES = {"fp32": "DataType.FLOAT", "fp16": "DataType.HALF"}
 
 @needs_compiler
 @pytest.mark.parametrize("precision", KERNELS)
-def test_tensorrt_registers_describes_and_launches_it(lean, precision):
+def test_tensorrt_registers_describes_and_launches_the_plugin(lean, precision):
     batch, tgt, src, attn, value = 2, 5, 7, 16, 24
     done = ask(lean, precision, batch, tgt, src, attn, value, BLOCKS[1])
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["class"] == "_TemplateAOTPlugin"
-    assert said["output types"] == [TYPES[precision]] * 2
-    assert said["output shapes"] == [[batch, tgt, value], [batch, tgt, src]]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers["class"] == "_TemplateAOTPlugin"
+    assert answers["output types"] == [TYPES[precision]] * 2
+    assert answers["output shapes"] == [[batch, tgt, value], [batch, tgt, src]]
     floats = [[TYPES[kind]] * 3 + ["DataType.BOOL"] + [TYPES[kind]] * 3 for kind in KERNELS]
-    assert said["supported"] == [[kind, "TensorFormat.LINEAR"] for kinds in floats for kind in kinds]
-    assert said["tactics"] == sorted(BLOCKS)
+    assert answers["supported"] == [[kind, "TensorFormat.LINEAR"] for kinds in floats for kind in kinds]
+    assert answers["tactics"] == sorted(BLOCKS)
     ones = dict.fromkeys(("grid_y", "grid_z", "block_y", "block_z"), 1)
-    assert said["launch"] == {"grid_x": batch * tgt, "block_x": BLOCKS[1], "shared_mem": 0, **ones}
-    assert said["sizes"] == [tgt, src, attn, value]
-    assert said["kernel"] == KERNELS[precision]
-    assert ".target sm_87" in said["ptx"], "registered again for another architecture, it is that one's"
-    assert any(f".entry {KERNELS[precision]}(" in line for line in said["ptx"])
+    assert answers["launch"] == {"grid_x": batch * tgt, "block_x": BLOCKS[1], "shared_mem": 0, **ones}
+    assert answers["sizes"] == [tgt, src, attn, value]
+    assert answers["kernel"] == KERNELS[precision]
+    assert ".target sm_87" in answers["ptx"], "PTX is of the architecture that was registered last"
+    assert any(f".entry {KERNELS[precision]}(" in line for line in answers["ptx"])
 
 
-UNTYPED = "lambda plugin, function, gives: (function.__annotations__.clear(), function)[1]"
+UNTYPED = "lambda plugin, function, returns: (function.__annotations__.clear(), function)[1]"
 BROKEN = {
     "a signature without types": ("_typed", UNTYPED, "does not have a type annotation"),
-    "a type that is none": ("TYPES", repr(", ".join(["FP32"] * 6 + ["FP33"])), "FP33"),
+    "an unknown type": ("TYPES", repr(", ".join(["FP32"] * 6 + ["FP33"])), "FP33"),
     "an output too few": ("TYPES", repr(", ".join(["FP32"] * 6)), "index out of range"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_tensorrt_refuses_what_is_wrong(lean, what):
-    name, wrong, said = BROKEN[what]
+def test_tensorrt_refuses_a_wrong_plugin(lean, what):
+    name, wrong, reason = BROKEN[what]
     before = "import edge_attn.runtimes.trt.plugins.additive_attention as a; "
     before += f"a.{name} = {wrong}; a.ptx = lambda architecture: b''"
     done = ask(lean, "fp32", 1, 1, 2, 2, 2, 64, before=before)
     assert done.returncode != 0
-    assert said in done.stderr
+    assert reason in done.stderr
 
 
 # ---- without TensorRT
@@ -115,30 +115,30 @@ def test_tensorrt_refuses_what_is_wrong(lean, what):
 @pytest.mark.parametrize(
     "capability", [Capability((10, 3, 0)), Capability((1, 7, 1, 116), rtx=True)], ids=["10.3", "rtx"]
 )
-def test_a_tensorrt_without_such_plugins_is_refused(capability):
+def test_tensorrt_without_plugins_is_refused(capability):
     with pytest.raises(NotTestedError, match=r"takes no ahead-of-time plugin, expected TensorRT 10\.13 or newer"):
         register(TensorRT(SimpleNamespace(), capability, "tensorrt x"), "sm_87")
 
 
-def test_a_package_for_plugins_that_does_not_load_is_a_sentence(monkeypatch):
+def test_plugin_package_that_does_not_load_is_a_sentence(monkeypatch):
     monkeypatch.setattr("edge_attn.runtimes.trt.plugins.additive_attention.ptx", lambda architecture: b"")
     tensorrt = TensorRT(SimpleNamespace(__name__="tensorrt_without"), Capability((10, 13, 2)), "tensorrt 10.13.2")
     with pytest.raises(NotTestedError, match=r"the plugins of tensorrt 10\.13\.2 do not load here: No module named"):
         register(tensorrt, "sm_87")
 
 
-def test_a_plugin_is_there_where_it_is_asked_for():
+def test_plugins_for_returns_the_plugin_of_an_op():
     assert plugins_for("trt", []) == {}
     assert plugins_for("trt", ["AdditiveAttention"]) == {"AdditiveAttention": PLUGIN}
 
 
 @pytest.mark.parametrize(("target", "known"), [("trt", "known: AdditiveAttention"), ("ort-cuda", "known: none")])
-def test_an_unknown_plugin_is_a_sentence(target, known):
+def test_unknown_plugin_is_a_sentence(target, known):
     with pytest.raises(UsageError, match=f"there is no plugin 'Gru' for the target '{target}'; {known}"):
         plugins_for(target, ["Gru"])
 
 
-def test_the_hash_is_of_the_kernel_and_of_its_launch(monkeypatch, tmp_path):
+def test_hash_changes_with_the_kernel(monkeypatch, tmp_path):
     before = plugin_hash()
     assert len(before) == 64
     assert before == PLUGIN.hash()
@@ -152,5 +152,5 @@ def test_the_hash_is_of_the_kernel_and_of_its_launch(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_the_ptx_is_made_once():
+def test_ptx_is_compiled_once():
     assert ptx("sm_87") is ptx("sm_87")
