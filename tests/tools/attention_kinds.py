@@ -1,11 +1,11 @@
-"""Every kind of attention, trained once on dates and taken the whole way: the README's table and picture of kinds.
+"""Train and deploy every kind of attention on dates: the table and the picture of docs/attention.md.
 
     python tests/tools/attention_kinds.py FOLDER-OF-DATES --out FOLDER [--kind NAME ...]
 
-Trains edge_attn/pretrained/date.toml with the kind's own options, on one thread; exports; verifies; scores 5,000
-held-out dates by exact match, greedily; parses and builds the graphs with TensorRT-RTX on the CPU. A kind that FOLDER
-already holds is not made again, so the run may be stopped and started. Prints the table of what FOLDER holds, and
-writes the alignments of all on one date into FOLDER/alignments.svg.
+Each kind is edge_attn/pretrained/date.toml with its own options, trained on one thread, exported and verified. Greedy
+search on 5,000 held-out dates gives the exact match. TensorRT-RTX parses and builds the graphs on the CPU. A kind whose
+result FOLDER already contains is not trained again, so a stopped run can be continued. Prints the table of the results
+in FOLDER, and writes the alignments of all kinds on one date into FOLDER/alignments.svg.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "additive, lstmn": {"cell": "lstmn", "tape": 16},
 }
 HEAD = ("Kind", "Exact match", "Parameters", "Nodes: encoder, step", "From the reference, at most", "TensorRT-RTX")
-
-
-FOUND = "found.json"
+RESULT = "result.json"
 
 
 def verb(name: str) -> Any:
@@ -75,18 +73,18 @@ def verb(name: str) -> Any:
 
 
 def configuration(options: dict[str, Any]) -> str:
-    """The base with `options` in place of its own lines of the table `model`."""
+    """Return the base configuration with `options` in its table `model`."""
     text = BASE.read_text(encoding="utf-8")
     for key, value in options.items():
         line = f"{key} = {json.dumps(value)}"
-        text, found = re.subn(rf"(?m)^{key} = .*$", line, text)
-        if not found:
+        text, replacements = re.subn(rf"(?m)^{key} = .*$", line, text)
+        if not replacements:
             text = text.replace("[model]", f"[model]\n{line}")
     return text
 
 
-def make(name: str, folder: Path, data: Path) -> None:
-    """Trains, exports, verifies and scores one kind, into `folder`."""
+def build(name: str, folder: Path, data: Path) -> None:
+    """Train, export, verify and score one kind in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(configuration(KINDS[name]), encoding="utf-8")
     started = time.process_time()
@@ -98,12 +96,12 @@ def make(name: str, folder: Path, data: Path) -> None:
     lines = gzip.decompress((data / "date.txt.gz").read_bytes()).decode().splitlines()[-5000:]
     held_out.write_text("".join(line.replace("_", "\t") + "\n" for line in lines), encoding="utf-8")
     scored = verb("evaluate")(bundle, held_out, config=SearchConfig(beam=1), options=ONE_THREAD).total
-    opened = Bundle.open(bundle)
-    report = check(opened, OrtCpu(opened, ONE_THREAD), golden.load(opened.read))
+    exported = Bundle.open(bundle)
+    report = check(exported, OrtCpu(exported, ONE_THREAD), golden.load(exported.read))
     measured = [m for level in report.levels for m in level.measurements]
-    [apart] = [m.value for m in measured if (m.level, m.name) == ("L2", "log_prob")]
-    found = {
-        "apart": apart,
+    [max_abs] = [m.value for m in measured if (m.level, m.name) == ("L2", "log_prob")]
+    result = {
+        "max_abs": max_abs,
         "exact": scored.exact,
         "nodes": [manifest.provenance["graphs"][graph]["nodes"] for graph in ("encoder", "step")],
         "parameters": manifest.provenance["parameters"],
@@ -112,56 +110,55 @@ def make(name: str, folder: Path, data: Path) -> None:
         "tensorrt_rtx": on_tensorrt(bundle, folder),
         "verdict": report.verdict,
     }
-    (folder / FOUND).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / RESULT).write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def on_tensorrt(bundle: Path, folder: Path) -> str:
-    """`builds`, or what TensorRT-RTX says against a graph of the bundle."""
-    made = folder / "trt.zip"
-    shutil.copy(bundle, made)
-    optimize(made, "trt", "fp32", threads=1, log=lambda line: None)
-    opened, tensorrt = Bundle.open(made), load_tensorrt(rtx=True)
-    said = [
-        word
-        for spec in opened.target("trt", "fp32").graphs.values()
-        for word in (parses(tensorrt, opened.read(spec.file)), builds(tensorrt, opened, opened.read(spec.file), spec))
-        if word != "yes"
-    ]
-    return said[0] if said else "builds"
+    """Return `builds`, or the first error of TensorRT-RTX on a graph of the bundle."""
+    copy = folder / "trt.zip"
+    shutil.copy(bundle, copy)
+    optimize(copy, "trt", "fp32", threads=1, log=lambda line: None)
+    optimized, tensorrt = Bundle.open(copy), load_tensorrt(rtx=True)
+    for spec in optimized.target("trt", "fp32").graphs.values():
+        model = optimized.read(spec.file)
+        for answer in (parses(tensorrt, model), builds(tensorrt, optimized, model, spec)):
+            if answer != "yes":
+                return answer
+    return "builds"
 
 
 def table(folders: dict[str, Path]) -> str:
-    """Markdown, a row for each kind that was made."""
+    """Return the Markdown table with a row for each result."""
     lines = [HEAD, ("---",) * len(HEAD)]
     for name, folder in folders.items():
-        found = json.loads((folder / FOUND).read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         lines.append(
             (
                 name,
-                f"{100 * found['exact']:.2f} %",
-                f"{found['parameters']:,}",
-                ", ".join(map(str, found["nodes"])),
-                f"{found['verdict']}, {found['apart']:.0e}",
-                found["tensorrt_rtx"],
+                f"{100 * result['exact']:.2f} %",
+                f"{result['parameters']:,}",
+                ", ".join(map(str, result["nodes"])),
+                f"{result['verdict']}, {result['max_abs']:.0e}",
+                result["tensorrt_rtx"],
             )
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-CELL, LEFT, TOP, ACROSS = 9, 24, 40, 3
+CELL, LEFT, TOP, COLUMNS = 9, 24, 40, 3
 
 
-def grid(made: list[Translation]) -> str:
-    """An SVG, a small matrix each: source characters across, target characters down, darker where more weight is."""
-    wide = max(LEFT + CELL * len(t.source_tokens) for t in made) + 24
-    high = max(TOP + CELL * (len(t.tokens) + 1) for t in made) + 16
+def grid(translations: list[Translation]) -> str:
+    """Return an SVG with one matrix per kind: source characters across, target characters down, dark is much weight."""
+    width = max(LEFT + CELL * len(t.source_tokens) for t in translations) + 24
+    height = max(TOP + CELL * (len(t.tokens) + 1) for t in translations) + 16
     parts = []
-    for n, translation in enumerate(made):
+    for n, translation in enumerate(translations):
         assert translation.alignment is not None
-        x, y = n % ACROSS * wide + LEFT, n // ACROSS * high + TOP
+        x, y = n % COLUMNS * width + LEFT, n // COLUMNS * height + TOP
         parts.append(f'<text x="{x}" y="{y - 20}" font-weight="bold">{translation.text}</text>')
-        columns = [*translation.source_tokens[:-1], "¶"]
-        parts += [f'<text x="{x + CELL * i}" y="{y - 4}">{escape(c.strip())}</text>' for i, c in enumerate(columns)]
+        source = [*translation.source_tokens[:-1], "¶"]
+        parts += [f'<text x="{x + CELL * i}" y="{y - 4}">{escape(c.strip())}</text>' for i, c in enumerate(source)]
         for j, row in enumerate(translation.alignment):
             label = [*translation.tokens, "¶"][j]
             parts.append(f'<text x="{x - 12}" y="{y + CELL * (j + 1) - 1}">{label}</text>')
@@ -170,37 +167,37 @@ def grid(made: list[Translation]) -> str:
                 for i, w in enumerate(row)
                 if w >= 0.02
             ]
-        box = f'width="{CELL * len(columns)}" height="{CELL * len(translation.alignment)}"'
+        box = f'width="{CELL * len(source)}" height="{CELL * len(translation.alignment)}"'
         parts.append(f'<rect x="{x}" y="{y}" {box} style="fill:none" stroke="#999"/>')
-    size = f'width="{ACROSS * wide}" height="{-(-len(made) // ACROSS) * high}"'
+    size = f'width="{COLUMNS * width}" height="{-(-len(translations) // COLUMNS) * height}"'
     style = "<style>text{font:9px monospace;fill:#222}rect{fill:#1f5fa8}</style>"
-    ground = '<rect width="100%" height="100%" style="fill:white"/>'
-    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', style, ground, *parts, "</svg>", ""])
+    background = '<rect width="100%" height="100%" style="fill:white"/>'
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', style, background, *parts, "</svg>", ""])
 
 
 def aligned(folders: dict[str, Path]) -> list[Translation]:
-    """What each kind makes of one date, called by the kind's name; those without alignments are left out."""
-    made = []
+    """Return each kind's translation of one date, with the kind's name, for the kinds that have alignments."""
+    translations = []
     for name, folder in folders.items():
         [translation] = Translator.open(folder / "bundle.zip", options=ONE_THREAD).translate([DATE], beam=1)
         if translation.alignment is not None:
-            made.append(dataclasses.replace(translation, text=f"{name}: {translation.text}"))
-    return made
+            translations.append(dataclasses.replace(translation, text=f"{name}: {translation.text}"))
+    return translations
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kind", action="append", choices=KINDS, help="Only this one; may be given again.")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="Only this kind; repeatable.")
     options = parser.parse_args()
     folders = {name: options.out / re.sub("[^a-z]+", "-", name) for name in KINDS}
     for name in options.kind or KINDS:
-        if not (folders[name] / FOUND).exists():
-            make(name, folders[name], options.data)
-    made = {name: folder for name, folder in folders.items() if (folder / FOUND).exists()}
-    print(table(made))
-    write_svg(options.out / "alignments.svg", grid(aligned(made)))
+        if not (folders[name] / RESULT).exists():
+            build(name, folders[name], options.data)
+    complete = {name: folder for name, folder in folders.items() if (folder / RESULT).exists()}
+    print(table(complete))
+    write_svg(options.out / "alignments.svg", grid(aligned(complete)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Greedy decoding in fp32 on one thread: ONNX Runtime against the same model in eager torch, in turns, in one run.
+"""Compare greedy decoding in fp32 on one thread: ONNX Runtime against the same model in eager torch.
 
     python tests/tools/bench_decode.py CHECKPOINT BUNDLE TSV [--sentences 64] [--rounds 5]
 
-Prints tokens a second of each, their ratio (the median over rounds), the step's time over its floor, and resident
-memory. The floor of a step is the larger of two times, both measured here: one product of a matrix of as many weights
-with a vector, and as many multiplications at the rate of a large matrix product. An engine's memory is that of a fresh
-process that only decodes.
+Both run in turns in one process. Prints the tokens per second of each, their ratio (the median over rounds), the time
+of a step relative to its lower bound, and resident memory. The lower bound of a step is the larger of two times, both
+measured here: one product of a matrix of as many weights with a vector, and as many multiplications at the rate of a
+large matrix product. The memory is that of a new process that only decodes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from edge_attn.text.corpus import read_pairs
 MAX_LENGTH = 100
 Sources = list[list[int]]
 Decode = Callable[[Sources], int]
-"""Decodes a batch, gives the tokens made."""
+"""Function that decodes a batch and returns the number of generated tokens."""
 
 
 def torch_greedy(checkpoint: Path) -> Decode:
-    """Eager torch as one would write it: encode once, step, argmax; no search of ours, nothing copied to numpy."""
+    """Return greedy decoding in plain eager torch: encode once, step, argmax, without our search or numpy."""
     import torch
     from torch_greedy import TorchGreedy
 
@@ -50,21 +50,21 @@ def ort_greedy(bundle: Path) -> Decode:
     config = SearchConfig(beam=1, max_length=MAX_LENGTH)
 
     def decode(sources: Sources) -> int:
-        found = search(runtime, sources, config)
-        return sum(len(hypotheses[0].tokens) + hypotheses[0].finished for hypotheses in found)
+        n_best = search(runtime, sources, config)
+        return sum(len(hypotheses[0].tokens) + hypotheses[0].finished for hypotheses in n_best)
 
     return decode
 
 
 def rate(decode: Decode, batches: list[Sources]) -> float:
-    """Tokens a second."""
+    """Return tokens per second."""
     started = time.perf_counter()
     tokens = sum(decode(batch) for batch in batches)
     return tokens / (time.perf_counter() - started)
 
 
-def step_floor(bundle: Path, batch: int) -> tuple[float, float]:
-    """Seconds of a bare step of ONNX Runtime (the best of many), and its floor."""
+def step_times(bundle: Path, batch: int) -> tuple[float, float]:
+    """Return the seconds of one step of ONNX Runtime (the median of many), and its lower bound."""
     translator = Translator.open(bundle, options=RuntimeOptions(threads=1))
     runtime = translator.runtime
     source = [translator.text.encode_source("a b c d e f g h i j")] * batch
@@ -88,7 +88,7 @@ def step_floor(bundle: Path, batch: int) -> tuple[float, float]:
 
 
 def step_weights(bundle: Path) -> int:
-    """Weights that the step's products read; a product of weights alone is made once, when the graph is loaded."""
+    """Return the number of weights that one step reads; ONNX Runtime computes products of weights once, at loading."""
     import onnx
 
     from edge_attn.bundle.bundle import Bundle
@@ -105,14 +105,14 @@ def step_weights(bundle: Path) -> int:
     return total
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(function: Callable[[], object]) -> float:
     started = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - started
 
 
 def resident(kind: str, model: Path, corpus: Path) -> str:
-    """Megabytes that a fresh process of this script held at most while it decoded."""
+    """Return the peak resident memory in MB of a new process that only decodes."""
     command = [sys.executable, __file__, str(model), str(model), str(corpus), "--only", kind]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -126,22 +126,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=["torch", "ort"])
     options = parser.parse_args()
-    makers: dict[str, Callable[[], Decode]] = {
+    decoders: dict[str, Callable[[], Decode]] = {
         "torch": lambda: torch_greedy(options.checkpoint),
         "ort": lambda: ort_greedy(options.bundle),
     }
     lines = list(dict.fromkeys(source for source, _ in read_pairs(options.corpus)))
     stride = max(1, len(lines) // options.sentences)
     if options.only:
-        decode = makers[options.only]()
-        text = reader(options.checkpoint)
+        decode = decoders[options.only]()
+        encode = source_encoder(options.checkpoint)
         for line in lines[::stride][: options.sentences]:
-            decode([text(line)])
+            decode([encode(line)])
         print(int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024)
         return
-    text = reader(options.bundle)
-    sources = sorted((text(line) for line in lines[::stride][: options.sentences]), key=len)
-    engines = {name: make() for name, make in makers.items()}
+    encode = source_encoder(options.bundle)
+    sources = sorted((encode(line) for line in lines[::stride][: options.sentences]), key=len)
+    engines = {name: create() for name, create in decoders.items()}
     for batch in (1, 32):
         batches = [sources[i : i + batch] for i in range(0, len(sources), batch)]
         rates: dict[str, list[float]] = {name: [] for name in engines}
@@ -151,17 +151,17 @@ def main() -> None:
             for name, decode in engines.items():
                 rates[name].append(rate(decode, batches))
         ratio = statistics.median(o / t for o, t in zip(rates["ort"], rates["torch"], strict=True))
-        step, floor = step_floor(options.bundle, batch)
+        step, bound = step_times(options.bundle, batch)
         print(
             f"batch {batch}: torch {statistics.median(rates['torch']):.0f} tokens/s, "
             f"ort-cpu {statistics.median(rates['ort']):.0f} tokens/s, ratio {ratio:.2f}; "
-            f"step {1e6 * step:.0f} us, {step / floor:.2f} times its floor of {1e6 * floor:.0f} us"
+            f"step {1e6 * step:.0f} us, {step / bound:.2f} times its lower bound of {1e6 * bound:.0f} us"
         )
     for name, model in (("torch", options.checkpoint), ("ort", options.bundle)):
         print(f"resident memory, {name}: {resident(name, model, options.corpus)} MB")
 
 
-def reader(model: Path) -> Callable[[str], list[int]]:
+def source_encoder(model: Path) -> Callable[[str], list[int]]:
     from edge_attn.bundle.bundle import Bundle
     from edge_attn.text.pipeline import Text
 

@@ -199,19 +199,19 @@ def test_a_reason_is_one_line(bench, error, said):
     assert bench.reason(error) == said
 
 
-@pytest.mark.parametrize("way", ["torch eager", "torch CUDA graph"])
+@pytest.mark.parametrize("mode", ["torch eager", "torch CUDA graph"])
 @pytest.mark.parametrize("which", ["toy", "embedded"])
-def test_the_ways_of_torch_make_the_tokens_that_ours_makes(
-    bench, greedy, toy_bundle, toy_checkpoint, monkeypatch, way, which
+def test_torch_generates_the_same_tokens_in_every_mode(
+    bench, greedy, toy_bundle, toy_checkpoint, monkeypatch, mode, which
 ):
-    """A recorded graph is stood in for by the work that it would record."""
-    monkeypatch.setattr(greedy, "record", lambda work: work)
+    """The function itself replaces the CUDA graph that would be captured from it."""
+    monkeypatch.setattr(greedy, "capture", lambda function: function)
     checkpoint, bundle = {"toy": (toy_checkpoint, toy_bundle), "embedded": (EMBEDDED, EMBEDDED.with_suffix(".zip"))}[
         which
     ]
     ours, sources = bench.Ours(Bundle.open(bundle), "ort-cpu", "fp32"), encoded(bundle)
-    torch_ = greedy.TorchGreedy(checkpoint, way, "fp32", "cpu")
-    monkeypatch.setattr(greedy.torch_ops, "_packed", None)  # puts the weights in order for every batch
+    torch_ = greedy.TorchGreedy(checkpoint, mode, "fp32", "cpu")
+    monkeypatch.setattr(greedy.torch_ops, "_run_packed", None)  # reorders the weights for every batch
     for batch in (sources, sources[:2], sources, sources[1:2]):
         assert torch_.decode(batch) == ours.decode(batch) > 0
     assert torch_.stepper(sources)().shape == (len(sources), 1)
@@ -254,7 +254,7 @@ def test_a_step_is_recorded_while_other_threads_use_the_gpu(greedy, monkeypatch)
         yield
 
     monkeypatch.setattr(cuda, "graph", graph)
-    greedy.record(lambda: done.append("work"))()
+    greedy.capture(lambda: done.append("work"))()
     assert done == ["wait", *["work"] * greedy.WARM_UP, "wait", "thread_local", "work", "replay"]
 
 
@@ -274,8 +274,8 @@ def test_set_up_compiles_for_every_shape_or_says_so(greedy, monkeypatch):
 def test_every_runtime_and_way_is_a_contender(bench, greedy, toy_checkpoint, toy_bundle):
     made = bench.contenders(toy_checkpoint, Bundle.open(toy_bundle))
     names = {name for name, _ in made}
-    assert names == {"ort-cuda", "trt", "trt-rtx", "CTranslate2", *greedy.WAYS}
-    assert tuple(greedy.WAYS) == bench.TORCH
+    assert names == {"ort-cuda", "trt", "trt-rtx", "CTranslate2", *greedy.MODES}
+    assert tuple(greedy.MODES) == bench.TORCH
     with pytest.raises(NotTestedError, match="no recurrent model"):
         made["CTranslate2", "fp16"]()
 

@@ -1,8 +1,8 @@
-"""Greedy decoding with the torch model, three ways: eager, compiled, and as a captured CUDA graph.
+"""Greedy decoding with the torch model, in three modes: eager, compiled, and as a captured CUDA graph.
 
-The three share the encoder, the loop and the formulas; only what runs one step differs. The encoder's recurrent layers
-are torch's own nn.GRU or nn.LSTM, whose weights lie as cuDNN wants them, and the lengths are on the host as well, where
-packing asks for them: the model's own op, which the export keeps whole, puts its weights in order for every batch.
+The three share the encoder, the loop and the formulas, and differ in how one step runs. The encoder's recurrent layers
+are torch's own nn.GRU or nn.LSTM, whose weights are in the order of cuDNN. The model's own op, which the export needs,
+would reorder its weights for every batch. Lengths are also on the host, where packing needs them.
 """
 
 from __future__ import annotations
@@ -25,29 +25,27 @@ from edge_attn.models.seq2seq import Seq2Seq, State
 from edge_attn.text.tokenizers import BOS, EOS
 
 Step = Callable[[Tensor, Memory, State], tuple[Tensor, State]]
-"""The last tokens (batch, 1), memory and state -> the next tokens and the next state."""
+"""Function from the last tokens (batch, 1), memory and state to the next tokens and the next state."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 WARM_UP = 3
-"""Steps that CUDA runs before it records one, so that its libraries have chosen their kernels."""
-
-
+"""Steps before the capture, in which the CUDA libraries choose their kernels."""
 RECOMPILE_LIMIT = 64
-"""By itself dynamo compiles a function eight times, which both precisions and batches use up, and then runs it as it
-is."""
+"""Compilations of one function. The default of dynamo is eight, too few for all precisions and batches; then the
+function runs eagerly."""
 ORDERS = {"gru": (1, 0, 2), "lstm": (0, 2, 3, 1)}
-"""ONNX's gates in torch's order."""
+"""Indices that bring ONNX's gates into torch's order."""
 
 
 class Steps(Protocol):
-    """Sentences under way: `start` takes what the encoder gave, each `next` gives one more token each (batch, 1)."""
+    """Decoding of a batch: `start` takes memory and first state, each `next` returns one more token (batch, 1)."""
 
     def start(self, memory: Memory, state: State) -> None: ...
 
     def next(self) -> Tensor: ...
 
 
-class Called:
-    """Each step is a call, of an eager function or of a compiled one."""
+class CallSteps:
+    """Each step is a call of an eager or of a compiled function."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -61,58 +59,61 @@ class Called:
         return self._tokens
 
 
-class Captured:
-    """Each step is one launch of a CUDA graph, recorded once per shape of the memory."""
+class CapturedSteps:
+    """Each step is one launch of a CUDA graph, which is captured once per shape of the memory."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
-        self._recorded: dict[tuple[torch.Size, ...], tuple[Callable[[], None], Tensor, Memory, State]] = {}
+        self._captured: dict[tuple[torch.Size, ...], tuple[Callable[[], None], Tensor, Memory, State]] = {}
 
     def start(self, memory: Memory, state: State) -> None:
         shapes = tuple(value.shape for value in memory.values())
-        if shapes not in self._recorded:
-            self._recorded[shapes] = self._record(memory, state)
-        self._launch, self._tokens, held, states = self._recorded[shapes]
+        if shapes not in self._captured:
+            self._captured[shapes] = self._capture(memory, state)
+        self._launch, self._tokens, graph_memory, graph_state = self._captured[shapes]
         self._tokens.fill_(BOS)
-        for kept, given in ((held, memory), (states, state)):
-            for name, value in given.items():
-                kept[name].copy_(value)
+        for destination, values in ((graph_memory, memory), (graph_state, state)):
+            for name, value in values.items():
+                destination[name].copy_(value)
 
     def next(self) -> Tensor:
         self._launch()
         return self._tokens
 
-    def _record(self, memory: Memory, state: State) -> tuple[Callable[[], None], Tensor, Memory, State]:
+    def _capture(self, memory: Memory, state: State) -> tuple[Callable[[], None], Tensor, Memory, State]:
         tokens = first_tokens(state)
         memory, state = ({name: value.clone() for name, value in values.items()} for values in (memory, state))
 
-        def work() -> None:
-            following, states = self._step(tokens, memory, state)
-            tokens.copy_(following)
-            for name, value in states.items():
+        def step() -> None:
+            next_tokens, next_state = self._step(tokens, memory, state)
+            tokens.copy_(next_tokens)
+            for name, value in next_state.items():
                 state[name].copy_(value)
 
-        return record(work), tokens, memory, state
+        return capture(step), tokens, memory, state
 
 
-def record(work: Callable[[], None]) -> Callable[[], None]:
-    """What launches `work` again, on the same tensors, as one CUDA graph."""
+def capture(function: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that launches `function` on the same tensors as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            work()
+            function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the other contenders have threads of their own
-        work()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others have their own threads
+        function()
     replay: Callable[[], None] = graph.replay
     return replay
 
 
 def set_up() -> None:
-    """Once a process: fp32 means fp32, the compiler sees the formulas that one op each hides for the export, and it
-    compiles for every shape and precision, or says that it did not."""
+    """Prepare the process for a fair comparison.
+
+    fp32 is computed without TF32. The compiler gets the formulas of our custom ops, which it cannot see into. It
+    compiles for every shape and precision, or raises an error.
+    """
     import torch._dynamo
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -123,12 +124,12 @@ def set_up() -> None:
 
 
 def first_tokens(state: State) -> Tensor:
-    some = next(iter(state.values()))
-    return torch.full((some.shape[0], 1), BOS, device=some.device)
+    tensor = next(iter(state.values()))
+    return torch.full((tensor.shape[0], 1), BOS, device=tensor.device)
 
 
 class Recurrent(nn.Module):
-    """A layer of the encoder as torch has it; sentences of one length are not packed."""
+    """An encoder layer as torch's own module; sentences of equal length are not packed."""
 
     def __init__(self, layer: RecurrentLayer) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class Recurrent(nn.Module):
             for name, weight in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), (w, r, *b.chunk(2)), strict=True):
                 getattr(self.rnn, f"{name}_l0{suffix}").data.copy_(torch_ops._torch_order(weight.data, order))
         self.lengths = torch.ones(0, dtype=torch.long)
-        """Of the batch, on the host."""
+        """Lengths of the batch, on the host."""
 
     def forward(self, x: Tensor, _: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if bool((self.lengths == x.shape[1]).all()):
@@ -152,43 +153,43 @@ class Recurrent(nn.Module):
         return output, tuple(end.transpose(0, 1).flatten(1) for end in ends)
 
 
-WAYS: dict[str, Callable[[Step], Steps]] = {
-    "torch eager": Called,
-    "torch.compile": lambda step: Called(torch.compile(step)),
-    "torch CUDA graph": Captured,
+MODES: dict[str, Callable[[Step], Steps]] = {
+    "torch eager": CallSteps,
+    "torch.compile": lambda step: CallSteps(torch.compile(step)),
+    "torch CUDA graph": CapturedSteps,
 }
 
 
 class TorchGreedy:
-    """A checkpoint's model on `device`, its steps run in one of the WAYS."""
+    """The model of a checkpoint on `device`, its steps run in one of the MODES."""
 
-    def __init__(self, checkpoint: Path, way: str, precision: str, device: str = "cuda") -> None:
+    def __init__(self, checkpoint: Path, mode: str, precision: str, device: str = "cuda") -> None:
         model, _, _ = load(checkpoint)
         layers = model.encoder.layers
         self._own = [Recurrent(layer) for layer in layers if isinstance(layer, RecurrentLayer)]
         if len(self._own) == len(layers):
             model.encoder.layers = nn.ModuleList(self._own)
         self._model = model.eval().to(device, DTYPES[precision])
-        self._steps = WAYS[way](one_step(self._model))
+        self._steps = MODES[mode](one_step(self._model))
         self._device = device
         self.provider = f"torch {torch.__version__}, {device}"
 
     def decode(self, sources: Sources) -> int:
-        """Decodes a batch, gives the tokens made."""
+        """Decode a batch and return the number of generated tokens."""
         with torch.no_grad():
             self._start(sources)
             done = torch.zeros(len(sources), 1, dtype=torch.bool, device=self._device)
-            made = torch.zeros((), dtype=torch.long, device=self._device)
+            generated = torch.zeros((), dtype=torch.long, device=self._device)
             for _ in range(MAX_LENGTH):
                 tokens = self._steps.next()
-                made += (~done).sum()
+                generated += (~done).sum()
                 done |= tokens == EOS
                 if bool(done.all()):
                     break
-            return int(made)
+            return int(generated)
 
     def encoding(self, sources: Sources) -> Callable[[], object]:
-        """The encoder over `sources`, waited for."""
+        """Return a function that runs the encoder on `sources` and waits for it."""
 
         def encode() -> object:
             with torch.no_grad():
@@ -198,7 +199,7 @@ class TorchGreedy:
         return encode
 
     def stepper(self, sources: Sources) -> Callable[[], object]:
-        """One step behind the encoder, waited for."""
+        """Return a function that runs one step after the encoder and waits for it."""
         with torch.no_grad():
             self._start(sources)
 
@@ -224,7 +225,7 @@ class TorchGreedy:
 
 def one_step(model: Seq2Seq) -> Step:
     def step(tokens: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
-        features, _, following = model.decode(model.embedding(tokens), memory, state)
-        return model.logits(features).argmax(-1), following
+        features, _, next_state = model.decode(model.embedding(tokens), memory, state)
+        return model.logits(features).argmax(-1), next_state
 
     return step
