@@ -45,7 +45,7 @@ def test_version_is_that_of_the_package(edge_attn_cli):
     assert edge_attn_cli("--version").stdout == f"edge-attn, version {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["tranlsate"], ["translate"], ["--nonsense"], ["verify", "a", "b"]])
+@pytest.mark.parametrize("arguments", [["no-such-command"], ["translate"], ["--nonsense"], ["verify", "a", "b"]])
 def test_invalid_command_line_is_a_usage_error(edge_attn_cli, arguments):
     result = edge_attn_cli(*arguments, code=2)
     assert "Error: " in result.stderr
