@@ -244,7 +244,7 @@ def test_infinity_is_text_in_json(monkeypatch, tmp_path, capsys):
 
 
 def test_unknown_tokens_and_truncated_sources_are_reported(run):
-    result = run("a cat\tun zébu\n".encode() + b"a cat and " * 20 + b"\tun chat\n")
+    result = run("a cat\tun éléphant\n".encode() + b"a cat and " * 20 + b"\tun chat\n")
     warning, total, end = result.stderr.split("\n")
     assert warning == "warning: line 2 has more than 20 source tokens; the source was truncated"
     assert "1 of the target tokens are unknown to the model, and were scored as <unk>" in total
