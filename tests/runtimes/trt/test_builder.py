@@ -271,6 +271,18 @@ def fetch(bundle: Bundle, folder: Path, tensorrt: TensorRT, gpu: Gpu = GPU, **op
     return plan.engine, lines
 
 
+@pytest.mark.parametrize(
+    ("stored", "expected"), [({"graphs/encoder.onnx": {"node": "model.encoder"}}, {"node": "model.encoder"}), (3, {})]
+)
+def test_engine_is_built_with_the_recorded_modules(bundle, tmp_path, monkeypatch, stored, expected):
+    received: list[object] = []
+    monkeypatch.setattr(builder, "build_engine", lambda *arguments: received.append(arguments[-1]) or b"engine")
+    target = Target("trt", "fp32", bundle.manifest.graphs, {"modules": stored})
+    tensorrt = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine").tensorrt()
+    engine_for(tensorrt, bundle, target, "encoder", EngineCache(tmp_path), GPU, BuildConfig(), lambda line: None)
+    assert received == [expected]
+
+
 def test_engine_is_built_on_first_use_and_then_read(bundle, tmp_path):
     fake = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine")
     assert fetch(bundle, tmp_path, fake.tensorrt()) == (
