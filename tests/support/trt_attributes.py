@@ -1,11 +1,11 @@
-"""Reads our own source: which attributes of TensorRT does it touch, and under which capabilities?
+"""Attributes of TensorRT that our source code uses, and the capabilities under which it uses them.
 
 A small type inference over the syntax tree. TensorRT enters as `tensorrt.trt`, or by an annotation with one of the
 names of runtimes/trt/api.py. The recorded surface (tests/data/tensorrt-surface.json) contains the types of its
-attributes. An attribute of anything whose type is not known is a fault, so nothing of TensorRT is touched unseen.
+attributes. An attribute of an object of unknown type is a fault, so that no use of TensorRT is missed.
 
-A touch inside `if tensorrt.capability.NAME:`, or after `if not tensorrt.capability.NAME: raise ...`, counts only
-for the versions that have the capability. What belongs to `tensorrt.plugin` counts for those with aot_plugins.
+An access inside `if tensorrt.capability.NAME:`, or after `if not tensorrt.capability.NAME: raise ...`, counts only
+for the versions that have the capability. Members of `tensorrt.plugin` count for versions with aot_plugins.
 """
 
 from __future__ import annotations
@@ -16,19 +16,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trt_kinds import MODULE, OURS, PLUGIN, TENSORRT, UNKNOWN, Classes, House, Kind, annotated, many, pair, survey
+from trt_kinds import (
+    MODULE,
+    PLUGIN,
+    PYTHON,
+    TENSORRT,
+    UNKNOWN,
+    Classes,
+    Declarations,
+    Kind,
+    annotated,
+    collect_declarations,
+    many,
+    pair,
+)
 
 Guard = tuple[str, bool]
-"""A property of Capability, and what it is where the code runs."""
+"""A property of Capability, and its value where the code runs."""
 CUDA_FILES = ("cudart.py", "cuda_libraries.py", "plugins/ptx.py")
 """Files in runtimes/trt that call CUDA and not TensorRT."""
-KEEPS = ("append", "add", "extend", "insert", "update", "setdefault")
-"""Methods by which a container keeps what it is given."""
+STORING_METHODS = ("append", "add", "extend", "insert", "update", "setdefault")
+"""Methods with which a container stores their arguments."""
 
 
 @dataclass(frozen=True)
-class Touch:
-    """`owner.attribute`, with the place in our source."""
+class Access:
+    """One use of `owner.attribute` in our source."""
 
     owner: str
     attribute: str
@@ -37,28 +50,30 @@ class Touch:
 
 
 @dataclass
-class Found:
-    touches: list[Touch] = field(default_factory=list)
+class Usage:
+    accesses: list[Access] = field(default_factory=list)
     unresolved: list[str] = field(default_factory=list)
 
 
-def read(files: dict[str, str], classes: Classes, compat: str) -> Found:
-    """The touches of some files (name to text); `compat` is the text of trt_compat.py."""
+def read(files: dict[str, str], classes: Classes, api_source: str) -> Usage:
+    """Return the accesses of files (name to text). `api_source` is the text of api.py."""
     trees = {name: ast.parse(text) for name, text in files.items()}
-    house, found = survey(trees.values(), classes, compat), Found()
+    declarations, usage = collect_declarations(trees.values(), classes, api_source), Usage()
     for name, tree in trees.items():
-        Reader(name, house, found, ({},)).block(tree.body)
-    return found
+        Reader(name, declarations, usage, ({},)).block(tree.body)
+    return usage
 
 
 class Reader:
-    """Reads one file, a scope at a time."""
+    """Reader of one scope of a file."""
 
-    def __init__(self, file: str, house: House, found: Found, scopes: tuple[dict[str, Kind], ...]) -> None:
-        self.file, self.house, self.found, self.scopes = file, house, found, scopes
+    def __init__(
+        self, file: str, declarations: Declarations, usage: Usage, scopes: tuple[dict[str, Kind], ...]
+    ) -> None:
+        self.file, self.declarations, self.usage, self.scopes = file, declarations, usage, scopes
         self.guards: tuple[Guard, ...] = ()
         self.declared: dict[str, Kind] = {}
-        """What a name was annotated with in this scope: it holds where the value does not say."""
+        """Annotated kinds of names in this scope, for values of unknown kind."""
 
     # ---- statements
 
@@ -66,7 +81,7 @@ class Reader:
         before = self.guards
         for statement in statements:
             if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-                self.scopes[-1].setdefault(statement.name, OURS)
+                self.scopes[-1].setdefault(statement.name, PYTHON)
         for statement in statements:
             self.statement(statement)
         self.guards = before
@@ -86,23 +101,23 @@ class Reader:
         scope: dict[str, Kind] = {}
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         for argument in arguments:
-            own = argument.arg in ("self", "cls") and argument is arguments[0]
-            scope[argument.arg] = OURS if own else UNKNOWN
+            is_self = argument.arg in ("self", "cls") and argument is arguments[0]
+            scope[argument.arg] = PYTHON if is_self else UNKNOWN
             if argument.annotation is not None:
-                scope[argument.arg] = annotated(argument.annotation, self.house)
+                scope[argument.arg] = annotated(argument.annotation, self.declarations)
         for default in [*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)]:
             self.kind(default)
         for star in (node.args.vararg, node.args.kwarg):
             if star is not None:
-                scope[star.arg] = many(annotated(star.annotation, self.house)) if star.annotation else UNKNOWN
-        inner = Reader(self.file, self.house, self.found, (*self.scopes, scope))
+                scope[star.arg] = many(annotated(star.annotation, self.declarations)) if star.annotation else UNKNOWN
+        inner = Reader(self.file, self.declarations, self.usage, (*self.scopes, scope))
         inner.guards = self.guards
         inner.block(node.body)
 
     def on_classdef(self, node: ast.ClassDef) -> None:
         for base in [*node.bases, *(keyword.value for keyword in node.keywords), *node.decorator_list]:
             self.kind(base)
-        inner = Reader(self.file, self.house, self.found, (*self.scopes, {}))
+        inner = Reader(self.file, self.declarations, self.usage, (*self.scopes, {}))
         inner.guards = self.guards
         inner.block(node.body)
 
@@ -138,7 +153,7 @@ class Reader:
         self.block(node.body)
         for handler in node.handlers:
             if handler.name:
-                self.scopes[-1][handler.name] = OURS
+                self.scopes[-1][handler.name] = PYTHON
             if handler.type is not None:
                 self.kind(handler.type)
             self.block(handler.body)
@@ -147,26 +162,26 @@ class Reader:
 
     def on_import(self, node: ast.Import) -> None:
         for name in node.names:
-            self.scopes[-1][name.asname or name.name.partition(".")[0]] = OURS
+            self.scopes[-1][name.asname or name.name.partition(".")[0]] = PYTHON
 
     def on_importfrom(self, node: ast.ImportFrom) -> None:
         for name in node.names:
-            self.scopes[-1][name.asname or name.name] = OURS
+            self.scopes[-1][name.asname or name.name] = PYTHON
 
     def on_assign(self, node: ast.Assign) -> None:
         kind = self.kind(node.value)
         for target in node.targets:
             if isinstance(target, ast.Attribute) and target.attr == "__class__" and isinstance(target.value, ast.Name):
-                self.scopes[-1][target.value.id] = Kind("object", kind.name)  # the cast of the bindings
+                self.scopes[-1][target.value.id] = Kind("object", kind.name)  # the cast that the bindings need
             else:
                 self.bind(target, kind)
 
     def on_annassign(self, node: ast.AnnAssign) -> None:
-        given = UNKNOWN if node.value is None else self.kind(node.value)
-        kind = annotated(node.annotation, self.house)
+        value_kind = UNKNOWN if node.value is None else self.kind(node.value)
+        kind = annotated(node.annotation, self.declarations)
         if isinstance(node.target, ast.Name) and kind.what in TENSORRT:
             self.declared[node.target.id] = kind
-        self.bind(node.target, given if kind == UNKNOWN else kind)
+        self.bind(node.target, value_kind if kind == UNKNOWN else kind)
 
     def on_augassign(self, node: ast.AugAssign) -> None:
         self.kind(node.target)
@@ -182,116 +197,116 @@ class Reader:
                 self.bind(part, kinds[i] if kinds else self.element(kind))
         else:
             self.kind(target)
-            self.kept(target, kind)
+            self.check_stored(target, kind)
 
-    def kept(self, target: ast.expr, kind: Kind) -> None:
-        """What is TensorRT's may be kept only where an annotation says what it is."""
+    def check_stored(self, target: ast.expr, kind: Kind) -> None:
+        """Report an object of TensorRT that is stored where no annotation declares its type."""
         holder = target.value if isinstance(target, ast.Subscript | ast.Attribute) else target
-        lost = not isinstance(target, ast.Attribute) or target.attr not in self.house.fields
-        if self.holds_tensorrt(kind) and lost and self.kind(holder) == OURS:
-            self.found.unresolved.append(
-                f"{self.where(target)}: {ast.unparse(target)} keeps what is TensorRT's: annotate it with a name of "
+        undeclared = not isinstance(target, ast.Attribute) or target.attr not in self.declarations.fields
+        if self.contains_tensorrt(kind) and undeclared and self.kind(holder) == PYTHON:
+            self.usage.unresolved.append(
+                f"{self.where(target)}: {ast.unparse(target)} stores an object of TensorRT: annotate it with a name of "
                 f"runtimes/trt/api.py"
             )
 
-    def holds_tensorrt(self, kind: Kind) -> bool:
-        return kind.what in TENSORRT or any(map(self.holds_tensorrt, kind.inner))
+    def contains_tensorrt(self, kind: Kind) -> bool:
+        return kind.what in TENSORRT or any(map(self.contains_tensorrt, kind.inner))
 
     # ---- expressions
 
     def kind(self, node: ast.expr) -> Kind:
         method = getattr(self, f"of_{type(node).__name__.lower()}", None)
         if method is not None:
-            given: Kind = method(node)
-            return given
+            kind: Kind = method(node)
+            return kind
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
                 self.kind(child)
             elif isinstance(child, ast.keyword):
                 self.kind(child.value)
-        return OURS
+        return PYTHON
 
     def of_name(self, node: ast.Name) -> Kind:
         for scope in reversed(self.scopes):
             if node.id in scope:
                 return scope[node.id]
-        return OURS if hasattr(builtins, node.id) or node.id == "__file__" else UNKNOWN
+        return PYTHON if hasattr(builtins, node.id) or node.id == "__file__" else UNKNOWN
 
     def of_attribute(self, node: ast.Attribute) -> Kind:
         owner, name = self.kind(node.value), node.attr
         if name.startswith("__"):
-            return OURS
+            return PYTHON
         if owner.what in TENSORRT:
-            return self.touch(owner, name, node)
+            return self.access(owner, name, node)
         if owner.what in ("many", "tuple"):
             return Kind("method", name, (owner,))
         if owner == UNKNOWN:
-            self.found.unresolved.append(
+            self.usage.unresolved.append(
                 f"{self.where(node)}: {ast.unparse(node)}: what is {ast.unparse(node.value)}? annotate it with a name "
                 f"of runtimes/trt/api.py, or with its own type"
             )
             return UNKNOWN
-        return MODULE if name == "trt" else self.house.fields.get(name, OURS)
+        return MODULE if name == "trt" else self.declarations.fields.get(name, PYTHON)
 
-    def touch(self, owner: Kind, name: str, node: ast.AST) -> Kind:
-        guards = (*self.guards, ("aot_plugins", True)) if self.of_plugin(owner) else self.guards
-        self.found.touches.append(Touch(owner.name, name, self.where(node), guards))
-        gives = self.house.classes.get(owner.name, {}).get(name, ["?"])[0]
-        if gives.startswith("class "):
-            return Kind("class", gives[6:])
-        if gives.startswith("many "):
-            return many(Kind("object", gives[5:]))
-        return {"plain": OURS, "?": UNKNOWN}.get(gives, Kind("object", gives))
+    def access(self, owner: Kind, name: str, node: ast.AST) -> Kind:
+        guards = (*self.guards, ("aot_plugins", True)) if self.belongs_to_plugin(owner) else self.guards
+        self.usage.accesses.append(Access(owner.name, name, self.where(node), guards))
+        result = self.declarations.classes.get(owner.name, {}).get(name, ["?"])[0]
+        if result.startswith("class "):
+            return Kind("class", result[6:])
+        if result.startswith("many "):
+            return many(Kind("object", result[5:]))
+        return {"plain": PYTHON, "?": UNKNOWN}.get(result, Kind("object", result))
 
-    def of_plugin(self, owner: Kind) -> bool:
-        return owner == PLUGIN or owner.name in self.house.classes.get("plugin", {})
+    def belongs_to_plugin(self, owner: Kind) -> bool:
+        return owner == PLUGIN or owner.name in self.declarations.classes.get("plugin", {})
 
     def of_call(self, node: ast.Call) -> Kind:
-        given = [self.kind(argument) for argument in node.args if not isinstance(argument, ast.Lambda)]
+        arguments = [self.kind(argument) for argument in node.args if not isinstance(argument, ast.Lambda)]
         for part in (*node.args, *(keyword.value for keyword in node.keywords)):
-            if isinstance(part, ast.Lambda):  # it is given what the call is given
-                self.lambdas(part, OURS if set(given) <= {OURS} else UNKNOWN)
+            if isinstance(part, ast.Lambda):  # its parameters are of the kinds of the call's arguments
+                self.read_lambda(part, PYTHON if set(arguments) <= {PYTHON} else UNKNOWN)
         for keyword in node.keywords:
             if not isinstance(keyword.value, ast.Lambda):
                 self.kind(keyword.value)
         name = getattr(node.func, "id", "")
-        if name in ("getattr", "hasattr", "setattr") and given[0] not in (OURS,):
+        if name in ("getattr", "hasattr", "setattr") and arguments[0] not in (PYTHON,):
             literal = node.args[1]
             if isinstance(literal, ast.Constant) and str(literal.value).startswith("__"):
-                return OURS
-            if given[0].what in TENSORRT and isinstance(literal, ast.Constant):
-                return self.touch(given[0], str(literal.value), node) if name != "hasattr" else OURS
-            self.found.unresolved.append(f"{self.where(node)}: {ast.unparse(node)}: which attribute is that?")
+                return PYTHON
+            if arguments[0].what in TENSORRT and isinstance(literal, ast.Constant):
+                return self.access(arguments[0], str(literal.value), node) if name != "hasattr" else PYTHON
+            self.usage.unresolved.append(f"{self.where(node)}: {ast.unparse(node)}: which attribute is that?")
         if name in ("list", "tuple", "sorted", "reversed", "set", "iter"):
-            return many(self.element(given[0])) if given else OURS
+            return many(self.element(arguments[0])) if arguments else PYTHON
         if name in ("next", "max", "min"):
-            return self.element(given[0])
+            return self.element(arguments[0])
         if name == "enumerate":
-            return many(pair(OURS, self.element(given[0])))
+            return many(pair(PYTHON, self.element(arguments[0])))
         if name == "zip":
-            return many(pair(*map(self.element, given)))
+            return many(pair(*map(self.element, arguments)))
         function = self.kind(node.func)
-        if isinstance(node.func, ast.Attribute) and node.func.attr in KEEPS and function == OURS:
-            for kind in given:
-                self.kept(node.func.value, kind)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in STORING_METHODS and function == PYTHON:
+            for kind in arguments:
+                self.check_stored(node.func.value, kind)
         if function.what == "class":
             return Kind("object", function.name)
         if function.what == "method":
             inner = self.element(function.inner[0])
-            return {"values": many(inner), "items": many(pair(OURS, inner)), "keys": OURS}.get(function.name, inner)
-        if function == OURS:
-            kind = self.house.functions.get(name or getattr(node.func, "attr", ""), OURS)
-            return OURS if kind == UNKNOWN and not name else kind  # another's method of the same name, as likely
+            return {"values": many(inner), "items": many(pair(PYTHON, inner)), "keys": PYTHON}.get(function.name, inner)
+        if function == PYTHON:
+            kind = self.declarations.functions.get(name or getattr(node.func, "attr", ""), PYTHON)
+            return PYTHON if kind == UNKNOWN and not name else kind  # perhaps another class's method
         return function
 
     def element(self, kind: Kind) -> Kind:
-        """What iterating over it, or taking one item, gives; TensorRT's own sequences hold numbers."""
+        """Return the kind of an item. TensorRT's own sequences contain numbers."""
         if kind.what in ("many", "tuple"):
             if len(set(kind.inner)) == 1:
                 return kind.inner[0]
-            containers = all(inner.what in ("many", "tuple", "ours") for inner in kind.inner)
+            containers = all(inner.what in ("many", "tuple", "python") for inner in kind.inner)
             return many(UNKNOWN) if containers else UNKNOWN
-        return UNKNOWN if kind == UNKNOWN else OURS
+        return UNKNOWN if kind == UNKNOWN else PYTHON
 
     def of_subscript(self, node: ast.Subscript) -> Kind:
         owner = self.kind(node.value)
@@ -303,23 +318,23 @@ class Reader:
         return self.element(owner)
 
     def of_lambda(self, node: ast.Lambda) -> Kind:
-        return self.lambdas(node, UNKNOWN)
+        return self.read_lambda(node, UNKNOWN)
 
-    def lambdas(self, node: ast.Lambda, given: Kind) -> Kind:
-        scope = {argument.arg: given for argument in node.args.args}
-        inner = Reader(self.file, self.house, self.found, (*self.scopes, scope))
+    def read_lambda(self, node: ast.Lambda, parameter: Kind) -> Kind:
+        scope = {argument.arg: parameter for argument in node.args.args}
+        inner = Reader(self.file, self.declarations, self.usage, (*self.scopes, scope))
         inner.guards = self.guards
         inner.kind(node.body)
-        return OURS
+        return PYTHON
 
     def of_ifexp(self, node: ast.IfExp) -> Kind:
         self.kind(node.test)
         before, holds = self.guards, capabilities(node.test)
         self.guards = (*before, *holds)
-        one = self.kind(node.body)
+        body = self.kind(node.body)
         self.guards = before
-        other = self.kind(node.orelse)
-        return other if one == OURS else one
+        otherwise = self.kind(node.orelse)
+        return otherwise if body == PYTHON else body
 
     def of_boolop(self, node: ast.BoolOp) -> Kind:
         before, kinds = self.guards, []
@@ -328,7 +343,7 @@ class Reader:
             if isinstance(node.op, ast.And):
                 self.guards = (*self.guards, *capabilities(value))
         self.guards = before
-        return next((kind for kind in kinds if kind != OURS), OURS)
+        return next((kind for kind in kinds if kind != PYTHON), PYTHON)
 
     def of_namedexpr(self, node: ast.NamedExpr) -> Kind:
         kind = self.kind(node.value)
@@ -340,11 +355,11 @@ class Reader:
 
     def of_tuple(self, node: ast.Tuple) -> Kind:
         kinds = [self.kind(part) for part in node.elts]
-        return OURS if all(kind == OURS for kind in kinds) else pair(*kinds)
+        return PYTHON if all(kind == PYTHON for kind in kinds) else pair(*kinds)
 
     def of_list(self, node: ast.List | ast.Set) -> Kind:
         kinds = [self.kind(part) for part in node.elts]
-        return many(next((kind for kind in kinds if kind != OURS), OURS))
+        return many(next((kind for kind in kinds if kind != PYTHON), PYTHON))
 
     of_set = of_list
 
@@ -352,10 +367,10 @@ class Reader:
         for key in node.keys:
             if key is not None:
                 self.kind(key)
-        return many(next((kind for value in node.values if (kind := self.kind(value)) != OURS), OURS))
+        return many(next((kind for value in node.values if (kind := self.kind(value)) != PYTHON), PYTHON))
 
     def of_listcomp(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> Kind:
-        inner = Reader(self.file, self.house, self.found, (*self.scopes, {}))
+        inner = Reader(self.file, self.declarations, self.usage, (*self.scopes, {}))
         inner.guards = self.guards
         for part in node.generators:
             inner.bind(part.target, inner.element(inner.kind(part.iter)))
@@ -374,7 +389,7 @@ class Reader:
 
 
 def capabilities(test: ast.expr) -> tuple[Guard, ...]:
-    """What holds where a condition does: `tensorrt.capability.NAME`, `not` of it, and such joined by `and`."""
+    """Return the guards of a condition: `tensorrt.capability.NAME`, its negation, and conjunctions of both."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
         return tuple(guard for value in test.values for guard in capabilities(value))
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
@@ -386,8 +401,8 @@ def capabilities(test: ast.expr) -> tuple[Guard, ...]:
     return ()
 
 
-def sources(house: Path) -> dict[str, str]:
-    """Return the text of our files that call TensorRT, by path; those that call CUDA alone are left out."""
-    trt = house / "edge_attn" / "runtimes" / "trt"
+def sources(root: Path) -> dict[str, str]:
+    """Return the text of our files that may call TensorRT, by path."""
+    trt = root / "edge_attn" / "runtimes" / "trt"
     files = {*trt.glob("*.py"), *trt.glob("plugins/*.py")} - {trt / name for name in CUDA_FILES}
-    return {path.relative_to(house).as_posix(): path.read_text(encoding="utf-8") for path in sorted(files)}
+    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in sorted(files)}

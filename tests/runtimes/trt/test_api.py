@@ -1,4 +1,4 @@
-"""The door to TensorRT, and what our source touches behind it, in every version that we name."""
+"""Access to TensorRT, and the attributes of TensorRT that our source uses, in every supported version."""
 
 from __future__ import annotations
 
@@ -21,51 +21,47 @@ from edge_attn.runtimes.trt.api import Capability, TensorRT, load_tensorrt
 
 BINDINGS = os.environ.get("EDGE_ATTN_TRT_BINDINGS", "")
 RECORDING: dict[str, Any] = json.loads(surface.RECORDING.read_text(encoding="utf-8"))
-COMPAT = (PACKAGE / "runtimes" / "trt" / "api.py").read_text(encoding="utf-8")
-RECORD = "python tests/support/trt_surface.py record FOLDER CLASS"
+API_SOURCE = (PACKAGE / "runtimes" / "trt" / "api.py").read_text(encoding="utf-8")
+RECORD_COMMAND = "python tests/support/trt_surface.py record FOLDER CLASS"
 
 
-# ---- the door
+# ---- load_tensorrt
 
 
-def fake(version: str) -> SimpleNamespace:
-    return SimpleNamespace(__version__=version, __name__="tensorrt")
-
-
-def module(monkeypatch: pytest.MonkeyPatch, version: str, name: str = "tensorrt") -> None:
-    made = ModuleType(name)
-    made.__version__ = version  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, name, made)
+def install_module(monkeypatch: pytest.MonkeyPatch, version: str, name: str = "tensorrt") -> None:
+    module = ModuleType(name)
+    module.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.mark.parametrize(
     ("version", "numbers"),
     [("10.3.0", (10, 3, 0)), ("10.14.1.48.post1", (10, 14, 1, 48)), ("11.4.0.106", (11, 4, 0, 106))],
 )
-def test_the_door_says_what_it_found(monkeypatch, version, numbers):
-    module(monkeypatch, version)
+def test_load_tensorrt_returns_name_and_capability(monkeypatch, version, numbers):
+    install_module(monkeypatch, version)
     tensorrt = load_tensorrt()
     assert (tensorrt.name, tensorrt.capability) == (f"tensorrt {version}", Capability(numbers))
 
 
-def test_the_door_to_tensorrt_rtx(monkeypatch):
-    module(monkeypatch, "1.7.1.116", "tensorrt_rtx_bindings")
+def test_load_tensorrt_rtx(monkeypatch):
+    install_module(monkeypatch, "1.7.1.116", "tensorrt_rtx_bindings")
     tensorrt = load_tensorrt(rtx=True)
     assert (tensorrt.name, tensorrt.capability) == ("tensorrt-rtx 1.7.1.116", Capability((1, 7, 1, 116), rtx=True))
 
 
 @pytest.mark.parametrize(
-    ("rtx", "said"),
+    ("rtx", "command"),
     [(False, "on a Jetson it comes with JetPack"), (True, r"pip install --only-binary=:all: 'edge-attn\[trt-rtx\]'")],
 )
-def test_no_tensorrt_is_a_sentence_with_the_next_command(monkeypatch, rtx, said):
+def test_missing_tensorrt_names_the_next_command(monkeypatch, rtx, command):
     for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(NotTestedError, match=said):
+    with pytest.raises(NotTestedError, match=command):
         load_tensorrt(rtx)
 
 
-def test_a_library_that_is_missing_is_a_sentence(monkeypatch, tmp_path):
+def test_missing_library_is_reported(monkeypatch, tmp_path):
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -73,10 +69,10 @@ def test_a_library_that_is_missing_is_a_sentence(monkeypatch, tmp_path):
         load_tensorrt()
 
 
-@pytest.mark.parametrize(("version", "said"), [("8.5.2", "too old, expected 10.3"), ("", "has no version")])
-def test_a_tensorrt_that_is_too_old_is_refused(monkeypatch, version, said):
-    module(monkeypatch, version)
-    with pytest.raises(NotTestedError, match=said):
+@pytest.mark.parametrize(("version", "message"), [("8.5.2", "too old, expected 10.3"), ("", "has no version")])
+def test_unsupported_version_is_rejected(monkeypatch, version, message):
+    install_module(monkeypatch, version)
+    with pytest.raises(NotTestedError, match=message):
         load_tensorrt()
 
 
@@ -93,13 +89,17 @@ CAPABILITIES = [  # version, rtx, attention layer, in-place cache, plugin overri
 
 
 @pytest.mark.parametrize(("version", "rtx", "attention", "inplace", "override", "aot", "precedence"), CAPABILITIES)
-def test_what_a_version_can_do(version, rtx, attention, inplace, override, aot, precedence):
-    has = Capability(version, rtx)
-    assert (has.attention_layer, has.inplace_cache, has.plugin_override) == (attention, inplace, override)
-    assert (has.aot_plugins, has.function_precedence) == (aot, precedence)
+def test_capabilities_of_each_version(version, rtx, attention, inplace, override, aot, precedence):
+    capability = Capability(version, rtx)
+    assert (capability.attention_layer, capability.inplace_cache, capability.plugin_override) == (
+        attention,
+        inplace,
+        override,
+    )
+    assert (capability.aot_plugins, capability.function_precedence) == (aot, precedence)
 
 
-def test_the_log_keeps_errors_until_they_are_taken():
+def test_log_drains_its_errors():
     class Severity:
         INTERNAL_ERROR, ERROR, WARNING = range(3)
 
@@ -113,39 +113,39 @@ def test_the_log_keeps_errors_until_they_are_taken():
     assert log.drain_errors() == []
 
 
-# ---- what our source touches, read from the source
+# ---- attributes of TensorRT in our source
 
 
-def capability(version: str) -> Capability:
+def capability_of(version: str) -> Capability:
     product, _, text = version.partition(" ")
     return Capability(tuple(map(int, text.split("."))), rtx=product == "tensorrt-rtx")
 
 
 def faults(files: dict[str, str]) -> list[str]:
-    """Whatever a version of the recording lacks, and whatever cannot be resolved."""
-    found = attributes.read(files, RECORDING["classes"], COMPAT)
-    lacking = []
-    for touch in found.touches:
-        recorded = RECORDING["classes"].get(touch.owner)
+    """Return attributes that a recorded version does not have, and expressions of unknown type."""
+    usage = attributes.read(files, RECORDING["classes"], API_SOURCE)
+    missing = []
+    for access in usage.accesses:
+        recorded = RECORDING["classes"].get(access.owner)
         if recorded is None:
-            lacking.append(f"{touch.where}: {touch.owner} is not recorded; run: {RECORD}")
+            missing.append(f"{access.where}: {access.owner} is not recorded; run: {RECORD_COMMAND}")
             continue
         for version in RECORDING["versions"]:
-            able = capability(version)
-            if all(getattr(able, name) == value for name, value in touch.guards) and (
-                touch.attribute not in recorded or version in recorded[touch.attribute][1:]
+            capability = capability_of(version)
+            if all(getattr(capability, name) == value for name, value in access.guards) and (
+                access.attribute not in recorded or version in recorded[access.attribute][1:]
             ):
-                lacking.append(f"{touch.where}: {version} has no {touch.owner}.{touch.attribute}")
-    return found.unresolved + lacking
+                missing.append(f"{access.where}: {version} has no {access.owner}.{access.attribute}")
+    return usage.unresolved + missing
 
 
-def test_every_attribute_that_our_source_touches_is_in_every_version():
+def test_used_attributes_exist_in_every_version():
     assert faults(attributes.sources(PACKAGE.parent)) == []
 
 
-def test_the_reader_sees_what_is_there():
-    found = attributes.read(attributes.sources(PACKAGE.parent), RECORDING["classes"], COMPAT)
-    touched = {(touch.owner, touch.attribute) for touch in found.touches}
+def test_reader_detects_our_use_of_tensorrt():
+    usage = attributes.read(attributes.sources(PACKAGE.parent), RECORDING["classes"], API_SOURCE)
+    used = {(access.owner, access.attribute) for access in usage.accesses}
     assert {
         ("module", "Builder"),
         ("Builder", "create_network"),
@@ -156,10 +156,10 @@ def test_the_reader_sees_what_is_there():
         ("IBuilderConfig", "set_memory_pool_limit"),
         ("ParserError", "local_function_stack"),
         ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
-    } <= touched
+    } <= used
 
 
-def test_the_recording_has_the_versions_that_we_name():
+def test_recording_contains_the_supported_versions():
     names = [".".join(version.split(".")[:2]) for version in RECORDING["versions"]]
     assert names == [
         "tensorrt 10.3",
@@ -172,7 +172,7 @@ def test_the_recording_has_the_versions_that_we_name():
 
 
 HEAD = "from edge_attn.runtimes.trt.api import Builder, TensorRT, ILayer\n"
-PLANTED = [
+FAULTY_SOURCES = [
     ("def f(t: TensorRT): return t.trt.BuilderFlag.FP16", "tensorrt 11.4.0.106 has no BuilderFlag.FP16"),
     ("def f(t: TensorRT):\n trt = t.trt\n return trt.BuilderFlag.FP16", "has no BuilderFlag.FP16"),
     ("def f(t: TensorRT): return t.trt.Nothing", "has no module.Nothing"),
@@ -192,9 +192,9 @@ PLANTED = [
     ("def f(t: TensorRT):\n class A(t.trt.IInt8Calibrator): pass", "has no module.IInt8Calibrator"),
     ("def f(b: Builder): return getattr(b, 'platform_has_fast_fp16')", "has no Builder.platform_has_fast_fp16"),
     ("def f(b: Builder, name: str): return getattr(b, name)", "which attribute is that?"),
-    ("class A:\n def f(self, b: Builder): self.x = b", "self.x keeps what is TensorRT's"),
-    ("def f(b: Builder):\n x = {}\n x['a'] = b", "x['a'] keeps what is TensorRT's"),
-    ("def f(b: Builder):\n x = set()\n x.add(b)", "x keeps what is TensorRT's"),
+    ("class A:\n def f(self, b: Builder): self.x = b", "self.x stores an object of TensorRT"),
+    ("def f(b: Builder):\n x = {}\n x['a'] = b", "x['a'] stores an object of TensorRT"),
+    ("def f(b: Builder):\n x = set()\n x.add(b)", "x stores an object of TensorRT"),
     ("from typing import Any\ndef f(b: Any): return b.create_network()", "what is b?"),
     ("def f(b): return b.create_network()", "what is b?"),
     (
@@ -212,22 +212,22 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize(("planted", "said"), PLANTED)
-def test_what_a_version_lacks_is_found(planted, said):
-    found = faults({"planted.py": HEAD + planted})
-    assert any(said in fault for fault in found), found
+@pytest.mark.parametrize(("source", "fault"), FAULTY_SOURCES)
+def test_missing_attribute_is_a_fault(source, fault):
+    messages = faults({"faulty.py": HEAD + source})
+    assert any(fault in message for message in messages), messages
 
 
-@pytest.mark.parametrize("instead", ["trt.BuilderFlag.FP16", "options.int8_calibrator", "builder.platform_has_tf32"])
-def test_what_is_planted_in_our_own_source_is_found(instead):
+@pytest.mark.parametrize("attribute", ["trt.BuilderFlag.FP16", "options.int8_calibrator", "builder.platform_has_tf32"])
+def test_missing_attribute_in_our_source_is_a_fault(attribute):
     files = attributes.sources(PACKAGE.parent)
     before = files["edge_attn/runtimes/trt/builder.py"]
-    files["edge_attn/runtimes/trt/builder.py"] = before.replace("trt.MemoryPoolType.WORKSPACE", instead)
+    files["edge_attn/runtimes/trt/builder.py"] = before.replace("trt.MemoryPoolType.WORKSPACE", attribute)
     assert files["edge_attn/runtimes/trt/builder.py"] != before
     assert any(fault.startswith("edge_attn/runtimes/trt/builder.py") for fault in faults(files))
 
 
-GUARDED = [
+GUARDED_SOURCES = [
     "def f(t: TensorRT):\n if t.capability.attention_layer: t.trt.IAttentionInputLayer",
     "def f(t: TensorRT):\n if not t.capability.attention_layer: return\n t.trt.IAttentionInputLayer",
     "def f(t: TensorRT, x: bool):\n if t.capability.attention_layer and x: t.trt.IAttentionInputLayer",
@@ -236,31 +236,31 @@ GUARDED = [
 ]
 
 
-@pytest.mark.parametrize("guarded", GUARDED)
-def test_a_capability_guards_what_only_some_versions_have(guarded):
-    assert faults({"guarded.py": HEAD + guarded}) == []
-    assert faults({"guarded.py": HEAD + guarded.replace("attention_layer", "plugins")}) != []
+@pytest.mark.parametrize("source", GUARDED_SOURCES)
+def test_capability_check_permits_newer_attributes(source):
+    assert faults({"guarded.py": HEAD + source}) == []
+    assert faults({"guarded.py": HEAD + source.replace("attention_layer", "plugins")}) != []
 
 
-def test_nothing_else_of_ours_touches_tensorrt():
-    watched = attributes.sources(PACKAGE.parent)
+def test_no_other_file_uses_tensorrt():
+    checked = attributes.sources(PACKAGE.parent)
     for path in [path for folder in ("", "export", "runtimes") for path in (PACKAGE / folder).rglob("*.py")]:
         name = path.relative_to(PACKAGE.parent).as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(part.partition(".")[0].startswith("tensorrt") for part in imported), (name, imported)
-            assert name in watched or not (isinstance(node, ast.Attribute) and node.attr == "trt"), (name, node.lineno)
+            assert name in checked or not (isinstance(node, ast.Attribute) and node.attr == "trt"), (name, node.lineno)
 
 
 @pytest.mark.skipif(not BINDINGS, reason="needs the bindings of TensorRT: see EDGE_ATTN_TRT_BINDINGS in .ci/run")
-def test_the_recording_is_what_the_real_bindings_have():
-    made = surface.record(surface.read_all(Path(BINDINGS)), set(RECORDING["classes"]))
-    assert made == RECORDING, f"run: {RECORD}"
+def test_recording_equals_the_real_bindings():
+    recording = surface.record(surface.read_all(Path(BINDINGS)), set(RECORDING["classes"]))
+    assert recording == RECORDING, f"run: {RECORD_COMMAND}"
 
 
-def test_a_recording_notes_who_lacks_what():
-    made = surface.record({"a": {"X": {"p": "Y", "q": "?"}}, "b": {"X": {"q": "plain"}}}, {"X"})
-    assert made == {"versions": ["a", "b"], "classes": {"X": {"p": ["Y", "b"], "q": ["plain"]}}}
-    assert json.loads(surface.text(made)) == made
+def test_recording_names_versions_without_an_attribute():
+    recording = surface.record({"a": {"X": {"p": "Y", "q": "?"}}, "b": {"X": {"q": "plain"}}}, {"X"})
+    assert recording == {"versions": ["a", "b"], "classes": {"X": {"p": ["Y", "b"], "q": ["plain"]}}}
+    assert json.loads(surface.text(recording)) == recording
     assert dataclasses.is_dataclass(TensorRT)
