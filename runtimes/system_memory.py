@@ -17,7 +17,7 @@ class SystemMemory:
     """Memory that a new process can use, without swap, within the limit of the container."""
     swap: int
     limited: bool
-    """Whether the limit of a container determines `available`."""
+    """True if the limit of a container determines `available`."""
 
 
 def read_text(path: str) -> str:

@@ -70,12 +70,12 @@ class Capability:
 
     @property
     def attention_layer(self) -> bool:
-        """Whether an Attention node becomes one layer, which may be marked as decomposable."""
+        """True if an Attention node becomes one layer, which may be marked as decomposable."""
         return self.level >= (10, 14)
 
     @property
     def inplace_cache(self) -> bool:
-        """Whether a network input and an output may have one address, so that a cache is updated in place."""
+        """True if a network input and an output may have one address, so that a cache is updated in place."""
         return self.level >= (10, 15)
 
     @property
@@ -88,12 +88,12 @@ class Capability:
 
     @property
     def aot_plugins(self) -> bool:
-        """Whether `tensorrt.plugin` can store a PTX kernel in the engine."""
+        """True if `tensorrt.plugin` can store a PTX kernel in the engine."""
         return self.plugins and self.level >= (10, 13)
 
     @property
     def timing_cache(self) -> bool:
-        """Whether measured tactics can be stored. TensorRT-RTX needs a GPU for this, and builds without one."""
+        """True if measured tactics can be stored. TensorRT-RTX needs a GPU for this, and builds without one."""
         return not self.rtx
 
     @property

@@ -25,7 +25,7 @@ class BuildConfig:
     optimization_level: int = 3
     """TensorRT's builder optimization level, 0 to 5. Higher levels measure more kernels."""
     tf32: bool = False
-    """Whether fp32 matrix products use TF32, which has 10 bits of mantissa. Faster from Ampere on, and less exact."""
+    """Use TF32 for fp32 matrix products: 10 bits of mantissa, faster from Ampere on, and less exact."""
     cache_mb: int = 4096
     """Size limit of the engine cache, in MB. The least recently used engines are removed first."""
 

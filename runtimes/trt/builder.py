@@ -59,9 +59,9 @@ class RtxBuildOptions:
     """Optional TensorRT-RTX build settings. They are dropped one by one if a build fails."""
 
     this_gpu: bool = False
-    """Whether to compile kernels for the GPU of this machine only, instead of all supported ones."""
+    """Compile kernels for the GPU of this machine only, instead of all supported ones."""
     capturable: bool = False
-    """Whether the engine must not allocate memory while it runs, so that it can be captured as a CUDA graph."""
+    """Forbid memory allocation by the running engine, so that it can be captured as a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Plan:
 
     engine: bytes
     built: bool
-    """Whether it was built now, or else read from the cache."""
+    """True if it was built now, False if it was read from the cache."""
 
 
 def engine_for(

@@ -61,7 +61,7 @@ class Gpu:
     multiprocessors: int
     """Number of multiprocessors, which distinguishes an Orin Nano from an AGX Orin: both are named `Orin`."""
     integrated: bool
-    """Whether the GPU shares its memory with the CPU, as on a Jetson. `free` then excludes memory that the system can
+    """True if the GPU shares its memory with the CPU, as on a Jetson. `free` then excludes memory that the system can
     reclaim, such as its file cache."""
     total: int
     free: int

@@ -51,7 +51,7 @@ class Entry:
     last_used: float
     """Seconds since 1970."""
     building: bool
-    """Whether a process is building it now."""
+    """True while a process builds it."""
 
 
 PARTIAL = r"(\.[\w.-]+\.partial)?"

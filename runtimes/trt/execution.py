@@ -53,7 +53,7 @@ class Launch:
     key: LaunchKey
     context: IExecutionContext
     warm: bool = False
-    """Whether it has run once."""
+    """True after its first run."""
     captured: int = 0
     """Handle of the CUDA graph, 0 if there is none."""
 

@@ -123,14 +123,14 @@ class Reader:
 
     def on_if(self, node: ast.If) -> None:
         self.kind(node.test)
-        before, holds = self.guards, capabilities(node.test)
-        self.guards = (*before, *holds)
+        before, guards = self.guards, capabilities(node.test)
+        self.guards = (*before, *guards)
         self.block(node.body)
-        fails = tuple((name, not value) for name, value in holds) if len(holds) == 1 else ()
-        self.guards = (*before, *fails)
+        negated = tuple((name, not value) for name, value in guards) if len(guards) == 1 else ()
+        self.guards = (*before, *negated)
         self.block(node.orelse)
-        leaves = isinstance(node.body[-1], ast.Return | ast.Raise | ast.Continue)
-        self.guards = (*before, *fails) if leaves else before
+        exits = isinstance(node.body[-1], ast.Return | ast.Raise | ast.Continue)
+        self.guards = (*before, *negated) if exits else before
 
     def on_for(self, node: ast.For) -> None:
         self.bind(node.target, self.element(self.kind(node.iter)))
@@ -329,8 +329,8 @@ class Reader:
 
     def of_ifexp(self, node: ast.IfExp) -> Kind:
         self.kind(node.test)
-        before, holds = self.guards, capabilities(node.test)
-        self.guards = (*before, *holds)
+        before, guards = self.guards, capabilities(node.test)
+        self.guards = (*before, *guards)
         body = self.kind(node.body)
         self.guards = before
         otherwise = self.kind(node.orelse)

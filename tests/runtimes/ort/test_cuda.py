@@ -146,7 +146,7 @@ def failing_open_session(message: str):
 
 @pytest.fixture
 def no_provider_fault(monkeypatch):
-    """The provider is available until a session uses it."""
+    """Let the provider seem available until a session uses it."""
     monkeypatch.setattr(cuda, "provider_fault", lambda provider: None)
 
 
@@ -183,7 +183,7 @@ def test_silently_unused_provider_is_an_error(bundle, monkeypatch):
 
 @pytest.mark.parametrize("runtime", [OrtCpu, OrtCuda])
 def test_empty_onnxruntime_module_names_the_reinstall(bundle, monkeypatch, runtime):
-    """pip leaves an empty module when it removes one of two packages of onnxruntime."""
+    """An empty module remains after pip removes one of two packages of onnxruntime."""
     install_packages(monkeypatch, "onnxruntime-gpu")
     for name in ("InferenceSession", "SessionOptions", "get_available_providers"):
         monkeypatch.delattr(ort, name)

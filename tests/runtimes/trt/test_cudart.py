@@ -32,7 +32,7 @@ def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def library(library_path, tmp_path) -> ctypes.CDLL:
-    """A fresh copy of the library, because it counts allocations."""
+    """Load a fresh copy of the library, because it counts allocations."""
     return ctypes.CDLL(str(shutil.copy(library_path, tmp_path / "libcudart.so")))
 
 
@@ -140,7 +140,7 @@ def test_missing_function_names_the_expected_cuda(cuda):
 
 @pytest.fixture
 def search_paths(monkeypatch) -> Iterator[list[str]]:
-    """The paths that are tried."""
+    """Return the list of paths that are tried."""
     names: list[str] = []
     monkeypatch.setattr(cudart, "libcudart_paths", lambda: iter(names))
     return names

@@ -298,7 +298,7 @@ def test_disk_error_during_the_build_is_a_build_error(tmp_path):
 
 @pytest.fixture
 def foreign_lock(tmp_path, monkeypatch) -> Path:
-    """A lock file that this process may only read, and in a sticky folder not open with O_CREAT."""
+    """Create a lock file that this process may only read, and in a sticky folder not open with O_CREAT."""
     path, real = tmp_path / "engines" / f"{KEY.digest}.lock", os.open
     path.parent.mkdir()
     path.touch()
