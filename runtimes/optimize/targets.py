@@ -58,43 +58,21 @@ def inlined(bundle: Bundle, oldest: Version | None, plugins: Set[str]) -> Models
     return models
 
 
-def no_conversion(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Conversion:
-    """Return fp32: the inlined graphs as they are.
-
-    Args:
-        bundle: not used.
-        models: not used.
-        sentences: not used.
-        options: not used.
-    """
+def no_conversion(*_: object) -> Conversion:
+    """Return fp32: the inlined graphs as they are."""
     return Conversion(lambda model: [], lambda name, model, nodes: model)
 
 
-def fp16_conversion(bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions) -> Conversion:
-    """Return fp16 with fp32 islands.
-
-    Args:
-        bundle: not used.
-        models: not used.
-        sentences: not used.
-        options: not used.
-    """
+def fp16_conversion(*_: object) -> Conversion:
+    """Return fp16 with fp32 islands."""
     return Conversion(float16.convertible_nodes, lambda name, model, nodes: float16.to_float16(model, nodes))
 
 
-def strongly_typed_fp16_conversion(
-    bundle: Bundle, models: Models, sentences: Sequence[str], options: RuntimeOptions
-) -> Conversion:
+def strongly_typed_fp16_conversion(*_: object) -> Conversion:
     """Return fp16 for TensorRT's strong typing, in which recurrences with lengths stay fp32.
 
     TensorRT's parser masks them with an fp32 zero, which strong typing refuses beside fp16, in all versions that could
     be tried; a test fails when that ends.
-
-    Args:
-        bundle: not used.
-        models: not used.
-        sentences: not used.
-        options: not used.
     """
     return Conversion(_without_masked_recurrences, lambda name, model, nodes: float16.to_float16(model, nodes))
 

@@ -95,7 +95,15 @@ def _calls(
     module: str = "",
     inside: bool = False,
 ) -> Iterator[tuple[onnx.NodeProto, str, bool]]:
-    """Yield each node of the inlined graph, the module of the node or its call, and True inside a function body."""
+    """Yield each node of the inlined graph, the module of the node or its call, and True inside a function body.
+
+    Args:
+        calls: nodes of the graph, or of a function body.
+        bodies: nodes of each function, by domain and name.
+        plugins: ops whose calls stay.
+        module: module of the call, inside its body.
+        inside: True inside a function body.
+    """
     for node in calls:
         path = module or module_path(node)
         body = bodies.get((node.domain, node.op_type))

@@ -24,15 +24,15 @@ from edge_attn.runtimes.verification.report import Report
 LINES = "the red king\na small cat sees a dog\n"
 
 
-def holds(bundle: Bundle, runtime, golden, levels=()) -> Report:
+def passing_report(bundle: Bundle, runtime, golden, levels=()) -> Report:
     return Report(str(bundle.path), "none", "none", "fp32", "nothing", 0, {}, [LevelResult("L3", "holds")])
 
 
 @pytest.fixture
 def unverified(monkeypatch) -> None:
     """Skip verification, which other tests cover."""
-    monkeypatch.setattr("edge_attn.runtimes.optimize.build_target.check", holds)
-    monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.check", holds)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.build_target.check", passing_report)
+    monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.check", passing_report)
 
 
 @pytest.fixture
