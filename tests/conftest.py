@@ -21,19 +21,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def toy_checkpoint() -> Path:
-    """A trained checkpoint; read it only."""
+    """Return a trained checkpoint, to read only."""
     return DATA / "toy-checkpoint"
 
 
 @pytest.fixture(scope="session")
 def toy_bundle() -> Path:
-    """The exported toy checkpoint as a zip; read it only."""
+    """Return the exported toy checkpoint as a zip, to read only."""
     return DATA / "toy-bundle.zip"
 
 
 @pytest.fixture(scope="session")
 def toy_pairs() -> Path:
-    """A TSV file of a hundred pairs that the toy model was not trained on."""
+    """Return a TSV file of a hundred pairs that the toy model was not trained on."""
     return DATA / "toy.tsv"
 
 
@@ -45,7 +45,7 @@ def needs_torch() -> None:
 
 @pytest.fixture(scope="session")
 def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Keras on its torch backend, with its settings outside the home folder."""
+    """Return Keras on its torch backend, with its settings outside the home folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_BACKEND", "torch")
         patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))

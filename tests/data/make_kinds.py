@@ -1,9 +1,9 @@
-"""Makes kinds/, a tiny trained bundle of every attention and cell, in some minutes.
+"""Write kinds/: a tiny trained bundle of every attention and cell, in some minutes.
 
     python tests/data/make_kinds.py [NAME ...]
 
-The sentences are the toy model's shortest, so that also a model without attention learns them. Each bundle holds what
-the reference said about a few of them: enough to tell whether a target's graphs of that kind are right.
+The sentences are the shortest of the toy language, so that even a model without attention learns them. Each bundle has
+golden data of a few sentences, enough to verify the graphs of a target for that kind.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from edge_attn.reference import ModelReferences
 from edge_attn.registry import ATTENTIONS
 
 HERE = Path(__file__).resolve().parent
-WITH = {
+CELL_OPTIONS = {
     "gru": "",
     "lstm": 'attend = "after"\ninput_feeding = true\nencoder_layers = 2\ndecoder_layers = 2\n',
     "lstmn": "tape = 12\n",
 }
-"""What each cell is trained with, so that both ways to attend take part."""
+"""Model options of each cell; together they cover both values of `attend`."""
 GENERAL = 'attention = "general"\n'
 KINDS = {
     **{
@@ -51,13 +51,13 @@ KINDS = {
     "coverage-lstm": "coverage = true\n",
     "additive-lstmn": "",
 }
-"""Name of the bundle, `what-cell`, and its options; what is no attention by itself says over which one it is."""
-SAID, CANDIDATES, LONGEST = 16, 6, 8
+"""Model options of each bundle, named `attention-cell`; an attention wrapper names its attention too."""
+SENTENCES, CANDIDATES, MAX_TOKENS = 16, 6, 8
 CONFIG = """
 [data]
 train = "train.tsv"
 holdout = 60
-max_tokens = {longest}
+max_tokens = {max_tokens}
 
 [text]
 kind = "words"
@@ -84,33 +84,39 @@ storage = "fp16"
 
 
 def main() -> None:
-    short = [(source, target) for source, target in pairs(3200, seed=1) if len(source.split()) < LONGEST]
+    short = [(source, target) for source, target in pairs(3200, seed=1) if len(source.split()) < MAX_TOKENS]
     (HERE / "kinds").mkdir(exist_ok=True)
     for name in sys.argv[1:] or KINDS:
         attention, _, cell = name.rpartition("-")
-        options = KINDS[name] + WITH[cell]
+        options = KINDS[name] + CELL_OPTIONS[cell]
         if "attention =" not in options and attention in ATTENTIONS:
             options = f'attention = "{attention}"\n{options}'
         with tempfile.TemporaryDirectory() as folder:
             write_pairs(Path(folder, "train.tsv"), short)
             config = Path(folder, "kind.toml")
-            config.write_text(CONFIG.format(cell=cell, options=options, longest=LONGEST))
+            config.write_text(CONFIG.format(cell=cell, options=options, max_tokens=MAX_TOKENS))
             run = [sys.executable, "-m", "edge_attn.cli", "train", str(config), "--out", f"{folder}/trained"]
             subprocess.run([*run, "--threads", "1"], check=True)
             write(Path(folder, "trained"), HERE / "kinds" / f"{name}.zip", [s for s, _ in short])
 
 
 def write(checkpoint: Path, out: Path, sentences: list[str]) -> None:
-    """The bundle `out`, with what the model of `checkpoint` says about some of the sentences."""
+    """Write the bundle `out` of a checkpoint, with golden data of some of the sentences."""
     model, text, config = load(checkpoint)
     files, specs = dict(text.files()), {}
     for name, graph in encoder_decoder_graphs(model, CANDIDATES).items():
         proto, _ = graph_model(name, graph, graph.spec, half=True)
         files[graph.spec.file], specs[name] = proto.SerializeToString(deterministic=True), graph.spec
-    chosen = sorted(sentences, key=len)[:: len(sentences) // (SAID - 1)]
-    files.update(record_translation(ModelReferences(model, CANDIDATES), text, chosen, LONGEST).files())
+    chosen = sorted(sentences, key=len)[:: len(sentences) // (SENTENCES - 1)]
+    files.update(record_translation(ModelReferences(model, CANDIDATES), text, chosen, MAX_TOKENS).files())
     manifest = Manifest(
-        FORMAT, config.model.family, "translation", "fp32", specs, LONGEST, files={f: FileEntry("", 0) for f in files}
+        FORMAT,
+        config.model.family,
+        "translation",
+        "fp32",
+        specs,
+        MAX_TOKENS,
+        files={f: FileEntry("", 0) for f in files},
     )
     write_bundle(out, manifest, files, force=True)
 

@@ -1,7 +1,9 @@
-"""Makes toy-checkpoint, toy-bundle.zip and toy.tsv beside it, in a minute: python tests/data/make_toy.py
+"""Write toy-checkpoint, toy-bundle.zip and toy.tsv in this folder, in a minute.
+
+    python tests/data/make_toy.py
 
 The language: determiner, adjectives, noun, verb, and the same again; its translation is word for word, except that an
-adjective follows its noun. So an output shows at a glance whether it is right, and where its attention must lie.
+adjective follows its noun. So it is easy to see whether an output and its alignment are correct.
 """
 
 from __future__ import annotations
@@ -64,27 +66,27 @@ def _sentence(random_: random.Random) -> Pair:
 
 
 def pairs(count: int, seed: int) -> list[tuple[str, str]]:
-    """Distinct pairs of sentences, the same for the same arguments."""
+    """Return `count` distinct pairs of sentences, determined by `seed`."""
     random_ = random.Random(seed)
-    made: dict[str, str] = {}
-    while len(made) < count:
+    sentences: dict[str, str] = {}
+    while len(sentences) < count:
         source, target = _sentence(random_)
-        made[" ".join(source)] = " ".join(target)
-    return list(made.items())
+        sentences[" ".join(source)] = " ".join(target)
+    return list(sentences.items())
 
 
-def write_pairs(path: Path, some: list[tuple[str, str]]) -> None:
-    path.write_text("".join(f"{source}\t{target}\n" for source, target in some), encoding="utf-8")
+def write_pairs(path: Path, pairs_: list[tuple[str, str]]) -> None:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in pairs_), encoding="utf-8")
 
 
 def main() -> None:
-    everything = pairs(3200, seed=1)
+    all_pairs = pairs(3200, seed=1)
     checkpoint, bundle = HERE / "toy-checkpoint", HERE / "toy-bundle.zip"
-    write_pairs(HERE / "toy.tsv", everything[3100:])
+    write_pairs(HERE / "toy.tsv", all_pairs[3100:])
     shutil.rmtree(checkpoint, ignore_errors=True)
     with tempfile.TemporaryDirectory() as data:
-        write_pairs(Path(data, "train.tsv"), everything[:3000])
-        write_pairs(Path(data, "valid.tsv"), everything[3000:3100])
+        write_pairs(Path(data, "train.tsv"), all_pairs[:3000])
+        write_pairs(Path(data, "valid.tsv"), all_pairs[3000:3100])
         run = [sys.executable, "-m", "edge_attn.cli"]
         options = ["--data", data, "--out", str(checkpoint), "--threads", "1"]
         subprocess.run([*run, "train", str(HERE / "toy.toml"), *options], check=True)

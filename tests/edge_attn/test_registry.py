@@ -1,4 +1,4 @@
-"""Every row of every table resolves, a wrong name is answered with the right ones, a stranger's module is not ours."""
+"""Tests of the registry: every row resolves, and errors list the known names or the missing extra."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DEVICE = {name: where for name, where in registry.VERBS.items() if where.startsw
 
 
 @pytest.mark.parametrize(("table", "name"), [(t, n) for t, rows in OURS.items() for n in rows])
-def test_a_row_resolves(table, name):
+def test_row_resolves(table, name):
     assert resolve("row", OURS[table], name) is not None
 
 
 @pytest.mark.parametrize("name", DEVICE)
-def test_a_verb_of_the_device_side_resolves(name):
+def test_device_verb_resolves(name):
     if name == "optimize":
         pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
     assert callable(resolve("verb", DEVICE, name))
 
 
-def test_every_runtime_and_target_serves_known_precisions():
+def test_runtimes_and_targets_have_known_precisions():
     assert registry.RUNTIME_PRECISIONS.keys() == registry.RUNTIMES.keys()
     assert all(set(served) <= set(registry.PRECISIONS) for served in registry.RUNTIME_PRECISIONS.values())
     pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
@@ -37,13 +37,13 @@ def test_every_runtime_and_target_serves_known_precisions():
         assert resolve("target", registry.TARGETS, name).precisions == registry.RUNTIME_PRECISIONS[name]
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones():
+def test_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match="unknown tokenizer 'bytes'; known: characters, sentencepiece, words"):
         resolve("tokenizer", registry.TOKENIZERS, "bytes")
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    """Lets modules be imported anew; afterwards those of before are back, in their packages too."""
+    """Remove modules, so that the test imports them again; restore them afterwards."""
     for name in [name for name in sys.modules if name.startswith(packages)]:
         parent, _, child = name.rpartition(".")
         monkeypatch.setattr(sys.modules[parent], child, sys.modules[name])
@@ -51,7 +51,7 @@ def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_a_missing_package_names_its_extra(monkeypatch):
+def test_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     forget(monkeypatch, "edge_attn.runtimes.ort.cpu")
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[cpu\]'") as caught:
@@ -59,25 +59,25 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     assert caught.value.exit_code == 3
 
 
-def test_what_optimize_lacks_is_named_by_its_own_extra(monkeypatch):
+def test_missing_onnx_names_the_extra_optimize(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     forget(monkeypatch, "edge_attn.runtimes.optimize", "edge_attn.runtimes.onnx_graph")
     with pytest.raises(MissingExtraError, match=r"pip install 'edge-attn\[optimize\]'"):
         resolve("verb", registry.VERBS, "optimize")
 
 
-def test_a_fault_of_ours_stays_a_fault():
+def test_missing_module_of_ours_is_not_a_missing_extra():
     with pytest.raises(ModuleNotFoundError):
         resolve("row", {"a": "edge_attn.nothing:a"}, "a")
 
 
-def test_tables_cost_nothing_and_need_no_import_of_another():
-    """A bare interpreter, where nothing imported importlib.util by chance."""
+def test_registry_imports_only_the_standard_library():
+    """Use a bare interpreter, in which no other module has imported importlib.util."""
     code = (
         f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import edge_attn.registry as r\n"
         "r.resolve('tokenizer', r.TOKENIZERS, 'words')\n"
         "print(*(name for name in ('torch', 'onnx', 'onnxruntime', 'sentencepiece', 'numpy') if name in sys.modules))"
     )
-    # -S leaves out site-packages, and with it every package of others.
+    # -S removes site-packages from the path.
     result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.strip()) == (0, ""), result.stderr

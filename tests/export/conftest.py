@@ -11,7 +11,7 @@ from edge_attn.export.pipeline import export
 
 @pytest.fixture(scope="session")
 def bundle(toy_checkpoint, tmp_path_factory) -> Path:
-    """The toy model, exported with four candidates and a user's sentences; read it only."""
+    """Export the toy model with four candidates and a user's sentences, to read only."""
     folder = tmp_path_factory.mktemp("exported")
     lines = folder / "lines"
     lines.write_text("the cat sees a dog\n\nevery small child follows this old king\nbread\n", encoding="utf-8")

@@ -38,7 +38,7 @@ def file_names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    """A checkpoint that exports quickly."""
+    """Write a checkpoint that exports quickly."""
     folder = tmp_path_factory.mktemp("tiny")
     words = "the a cat dog sees likes small red and"
     text = Text.train("words", [(words, words)], 50, 50)

@@ -1,19 +1,19 @@
-"""All that a machine with an NVIDIA GPU can show, in one command, as small files in a folder.
+"""Run every GPU test and benchmark with one command, and write the results to a folder.
 
     python tests/gpu/run.py FOLDER [TSV] [--only STEP ...] [--minutes 30] [--cache-dir ENGINES]
 
-Needs no network and no installed edge-attn: the checkout, and in the interpreter's reach what the package needs. What
-else is missing costs the step or the contender that needs it, which says so: pytest, onnx, torch, TensorRT or
-TensorRT-RTX, ONNX Runtime with CUDA. TSV holds pairs whose sources the benchmark translates; without it those are the
-bundle's golden sentences. The model is the embedded one, or that of --bundle and --checkpoint.
+This needs the checkout and the requirements of the package, but no network and no installed edge-attn. A step or
+contender whose library is missing reports this: pytest, onnx, torch, TensorRT or TensorRT-RTX, ONNX Runtime with CUDA.
+TSV contains pairs whose sources the benchmark translates; by default it translates the golden sentences of the bundle.
+The model is the embedded one, or that of --bundle and --checkpoint.
 
     doctor.json                    `edge-attn doctor --json`
-    machine.json                   the same machine as the tests of doctor can ask it again (tests/data/machines)
-    tests.xml, tests.txt           every test marked gpu: parity of each runtime through verify, CUDA, our kernel
+    machine.json                   recording of the machine for the tests of doctor (tests/data/machines)
+    tests.xml, tests.txt           every test marked gpu: parity of each runtime by verify, CUDA, our kernel
     benchmark.json, benchmark.txt  tests/tools/bench_gpu.py
-    summary.json                   date, GPU and versions; of each step its command, exit code, seconds, last words
+    summary.json                   date, GPU and versions; command, exit code, seconds and last lines of each step
 
-Each step goes on if another fails. Exit code 0: all of them did what they should; 1: one did not; 3: there is no GPU.
+A step runs even if another fails. Exit code 0: every step succeeded; 1: a step failed; 3: there is no GPU.
 """
 
 from __future__ import annotations
@@ -36,27 +36,29 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[2]
 EMBEDDED = PROJECT / "edge_attn" / "pretrained" / "en-fr"
 MARK = "pytest.mark.gpu"
-TOO_LONG = 124
-"""Exit code, as `timeout` has it."""
-LAST_WORDS = 20
-"""Lines."""
+TIMED_OUT = 124
+"""Exit code of a step that exceeds its time limit, as with `timeout`."""
+LAST_LINES = 20
+"""Lines of output that the summary contains for a failed step."""
 CONTENDERS = ("torch eager", "torch.compile", "torch CUDA graph", "ort-cuda", "trt-rtx", "trt")
-"""Of the benchmark; a name before those that it begins with."""
+"""Contenders of the benchmark; a name precedes its own prefixes."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command; what it says on standard output is its file, and the rest too where that is text."""
+    """A command. Its file contains its standard output, and standard error too if it is a text file."""
 
     name: str
     file: str
     command: tuple[str, ...]
     good: tuple[int, ...] = (0,)
-    """Exit codes of one that did what it should."""
+    """Exit codes of success."""
     on_gpu: bool = False
+    """True if some of the tests must run, because there is a GPU."""
 
 
 def steps(options: argparse.Namespace, gpu: bool) -> list[Step]:
+    """Return the steps; `gpu` is True if there is a GPU."""
     folder, python = options.folder, sys.executable
     marked = sorted(str(path) for path in (PROJECT / "tests").rglob("test_*.py") if MARK in path.read_text("utf-8"))
     pytest = (python, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", *marked)
@@ -71,8 +73,8 @@ def steps(options: argparse.Namespace, gpu: bool) -> list[Step]:
     ]
 
 
-def carry_out(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
-    """Runs it, and ends it after so many minutes; what came of it."""
+def run_step(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
+    """Run a step with a time limit in minutes; return its entry of the summary."""
     for stale in folder.glob(f"{step.name}.*"):
         stale.unlink()
     path, errors = folder / step.file, folder / f"{step.name}.errors"
@@ -93,58 +95,62 @@ def carry_out(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
         try:
             code = process.wait(60 * minutes)
         except subprocess.TimeoutExpired:
-            code = TOO_LONG
+            code = TIMED_OUT
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+                os.killpg(process.pid, signal.SIGKILL)  # with its child processes
                 process.wait()
-    said = (path if path.suffix == ".txt" else errors).read_text("utf-8", errors="replace").splitlines()
+    output = (path if path.suffix == ".txt" else errors).read_text("utf-8", errors="replace").splitlines()
     errors.unlink()
     return {
         "command": shown(step.command),
         "exit code": code,
-        "as it should": code in step.good,
+        "succeeded": code in step.good,
         "seconds": round(time.monotonic() - started, 1),
-        "last words": [] if code == 0 else said[-LAST_WORDS:],
+        "last lines": [] if code == 0 else output[-LAST_LINES:],
     }
 
 
 def shown(command: Sequence[str]) -> str:
-    """As someone would type it in the checkout."""
+    """Return the command as a user types it in the checkout."""
     return shlex.join(("python", *command[1:])).replace(f"{PROJECT}{os.sep}", "")
 
 
-def all_contenders(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
-    """The benchmark, again without each contender that ends its process, as a crash in a library does."""
+def run_benchmark(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
+    """Run the benchmark, and repeat it without each contender that crashes the process."""
     skipped: dict[str, list[str]] = {}
     while True:
         command = (*step.command, *(word for name in skipped for word in ("--skip", name)))
-        done = carry_out(replace(step, command=command), folder, minutes)
-        last = culprit((folder / step.file).read_text("utf-8", errors="replace")) if done["exit code"] < 0 else None
+        result = run_step(replace(step, command=command), folder, minutes)
+        last = (
+            last_contender((folder / step.file).read_text("utf-8", errors="replace"))
+            if result["exit code"] < 0
+            else None
+        )
         if last is None or last in skipped:
-            return {**done, "as it should": done["as it should"] and not skipped, "ended its process": skipped}
-        skipped[last] = done["last words"]
+            return {**result, "succeeded": result["succeeded"] and not skipped, "crashed": skipped}
+        skipped[last] = result["last lines"]
 
 
-def culprit(log: str) -> str | None:
-    """The contender that the benchmark named last."""
+def last_contender(log: str) -> str | None:
+    """Return the contender that the benchmark started last, or None."""
     named = [line[4:] for line in log.splitlines() if line.startswith("... ")]
     return next((name for name in CONTENDERS if named and named[-1].startswith(name)), None)
 
 
-def counted(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
-    """The tests, with how many passed, failed and, by their reasons, were skipped; on a GPU some must pass."""
-    done, report = carry_out(step, folder, minutes), folder / "tests.xml"
+def run_tests(step: Step, folder: Path, minutes: float) -> dict[str, Any]:
+    """Run the tests, and count passed, failed and skipped ones, by reason. On a GPU at least one must pass."""
+    result, report = run_step(step, folder, minutes), folder / "tests.xml"
     cases = ElementTree.parse(report).findall(".//testcase") if report.is_file() else []
     reasons = Counter(skip.get("message", "") for case in cases for skip in case.findall("skipped"))
     failed = sum(any(child.tag in ("failure", "error") for child in case) for case in cases)
     passed = len(cases) - failed - reasons.total()
-    good = done["as it should"] and (passed > 0 or not step.on_gpu)
-    return {**done, "as it should": good, "passed": passed, "failed": failed, "skipped": reasons}
+    succeeded = result["succeeded"] and (passed > 0 or not step.on_gpu)
+    return {**result, "succeeded": succeeded, "passed": passed, "failed": failed, "skipped": reasons}
 
 
-RUN: dict[str, Callable[[Step, Path, float], dict[str, Any]]] = {"tests": counted, "benchmark": all_contenders}
-"""How the steps run that are more than a command."""
+RUN: dict[str, Callable[[Step, Path, float], dict[str, Any]]] = {"tests": run_tests, "benchmark": run_benchmark}
+"""Functions of the steps that are more than a command."""
 
 
 def main() -> int:
@@ -158,14 +164,18 @@ def main() -> int:
     for step in steps(options, here["gpu"] is not None):
         if options.only and step.name not in options.only:
             continue
-        done = RUN.get(step.name, carry_out)(step, options.folder, options.minutes)
-        summary["steps"][step.name] = done
-        print(f"{step.name}: exit code {done['exit code']} after {done['seconds']} s", *done["last words"], sep="\n  ")
+        result = RUN.get(step.name, run_step)(step, options.folder, options.minutes)
+        summary["steps"][step.name] = result
+        print(
+            f"{step.name}: exit code {result['exit code']} after {result['seconds']} s",
+            *result["last lines"],
+            sep="\n  ",
+        )
         (options.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     if here["gpu"] is None:
-        print("no NVIDIA GPU answers: nothing of it was tested", file=sys.stderr)
+        print("there is no NVIDIA GPU: nothing was tested on one", file=sys.stderr)
         return 3
-    return int(not all(done["as it should"] for done in summary["steps"].values()))
+    return int(not all(result["succeeded"] for result in summary["steps"].values()))
 
 
 def arguments() -> argparse.Namespace:
@@ -178,14 +188,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", type=path, default=EMBEDDED.with_suffix(".zip"))
     parser.add_argument("--checkpoint", type=path, default=EMBEDDED)
     parser.add_argument("--only", action="append", choices=["doctor", "machine", "tests", "benchmark"])
-    parser.add_argument("--minutes", type=float, default=30.0, help="For one step.")
-    parser.add_argument("--cache-dir", type=path, help="Where the benchmark's engines are kept; else they go with it.")
+    parser.add_argument("--minutes", type=float, default=30.0, help="Time limit per step.")
+    parser.add_argument("--cache-dir", type=path, help="Engine cache folder; by default a temporary one.")
     options = parser.parse_args()
     if options.folder.exists() and not options.folder.is_dir():
         parser.error(f"FOLDER must be a folder, got the file {options.folder}")
-    for given in (options.corpus, options.bundle, options.checkpoint):
-        if given is not None and not given.exists():
-            parser.error(f"there is no {given}")
+    for path_ in (options.corpus, options.bundle, options.checkpoint):
+        if path_ is not None and not path_.exists():
+            parser.error(f"there is no {path_}")
     return options
 
 

@@ -1,4 +1,4 @@
-"""Which faults of a runtime on a GPU are a skip, and which are the test's."""
+"""Tests of open_or_skip: a missing library skips the test, a fault of a running runtime fails it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_attn.errors import BundleError, InputError, NotTestedError
 from edge_attn.runtimes.ort.cpu import OrtCpu
 
 OPTIONS = RuntimeOptions()
-AWAY = [
+UNAVAILABLE = [
     NotTestedError("TensorRT does not load here (no module tensorrt)"),
     NotTestedError("tensorrt_rtx 1.7.1 creates no execution context for step: SM 9.0 (1.0 of 2.0 MiB are free)"),
     NotTestedError("the GPU does not run the graph 'step': CUDA failure 209: no kernel image is available"),
@@ -20,7 +20,7 @@ AWAY = [
     NotTestedError("there is no NVIDIA GPU that CUDA can use here: libcudart.so: CUDA failed in cudaGetDeviceCount"),
     InputError("step.onnx cannot be built with tensorrt_rtx 1.7.1: unsupported compute capability 9.0"),
 ]
-WRONG = [
+FAULTS = [
     NotTestedError("CUDA failed in cudaStreamSynchronize: cudaErrorIllegalAddress: an illegal memory access; run: ..."),
     NotTestedError("CUDA failed in cudaMemcpyAsync: cudaErrorInvalidValue: invalid argument; run: edge-attn doctor"),
     NotTestedError("the GPU does not run the graph 'step': CUDA failure 700: an illegal memory access; run: ..."),
@@ -33,7 +33,7 @@ WRONG = [
 
 @pytest.fixture(params=["open", "run"])
 def opening(request, monkeypatch, toy_bundle):
-    """Opens a runtime that fails so when it is opened, or when it first runs; and which of its were closed."""
+    """Open a runtime that raises an error when it opens, or in its first run; check that it is closed."""
     closed: list[OrtCpu] = []
 
     def opening(error: Exception | None):
@@ -58,20 +58,20 @@ def opening(request, monkeypatch, toy_bundle):
     assert len(closed) == (request.param == "run")
 
 
-@pytest.mark.parametrize("error", AWAY, ids=str)
-def test_what_this_gpu_does_not_have_is_skipped_with_its_reason(opening, error):
+@pytest.mark.parametrize("error", UNAVAILABLE, ids=str)
+def test_unavailable_runtime_is_skipped_with_its_reason(opening, error):
     with pytest.raises(pytest.skip.Exception) as skipped:
         opening(error)
     assert str(skipped.value) == f"needs an NVIDIA GPU with trt: {error}"
 
 
-@pytest.mark.parametrize("error", WRONG, ids=str)
-def test_what_goes_wrong_on_it_is_not(opening, error):
+@pytest.mark.parametrize("error", FAULTS, ids=str)
+def test_fault_is_raised(opening, error):
     with pytest.raises(type(error)) as raised:
         opening(error)
     assert raised.value is error
 
 
-def test_one_that_runs_stays_open(monkeypatch, toy_bundle):
+def test_runtime_that_runs_stays_open(monkeypatch, toy_bundle):
     monkeypatch.setattr(on_a_gpu, "open_runtime", lambda bundle, name, options: OrtCpu(bundle, options))
     assert open_or_skip(Bundle.open(toy_bundle), "trt", OPTIONS).run

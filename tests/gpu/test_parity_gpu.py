@@ -1,6 +1,6 @@
-"""On an NVIDIA GPU every runtime for it says what the reference said: every level of `verify`, in every precision.
+"""Parity on an NVIDIA GPU: every level of `verify` holds for every GPU runtime in every precision.
 
-Where there is none, these tests are skipped, and nothing else shows what a GPU computes.
+Without a GPU these tests are skipped, and no other test shows what a GPU computes.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ from edge_attn.text.tokenizers import BOS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_gpu")]
 
-ON_A_GPU = ("ort-cuda", "trt", "trt-rtx")
-CASES = [(runtime, precision) for runtime in ON_A_GPU for precision in RUNTIME_PRECISIONS[runtime]]
+GPU_RUNTIMES = ("ort-cuda", "trt", "trt-rtx")
+CASES = [(runtime, precision) for runtime in GPU_RUNTIMES for precision in RUNTIME_PRECISIONS[runtime]]
 TARGETS = {"trt-rtx": "trt"}
-"""Whose graphs a runtime runs, if not its own."""
-RUNS, LEAK = 60, 1 << 18
-"""Searches, and the bytes of each that would be a leak; a Jetson's other programs take from the same memory."""
+"""Target whose graphs a runtime runs, if it differs from the runtime."""
+RUNS, MAX_GROWTH = 60, 1 << 18
+"""Searches, and allowed bytes per search; other programs of a Jetson use the same memory."""
 
 Open = Callable[[str, str, str], tuple[Bundle, Runtime]]
 
 
 @pytest.fixture(scope="module")
 def optimized(toy_bundle, tmp_path_factory) -> Callable[[str, str, str], Bundle]:
-    """A copy of a bundle with the graphs for a runtime in a precision; `optimize` makes each once."""
+    """Return copies of the bundles with the graphs for a runtime and precision, each optimized once."""
     folder = tmp_path_factory.mktemp("optimized")
     embedded = EMBEDDED_BUNDLE
 
-    def make(which: str, runtime: str, precision: str) -> Bundle:
+    def optimized_bundle(which: str, runtime: str, precision: str) -> Bundle:
         path = folder / f"{which}.zip"
         if not path.exists():
             shutil.copy({"toy": toy_bundle, "embedded": embedded}[which], path)
         target = TARGETS.get(runtime, runtime)
         if f"{target}-{precision}" not in Bundle.open(path).manifest.targets:
-            pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx makes the target's graphs")
+            pytest.importorskip("onnx", reason="needs torch or the extra optimize: onnx writes the target's graphs")
             from edge_attn.runtimes.optimize.optimize import optimize
 
             optimize(path, target, precision, log=lambda line: None)
         return Bundle.open(path)
 
-    return make
+    return optimized_bundle
 
 
 @pytest.fixture
 def opened(optimized, tmp_path_factory) -> Iterator[Open]:
-    """A bundle, and the runtime on it, closed afterwards; skipped where this machine's GPU has no such runtime.
+    """Open a bundle and a runtime on it, and close it afterwards. The test is skipped without such a runtime.
 
-    What a test opens after the first must open: it did before.
+    Only the first runtime of a test may be unavailable.
     """
     running: list[Runtime] = []
     engines = tmp_path_factory.getbasetemp() / "engines"
@@ -71,8 +71,8 @@ def opened(optimized, tmp_path_factory) -> Iterator[Open]:
     def start(which: str, runtime: str, precision: str) -> tuple[Bundle, Runtime]:
         skip_where_absent(runtime)
         bundle = optimized(which, runtime, precision)
-        way = open_runtime if running else open_or_skip
-        running.append(way(bundle, runtime, RuntimeOptions(precision=precision, cache_dir=engines)))
+        open_ = open_runtime if running else open_or_skip
+        running.append(open_(bundle, runtime, RuntimeOptions(precision=precision, cache_dir=engines)))
         return bundle, running[-1]
 
     yield start
@@ -90,7 +90,7 @@ def test_every_level_holds(opened: Open, which: str, runtime: str, precision: st
     assert "CPUExecutionProvider in place of" not in report.provider
 
 
-def test_ort_cuda_keeps_what_it_computes_on_the_device(opened: Open):
+def test_ort_cuda_outputs_stay_on_the_device(opened: Open):
     _, running = opened("toy", "ort-cuda", "fp32")
     assert running.provider.startswith("CUDAExecutionProvider")
     decoding = StepDecoder(running, [[5, 6, 3], [5, 3]])
@@ -99,9 +99,9 @@ def test_ort_cuda_keeps_what_it_computes_on_the_device(opened: Open):
         assert value.device_name() == "cuda", name
 
 
-@pytest.mark.parametrize("runtime", ON_A_GPU)
-def test_memory_on_the_device_does_not_grow(opened: Open, runtime: str):
-    """Free bytes after some sentences, and after many more of the same."""
+@pytest.mark.parametrize("runtime", GPU_RUNTIMES)
+def test_device_memory_does_not_grow(opened: Open, runtime: str):
+    """Compare free memory after RUNS searches and after as many again."""
     from edge_attn.runtimes.trt.cudart import open_cuda
 
     bundle, running = opened("toy", runtime, "fp32")
@@ -115,11 +115,11 @@ def test_memory_on_the_device_does_not_grow(opened: Open, runtime: str):
         for _ in range(RUNS):
             search(running, sources, SearchConfig(beam=4))
         free.append(cuda.memory()[0])
-    assert free[0] - free[1] < RUNS * LEAK
+    assert free[0] - free[1] < RUNS * MAX_GROWTH
 
 
-@pytest.mark.parametrize("runtime", ON_A_GPU)
-def test_closing_gives_the_memory_back_and_a_second_opening_works(opened: Open, runtime: str):
+@pytest.mark.parametrize("runtime", GPU_RUNTIMES)
+def test_runtime_opens_again_after_close(opened: Open, runtime: str):
     bundle, running = opened("toy", runtime, "fp32")
     running.close()
     _, again = opened("toy", runtime, "fp32")

@@ -1,8 +1,7 @@
-"""The one command for a machine with a GPU, as far as a machine without one can go."""
+"""Tests of tests/gpu/run.py, as far as a machine without a GPU runs it."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import subprocess
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gpu_machine import gpu_name
 
 SCRIPT = Path(__file__).with_name("run.py")
 
@@ -25,13 +25,13 @@ def script():
     del sys.modules[spec.name]
 
 
-def test_without_a_gpu_it_ends_with_3_and_its_files(tmp_path, gpu):
-    if gpu is not None:
-        pytest.skip(f"there is a GPU here, {gpu}: what this tests takes minutes there")
-    folder = tmp_path / "found"
-    found = subprocess.run([sys.executable, SCRIPT, folder], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 3, found.stdout + found.stderr
-    assert "no NVIDIA GPU answers" in found.stderr
+def test_script_without_gpu_returns_3_and_its_files(tmp_path):
+    if gpu_name() is not None:
+        pytest.skip(f"there is a GPU, {gpu_name()}: the steps take minutes with one")
+    folder = tmp_path / "results"
+    result = subprocess.run([sys.executable, SCRIPT, folder], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "there is no NVIDIA GPU" in result.stderr
     assert sorted(path.name for path in folder.iterdir()) == [
         *("benchmark.json", "benchmark.txt", "doctor.json", "machine.json", "summary.json", "tests.txt", "tests.xml")
     ]
@@ -46,40 +46,31 @@ def test_without_a_gpu_it_ends_with_3_and_its_files(tmp_path, gpu):
     assert {name: done["exit code"] for name, done in steps.items() if name != "doctor"} == {
         **{"machine": 0, "tests": 0, "benchmark": 3},
     }
-    assert all(done["as it should"] for done in steps.values())
+    assert all(done["succeeded"] for done in steps.values())
     assert steps["tests"]["passed"] == steps["tests"]["failed"] == 0
     assert "needs an NVIDIA GPU" in steps["tests"]["skipped"]
 
 
-@pytest.fixture(scope="module")
-def gpu() -> str | None:
-    sys.path.insert(0, str(SCRIPT.parents[1] / "tools"))
-    try:
-        return importlib.import_module("gpu_machine").gpu_name()
-    finally:
-        del sys.path[0]
-
-
 def python(script, code: str, **options):
-    return script.Step("tried", "tried.txt", (sys.executable, "-c", code), **options)
+    return script.Step("example", "example.txt", (sys.executable, "-c", code), **options)
 
 
-def test_a_step_that_fails_says_so_with_its_last_words(script, tmp_path):
-    (tmp_path / "tried.old").touch()
-    done = script.carry_out(python(script, "import sys; print(1); print(2, file=sys.stderr); sys.exit(5)"), tmp_path, 1)
-    assert (done["exit code"], done["as it should"], done["last words"]) == (5, False, ["1", "2"])
+def test_failed_step_reports_its_last_lines(script, tmp_path):
+    (tmp_path / "example.old").touch()
+    done = script.run_step(python(script, "import sys; print(1); print(2, file=sys.stderr); sys.exit(5)"), tmp_path, 1)
+    assert (done["exit code"], done["succeeded"], done["last lines"]) == (5, False, ["1", "2"])
     assert done["command"].startswith("python -c ")
-    assert [path.name for path in tmp_path.iterdir()] == ["tried.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["example.txt"]
 
 
-def test_a_step_that_takes_too_long_is_ended_with_all_that_it_started(script, tmp_path):
+def test_step_over_its_time_limit_is_killed_with_children(script, tmp_path):
     code = "import subprocess as s; p = s.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
-    done = script.carry_out(python(script, code), tmp_path, 1.5 / 60)
-    assert done["exit code"] == script.TOO_LONG
+    done = script.run_step(python(script, code), tmp_path, 1.5 / 60)
+    assert done["exit code"] == script.TIMED_OUT
     assert done["seconds"] < 30
-    state = Path("/proc", (tmp_path / "tried.txt").read_text().strip(), "stat")
+    state = Path("/proc", (tmp_path / "example.txt").read_text().strip(), "stat")
     end = time.monotonic() + 10
-    while is_alive(state):  # it was told to end, which takes it a moment
+    while is_alive(state):  # a killed process takes a moment to end
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -91,7 +82,7 @@ def is_alive(state: Path) -> bool:
         return False
 
 
-def test_the_benchmark_goes_on_without_what_ends_its_process(script, tmp_path):
+def test_benchmark_repeats_without_a_crashing_contender(script, tmp_path):
     code = """
 import os, sys
 for name in ("torch eager fp32", "trt-rtx fp16", "trt fp16"):
@@ -100,20 +91,20 @@ for name in ("torch eager fp32", "trt-rtx fp16", "trt fp16"):
         os.kill(os.getpid(), 9)
 print("done", sys.argv[1:])
 """
-    done = script.all_contenders(python(script, code), tmp_path, 1)
-    assert (done["exit code"], done["as it should"]) == (0, False)
-    assert done["ended its process"] == {
+    done = script.run_benchmark(python(script, code), tmp_path, 1)
+    assert (done["exit code"], done["succeeded"]) == (0, False)
+    assert done["crashed"] == {
         "trt-rtx": ["... torch eager fp32", "... trt-rtx fp16"],
         "trt": ["... torch eager fp32", "... trt-rtx fp16", "... trt fp16"],
     }
-    assert (tmp_path / "tried.txt").read_text().endswith("done ['--skip', 'trt-rtx', '--skip', 'trt']\n")
+    assert (tmp_path / "example.txt").read_text().endswith("done ['--skip', 'trt-rtx', '--skip', 'trt']\n")
 
 
-def test_a_process_that_ends_before_any_contender_is_not_tried_again(script, tmp_path):
+def test_crash_before_any_contender_is_not_repeated(script, tmp_path):
     code = "import os; print('... the floors', flush=True); os.kill(os.getpid(), 9)"
-    done = script.all_contenders(python(script, code), tmp_path, 1)
+    done = script.run_benchmark(python(script, code), tmp_path, 1)
     assert done["exit code"] < 0
-    assert done["ended its process"] == {}
+    assert done["crashed"] == {}
 
 
 REPORT = """<testsuites><testsuite>
@@ -123,7 +114,7 @@ REPORT = """<testsuites><testsuite>
 
 
 @pytest.mark.parametrize(
-    ("report", "on_gpu", "good", "counts"),
+    ("report", "on_gpu", "succeeded", "counts"),
     [
         (REPORT, True, True, (1, 2, {"a": 2})),
         (REPORT.replace("<testcase/>", ""), True, False, (0, 2, {"a": 2})),
@@ -131,24 +122,24 @@ REPORT = """<testsuites><testsuite>
         (None, True, False, (0, 0, {})),
     ],
 )
-def test_tests_that_were_all_skipped_on_a_gpu_show_nothing(script, tmp_path, report, on_gpu, good, counts):
+def test_step_with_only_skipped_tests_fails_on_a_gpu(script, tmp_path, report, on_gpu, succeeded, counts):
     code = f"import pathlib; {report!r} and pathlib.Path({str(tmp_path)!r}, 'tests.xml').write_text({report!r})"
-    done = script.counted(python(script, code, on_gpu=on_gpu), tmp_path, 1)
-    assert done["as it should"] == good
+    done = script.run_tests(python(script, code, on_gpu=on_gpu), tmp_path, 1)
+    assert done["succeeded"] == succeeded
     assert (done["passed"], done["failed"], done["skipped"]) == counts
 
 
-def test_the_benchmarks_contenders_are_known_by_name(script, monkeypatch):
+def test_contenders_are_those_of_the_benchmark(script):
     pytest.importorskip("torch", reason="torch is not installed: a device needs none")
-    monkeypatch.syspath_prepend(str(SCRIPT.parents[1] / "tools"))
-    bench = importlib.import_module("bench_gpu")
+    import bench_gpu as bench
+
     assert sorted(script.CONTENDERS) == sorted(bench.OURS + bench.TORCH)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [([__file__], "FOLDER must be a folder"), ([".", "none.tsv"], "there is no")]
+    ("arguments", "error"), [([__file__], "FOLDER must be a folder"), ([".", "none.tsv"], "there is no")]
 )
-def test_what_is_not_there_is_said_first(given, said):
-    done = subprocess.run([sys.executable, SCRIPT, *given], capture_output=True, text=True, check=False, timeout=60)
+def test_missing_path_fails_first(arguments, error):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert error in done.stderr

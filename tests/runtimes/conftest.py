@@ -95,7 +95,7 @@ def sources(toy_bundle) -> tuple[tuple[int, ...], ...]:
 
 @pytest.fixture
 def copied(toy_bundle, tmp_path) -> Path:
-    """A copy of the toy bundle, to write to."""
+    """Return a copy of the toy bundle, to write to."""
     return Path(shutil.copy(toy_bundle, tmp_path / "toy.zip"))
 
 
@@ -106,7 +106,7 @@ def opened(toy_bundle) -> Bundle:
 
 @pytest.fixture(scope="session")
 def toy(opened) -> Any:
-    """The toy bundle on the CPU."""
+    """Open the toy bundle on the CPU."""
     return open_runtime(opened, "ort-cpu", RuntimeOptions(threads=1))
 
 

@@ -1,18 +1,18 @@
-"""Greedy decoding on a GPU: every way that there is to run the same model, in turns, in one run.
+"""Compare greedy decoding on a GPU: every runtime and every way of torch for one model, in turns.
 
     python tests/tools/bench_gpu.py CHECKPOINT BUNDLE [TSV] [--json FILE] [--cache-dir FOLDER] [--skip NAME]
 
-Without a TSV the sentences are the bundle's golden ones. The targets are made first, in a copy of the bundle, which
-needs onnx: of ort-cuda and trt in fp32 and fp16, with the buckets `batch = [1, 32]` and `beam = 1`, since profiles are
-tuned for the widest beam. Without onnx, or with --as-it-is, BUNDLE must have them. Without torch nothing is there to
-compare with.
+Without a TSV the sentences are the golden ones of the bundle. Targets are first optimized in a copy of the bundle,
+which needs onnx: ort-cuda and trt in fp32 and fp16, with the buckets `batch = [1, 32]` and `beam = 1`, because profiles
+are tuned for the widest beam. Without onnx, or with --as-it-is, BUNDLE must contain them. Without torch there is no
+baseline.
 
-Prints, a row a contender: tokens of one pass, tokens a second (the median over rounds), how often that is the quicker
-of eager torch in fp32 and fp16, the encoder's and the step's time, each with what it brings to the host, how often the
-step's is its floor, and what ran by its own words. The floor is one launch that does nothing, waited for, and behind it
-the larger of two times: the bytes of the weights and of the sentences' own memory at the bandwidth of a large copy, and
-their products at the rate of a large product. All of these are measured here, with torch. What cannot run, or fails on
-the way, is printed with its reason; the JSON is written after each batch. Exit code 3: nothing was measured.
+The script prints a row per contender: tokens of one pass, tokens per second (the median over rounds), the ratio to the
+faster precision of eager torch, the times of the encoder and of a step with the copy of their results to the host, the
+ratio of the step to its floor, and the provider. The floor is the launch of an empty kernel plus the larger of two
+times: the bytes of the weights and of the sentences' memory at the bandwidth of a large copy, and their products at the
+rate of a large product. All of these are measured with torch in the same run. A contender that cannot run, or fails, is
+printed with its reason. The JSON is written after each batch. Exit code 3: nothing was measured.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ STEPS, WARM_UP = 200, 20
 class Contender(Protocol):
     decode: Decode
     provider: str
-    """What runs, by its own words."""
+    """Name of the library and device that run."""
 
     def encoding(self, sources: Sources) -> Callable[[], object]:
-        """The encoder over `sources`, waited for."""
+        """Return a function that runs the encoder over `sources` and waits for it."""
 
     def stepper(self, sources: Sources) -> Callable[[], object]:
-        """One step behind the encoder that read `sources`, waited for."""
+        """Return a function that runs one step after the encoder over `sources` and waits for it."""
 
     def close(self) -> None: ...
 
 
 Key = tuple[str, str]
-"""A contender's name and precision."""
+"""Name and precision of a contender."""
 Makers = dict[Key, Callable[[], Contender]]
 Floors = Callable[[int, int, str], float | None]
-"""Of batch, source tokens and precision: seconds that a step takes at least; None where torch could not measure."""
+"""Takes batch, source tokens and precision; returns the minimum seconds of a step, or None if not measured."""
 
 
 @dataclass(frozen=True)
@@ -77,47 +77,47 @@ class Row:
     contender: str
     precision: str
     batch: int
-    made: int
-    """Tokens of all sentences: one that makes more of them was wrong, not quick."""
+    generated: int
+    """Tokens of all sentences; a contender with another number is wrong, not fast."""
     tokens: float
-    """A second."""
+    """Tokens per second."""
     encoder: float
     step: float
     floor: float | None
-    """Seconds, as those above."""
+    """Seconds, like `encoder` and `step`."""
     provider: str
 
 
 @dataclass(frozen=True)
 class Goal:
-    words: str
-    found: float | None
+    description: str
+    value: float | None
     met: bool
 
     def __str__(self) -> str:
-        if self.found is None:
-            return f"goal: {self.words}: not measured"
-        return f"goal: {self.words}: found {self.found:.2f}, {'met' if self.met else 'MISSED'}"
+        if self.value is None:
+            return f"goal: {self.description}: not measured"
+        return f"goal: {self.description}: got {self.value:.2f}, {'met' if self.met else 'MISSED'}"
 
 
 # ---- the contenders
 
 
 class Ours:
-    """A runtime of ours under the search of every runtime."""
+    """A runtime of edge-attn with its search."""
 
     def __init__(self, bundle: Bundle, name: str, precision: str, cache_dir: Path | None = None) -> None:
         self.runtime = open_runtime(bundle, name, RuntimeOptions(precision=precision, cache_dir=cache_dir))
 
     @property
     def provider(self) -> str:
-        """With the reason of each graph that could not be captured."""
+        """Provider, with the reason for each graph that was not captured."""
         refused = getattr(getattr(self.runtime, "_launches", None), "enqueued", {})
         return "; ".join([self.runtime.provider, *(f"{name}: {why}" for name, why in sorted(refused.items()))])
 
     def decode(self, sources: Sources) -> int:
-        found = search(self.runtime, sources, SearchConfig(beam=1, max_length=MAX_LENGTH))
-        return sum(len(hypotheses[0].tokens) + hypotheses[0].finished for hypotheses in found)
+        results = search(self.runtime, sources, SearchConfig(beam=1, max_length=MAX_LENGTH))
+        return sum(len(hypotheses[0].tokens) + hypotheses[0].finished for hypotheses in results)
 
     def encoding(self, sources: Sources) -> Callable[[], object]:
         state = self.runtime.graphs["step"].names("state.")[0]
@@ -161,25 +161,25 @@ def ctranslate2_contender() -> Contender:
 
 
 def contenders(checkpoint: Path, bundle: Bundle, cache_dir: Path | None = None) -> Makers:
-    """By name and precision, what makes each; it raises NotTestedError with the reason where it cannot run."""
-    made: Makers = {}
+    """Return a factory of each contender, which raises NotTestedError if it cannot run."""
+    makers: Makers = {}
     for precision in BYTES:
         for way in TORCH:
-            made[way, precision] = lambda way=way, precision=precision: torch_contender(checkpoint, way, precision)
-        made["CTranslate2", precision] = ctranslate2_contender
+            makers[way, precision] = lambda way=way, precision=precision: torch_contender(checkpoint, way, precision)
+        makers["CTranslate2", precision] = ctranslate2_contender
         for name in OURS:
-            made[name, precision] = lambda name=name, precision=precision: Ours(bundle, name, precision, cache_dir)
-    return made
+            makers[name, precision] = lambda name=name, precision=precision: Ours(bundle, name, precision, cache_dir)
+    return makers
 
 
 # ---- measuring
 
 
 class Missing(dict[str, str]):
-    """By the name of what could not, why."""
+    """Reason of each contender or step that failed, by its name."""
 
     def attempt(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work` gives; None where it fails, which must not cost what the others show."""
+        """Return the result of `work`; None if it fails, so that the other contenders still run."""
         print(f"... {name}", file=sys.stderr, flush=True)
         try:
             return work(*arguments)
@@ -191,26 +191,37 @@ class Missing(dict[str, str]):
 def measure(
     running: dict[Key, Contender], sources: Sources, batch: int, rounds: int, floors: Floors, missing: Missing
 ) -> list[Row]:
-    """Every contender warms up twice, and then they take turns."""
+    """Warm every contender up twice, then measure them in turns.
+
+    Args:
+        running: contenders, by name and precision.
+        sources: tokens of each sentence.
+        batch: sentences per batch.
+        rounds: measured passes over all sentences.
+        floors: minimum time of a step.
+        missing: takes the reason of each contender that fails.
+    """
     batches = split(sources, batch)
     middle = [sources[len(sources) // 2]] * batch
     names = {key: f"{' '.join(key)} at batch {batch}" for key in running}
-    made = {key: missing.attempt(names[key], tokens, running[key], batches) for key in running}
-    rates: dict[Key, list[float]] = {key: [] for key, count in made.items() if count is not None}
+    generated = {key: missing.attempt(names[key], tokens, running[key], batches) for key in running}
+    rates: dict[Key, list[float]] = {key: [] for key, count in generated.items() if count is not None}
     for turn in range(-1, rounds):
         for key in list(rates):
-            found = missing.attempt(names[key], rate, running[key].decode, batches)
-            if found is None:
+            result = missing.attempt(names[key], rate, running[key].decode, batches)
+            if result is None:
                 del rates[key]
             elif turn >= 0:
-                rates[key].append(found)
+                rates[key].append(result)
     rows = []
-    for key, found in rates.items():
+    for key, measured in rates.items():
 
-        def row(contender: Contender, key: Key = key, found: list[float] = found) -> Row:
+        def row(contender: Contender, key: Key = key, measured: list[float] = measured) -> Row:
             encoder, step = median_time(contender.encoding(middle)), median_time(contender.stepper(middle))
             floor = floors(batch, len(middle[0]), key[1])
-            return Row(*key, batch, made[key], statistics.median(found), encoder, step, floor, contender.provider)
+            return Row(
+                *key, batch, generated[key], statistics.median(measured), encoder, step, floor, contender.provider
+            )
 
         rows.append(missing.attempt(names[key], row, running[key]))
     return [row for row in rows if row is not None]
@@ -221,9 +232,9 @@ def tokens(contender: Contender, batches: list[Sources]) -> int:
 
 
 def reason(error: Exception) -> str:
-    """Its first line, and the second where the first only leads to it."""
-    said = str(error) if isinstance(error, EdgeAttnError) else f"{type(error).__name__}: {error}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or [said]
+    """Return the first line of an error, with the second one if the first ends in a colon."""
+    message = str(error) if isinstance(error, EdgeAttnError) else f"{type(error).__name__}: {error}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [message]
     return " ".join(lines[: 1 + lines[0].endswith(":")])
 
 
@@ -232,7 +243,7 @@ def split(sources: Sources, batch: int) -> list[Sources]:
 
 
 def median_time(step: Callable[[], object]) -> float:
-    """Seconds, the median over STEPS."""
+    """Return the median seconds over STEPS calls."""
     times = []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
@@ -245,16 +256,16 @@ def median_time(step: Callable[[], object]) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, by batch and then in the order of the contenders."""
+    """Return a Markdown table, by batch and then in the order of the contenders."""
     lines = [
         "| batch | contender | precision | tokens | tokens/s | times eager torch | encoder, µs | step, µs "
-        "| floor, µs (a launch, and weights and memory read or multiplied) | step over floor | what ran |",
+        "| floor, µs (a launch, and weights and memory read or multiplied) | step over floor | provider |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: row.batch):
         eager = baseline(rows, row.batch)
         cells = [
-            str(row.made),
+            str(row.generated),
             f"{row.tokens:.0f}",
             _number(eager and row.tokens / eager),
             _number(1e6 * row.encoder, 1),
@@ -272,22 +283,24 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def baseline(rows: Sequence[Row], batch: int) -> float | None:
-    """Tokens a second of eager torch, the quicker of its precisions."""
+    """Return tokens per second of eager torch in its faster precision."""
     return max((row.tokens for row in rows if row.contender == TORCH[0] and row.batch == batch), default=None)
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
-    """What the best of our runtimes must reach in fp16."""
+    """Return the goals in fp16, for the fastest runtime of edge-attn."""
     ours = [row for row in rows if row.contender in OURS and row.precision == "fp16"]
-    made = []
-    for batch, least in ((1, 3.0), (32, 2.0)):
+    results = []
+    for batch, minimum in ((1, 3.0), (32, 2.0)):
         eager = baseline(rows, batch)
-        found = max((row.tokens / eager for row in ours if eager and row.batch == batch), default=None)
-        words = f"fp16 at least {least:g} times eager torch at batch {batch}"
-        made.append(Goal(words, found, found is not None and found >= least))
+        ratio = max((row.tokens / eager for row in ours if eager and row.batch == batch), default=None)
+        description = f"fp16 at least {minimum:g} times eager torch at batch {batch}"
+        results.append(Goal(description, ratio, ratio is not None and ratio >= minimum))
     over = min((row.step / row.floor for row in ours if row.floor and row.batch == 32), default=None)
-    made.append(Goal("a step of fp16 at most 1.5 times its floor at batch 32", over, over is not None and over <= 1.5))
-    return made
+    results.append(
+        Goal("a step of fp16 at most 1.5 times its floor at batch 32", over, over is not None and over <= 1.5)
+    )
+    return results
 
 
 def main() -> int:
@@ -309,17 +322,17 @@ def main() -> int:
             if contender is not None:
                 running[key] = contender
         rows: list[Row] = []
-        found = {**here, "sentences": len(sources), "speed": speed and asdict(speed)}
+        results = {**here, "sentences": len(sources), "speed": speed and asdict(speed)}
         for batch in BATCHES:
             rows += measure(running, sources, batch, options.rounds, floors, missing)
-            found |= {"rows": [asdict(row) for row in rows], "not available": missing}
-            write(found, options.json)
+            results |= {"rows": [asdict(row) for row in rows], "not available": missing}
+            write(results, options.json)
         for key, contender in running.items():
             missing.attempt(f"closing {' '.join(key)}", contender.close)
     if rows:
         print(table(rows))
     print(*goals(rows), sep="\n")
-    return finish(found, options.json, "" if rows else "no contender runs here")
+    return finish(results, options.json, "" if rows else "no contender runs here")
 
 
 def arguments() -> argparse.Namespace:
@@ -329,46 +342,46 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("corpus", type=Path, nargs="?")
     parser.add_argument("--sentences", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="Also write what was found to this file.")
-    parser.add_argument("--cache-dir", type=Path, help="Where engines are kept; else they go with the run.")
-    parser.add_argument("--max-build-minutes", type=float, default=10.0, help="For one engine.")
-    parser.add_argument("--as-it-is", action="store_true", help="Measure the targets that the bundle has.")
-    parser.add_argument("--skip", action="append", default=[], help="A contender that would end the run; repeatable.")
+    parser.add_argument("--json", type=Path, help="Write the results to this file.")
+    parser.add_argument("--cache-dir", type=Path, help="Engine cache folder; by default a temporary one.")
+    parser.add_argument("--max-build-minutes", type=float, default=10.0, help="Time limit per engine build.")
+    parser.add_argument("--as-it-is", action="store_true", help="Measure the existing targets of the bundle.")
+    parser.add_argument("--skip", action="append", default=[], help="Skip a contender that crashes; repeatable.")
     return parser.parse_args()
 
 
 def limits(bundle: Bundle, missing: Missing) -> tuple[Speed | None, Floors]:
-    """What this GPU can do at most, and the floors that follow; nothing and no floor without torch and onnx."""
+    """Return the peak speed of this GPU and the floors from it; neither without torch and onnx."""
 
-    def measured() -> tuple[Speed, int]:
+    def measure_limits() -> tuple[Speed, int]:
         from torch_greedy import set_up
 
         set_up()
         return measure_speed(), step_weights(bundle.path)
 
-    found = missing.attempt("the floors", measured)
-    if found is None:
+    result = missing.attempt("the floors", measure_limits)
+    if result is None:
         return None, lambda batch, src, precision: None
-    speed, weights = found
+    speed, weights = result
     step = bundle.manifest.graphs["step"]
     return speed, lambda *request: speed.floor(*step_load(step, weights, *request), request[2])
 
 
-def finish(found: dict[str, Any], file: Path | None, fault: str) -> int:
-    """Says the rest, and gives the exit code."""
-    for name, why in found["not available"].items():
+def finish(results: dict[str, Any], file: Path | None, fault: str) -> int:
+    """Print what is not available, write the results, and return the exit code."""
+    for name, why in results["not available"].items():
         print(f"not available: {name}: {why}")
     if file is None:
-        print(json.dumps(found, indent=1))
-    write(found, file)
+        print(json.dumps(results, indent=1))
+    write(results, file)
     if fault:
         print(f"nothing was measured: {fault}", file=sys.stderr)
     return 3 if fault else 0
 
 
-def write(found: dict[str, Any], file: Path | None) -> None:
+def write(results: dict[str, Any], file: Path | None) -> None:
     if file is not None:
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

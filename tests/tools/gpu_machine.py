@@ -1,4 +1,4 @@
-"""The machine under a GPU benchmark: its names and versions, and what its GPU can do at most."""
+"""Description of the machine of a GPU benchmark: names, versions, and the peak speed of its GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES = ("torch", "triton", "onnxruntime", "onnx", "tensorrt", "tensorrt_rtx_b
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this was measured; `gpu` is None where the driver shows none."""
+    """Return date, hardware and versions; `gpu` is None if the driver reports none."""
     packages = importlib.metadata.packages_distributions()
     installed = {name: _version(name, packages.get(name, [])) for name in MODULES}
     return {
@@ -36,13 +36,13 @@ def machine() -> dict[str, Any]:
 
 
 def _version(module: str, packages: list[str]) -> str | None:
-    """As its packages have it, or itself where it lies on the path without one; None where it is not here."""
-    found = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in sorted(set(packages)))
-    if found:
-        return found
+    """Return the version of the module's packages, or its own without a package; None if it does not import."""
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in sorted(set(packages)))
+    if versions:
+        return versions
     try:
         return f"{getattr(importlib.import_module(module), '__version__', 'unknown')}, without a package"
-    except Exception:  # whatever it says when it does not load
+    except Exception:  # a library that does not load may raise any exception
         return None
 
 
@@ -60,27 +60,33 @@ def gpu_name() -> str | None:
 
 @dataclass(frozen=True)
 class Speed:
-    """What this GPU can do at most, as measured with torch."""
+    """Peak speed of this GPU, measured with torch."""
 
     bandwidth: float
-    """Bytes a second, read and written."""
+    """Bytes per second, read and written."""
     products: dict[str, float]
-    """Multiplications with addition a second, by precision."""
+    """Multiply-adds per second, by precision."""
     launch: float
-    """Seconds until one launch that does nothing is waited for."""
+    """Seconds of the launch of an empty kernel and the wait for it."""
 
     def floor(self, read: int, products: int, precision: str) -> float:
-        """Seconds that a step takes at least: one launch, and behind it the reading of so many bytes or so many
-        multiplications, whichever takes longer."""
+        """Return the minimum seconds of a step: one launch, plus the longer of `read` bytes and `products`."""
         return self.launch + max(read / self.bandwidth, products / self.products[precision])
 
 
 def step_load(step: GraphSpec, weights: int, batch: int, src: int, precision: str) -> tuple[int, int]:
-    """Bytes that a step of one token a sentence reads at least, and its multiplications.
+    """Return the minimum bytes that a step of one token per sentence reads, and its multiplications.
 
-    The weights are read once, and multiplied with each sentence's row. Each sentence's own memory is read once, and
-    each number of it enters one product: a key that of an energy, a value that of the context. Numbers count as wide as
-    the precision says, also where a graph takes them wider.
+    The weights are read once, and multiplied with the row of each sentence. The memory of each sentence is read once,
+    and each number of it enters one product: a key for an energy, a value for the context. Every number counts with the
+    width of `precision`, even if an input of the graph is wider.
+
+    Args:
+        step: description of the step graph.
+        weights: number of weights that a step multiplies.
+        batch: sentences.
+        src: source tokens of each sentence.
+        precision: fp32 or fp16.
     """
     sizes = {"batch": batch, "src": src}
     read, products = weights * BYTES[precision], weights * batch
@@ -94,17 +100,18 @@ def step_load(step: GraphSpec, weights: int, batch: int, src: int, precision: st
 
 
 def measure_speed() -> Speed:
+    """Measure the peak speed of the GPU with torch."""
     import torch
 
     def best(work: Callable[[], object], times: int = 20) -> float:
-        found = []
+        seconds = []
         for _ in range(times):
             torch.cuda.synchronize()
             started = time.perf_counter()
             work()
             torch.cuda.synchronize()
-            found.append(time.perf_counter() - started)
-        return min(found)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
 
     size = 1 << 28
     source, target = (torch.zeros(size, dtype=torch.uint8, device="cuda") for _ in range(2))

@@ -1,4 +1,4 @@
-"""The bundle and the sentences of the GPU benchmark: targets made for what it does, and lines where none are given."""
+"""Targets and sentences of the GPU benchmark."""
 
 from __future__ import annotations
 
@@ -20,23 +20,30 @@ PROFILES = """max_build_minutes = {minutes}
 batch = [1, 32]
 beam = 1
 """
-"""Engines are tuned for the widest beam that they take, and the benchmark decodes greedily."""
+"""Profiles for a beam of one: engines are tuned for their widest beam, and the benchmark decodes greedily."""
 Attempt = Callable[..., object]
-"""Of a name, a function and its arguments: notes why it could not, where it could not."""
+"""Takes a name, a function and its arguments; records the reason if the function fails."""
 
 
 def with_targets(bundle: Path, folder: Path, minutes: float, attempt: Attempt) -> Path:
-    """A copy of `bundle` in `folder` with the TARGETS, each engine built in `minutes` at most; needs onnx."""
-    made = folder / bundle.name
+    """Return a copy of `bundle` with the TARGETS; needs onnx.
+
+    Args:
+        bundle: bundle folder or its zip.
+        folder: folder of the copy.
+        minutes: time limit per engine build.
+        attempt: calls a function and records the reason if it fails.
+    """
+    copy = folder / bundle.name
     if bundle.is_dir():
-        shutil.copytree(bundle, made)
+        shutil.copytree(bundle, copy)
     else:
-        shutil.copy(bundle, made)
+        shutil.copy(bundle, copy)
     profiles = folder / "profiles.toml"
     profiles.write_text(PROFILES.format(minutes=minutes), encoding="utf-8")
     for target, precision in TARGETS:
-        attempt(f"optimize {target} {precision}", _optimize, made, target, precision, profiles)
-    return made
+        attempt(f"optimize {target} {precision}", _optimize, copy, target, precision, profiles)
+    return copy
 
 
 def _optimize(bundle: Path, target: str, precision: str, profiles: Path) -> None:
@@ -47,10 +54,10 @@ def _optimize(bundle: Path, target: str, precision: str, profiles: Path) -> None
 
 
 def read_sources(bundle: Path, corpus: Path | None, count: int) -> Sources:
-    """Some `count` of the file's different source lines, or of the golden sentences, the shortest first."""
+    """Return `count` distinct source lines of the file, or golden sentences, encoded, the shortest first."""
     opened = Bundle.open(bundle)
     lines = golden.load(opened.read).sentences if corpus is None else [source for source, _ in read_pairs(corpus)]
     lines = list(dict.fromkeys(lines))
     text = opened.text()
-    some = map(text.encode_source, lines[:: max(1, len(lines) // count)][:count])
-    return sorted((source for source in some if len(source) <= opened.manifest.max_source), key=len)
+    encoded = map(text.encode_source, lines[:: max(1, len(lines) // count)][:count])
+    return sorted((source for source in encoded if len(source) <= opened.manifest.max_source), key=len)

@@ -95,7 +95,7 @@ def builds(tensorrt: TensorRT, bundle: Bundle, model: bytes, spec: GraphSpec) ->
     config = BuildConfig()
     profiles = config.buckets.profiles(spec, bundle.manifest.max_source)
     try:
-        build_engine(tensorrt, model, spec, profiles, config, lambda *said: None)
+        build_engine(tensorrt, model, spec, profiles, config, lambda *lines: None)
     except InputError as error:
         return _failure(str(error))
     return "yes"

@@ -1,16 +1,15 @@
-"""What the GPU benchmark computes from its measurements, and its contenders as far as a CPU runs them."""
+"""Tests of the GPU benchmark: its results from measurements, and its contenders as far as a CPU runs them."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
-from paths import EMBEDDED_CHECKPOINT
+from paths import EMBEDDED_BUNDLE, EMBEDDED_CHECKPOINT
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.validation import read_toml
@@ -20,26 +19,11 @@ from edge_attn.runtimes.trt.profiles import Buckets
 from edge_attn.spec import GraphSpec, TensorSpec
 
 pytest.importorskip("torch", reason="torch is not installed: a device needs none")
-pytest.importorskip("onnx", reason="needs torch and onnx: the step's weights are counted in its graph")
+pytest.importorskip("onnx", reason="needs torch and onnx: the benchmark counts weights in the graph of the step")
 
-EMBEDDED = EMBEDDED_CHECKPOINT
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script of this folder as the interpreter finds it when it runs one."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    return importlib.import_module(name)
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    return load("bench_gpu", monkeypatch)
-
-
-@pytest.fixture
-def greedy(monkeypatch):
-    return load("torch_greedy", monkeypatch)
-
+import bench_gpu as bench
+import gpu_machine
+import torch_greedy as greedy
 
 LINES = ("the red king", "a cat sees the dog", "the tree", "every child")
 
@@ -53,15 +37,15 @@ def encoded(bundle: Path) -> list[list[int]]:
     return [*map(Bundle.open(bundle).text().encode_source, LINES)]
 
 
-def test_the_floor_is_a_launch_and_the_larger_of_reading_and_multiplying(monkeypatch):
-    speed = load("gpu_machine", monkeypatch).Speed(1e9, {"fp32": 1e9, "fp16": 4e9}, 5e-6)
+def test_floor_is_a_launch_and_the_longer_of_two_times():
+    speed = gpu_machine.Speed(1e9, {"fp32": 1e9, "fp16": 4e9}, 5e-6)
     assert speed.floor(4000, 1000, "fp32") == pytest.approx(9e-6)
     assert speed.floor(4000, 32000, "fp32") == pytest.approx(37e-6)
     assert speed.floor(2000, 1000, "fp16") == pytest.approx(7e-6)
     assert speed.floor(2000, 32000, "fp16") == pytest.approx(13e-6)
 
 
-def test_a_step_reads_and_multiplies_the_weights_and_each_sentences_memory(monkeypatch):
+def test_step_load_counts_weights_and_memory():
     step = GraphSpec(
         "graphs/step.onnx",
         (
@@ -73,7 +57,7 @@ def test_a_step_reads_and_multiplies_the_weights_and_each_sentences_memory(monke
         ),
         (),
     )
-    load_of = load("gpu_machine", monkeypatch).step_load
+    load_of = gpu_machine.step_load
     numbers, mask = 32 * (7 * 10 + 4), 32 * 7
     assert load_of(step, 1000, 32, 7, "fp32") == (4 * (1000 + numbers) + mask, 32 * 1000 + numbers)
     assert load_of(step, 1000, 32, 7, "fp16") == (2 * (1000 + numbers) + mask, 32 * 1000 + numbers)
@@ -81,9 +65,9 @@ def test_a_step_reads_and_multiplies_the_weights_and_each_sentences_memory(monke
 
 
 @pytest.fixture
-def rows(bench):
+def rows():
     def row(contender: str, precision: str, batch: int, tokens: float, step: float = 1e-3):
-        return bench.Row(contender, precision, batch, 500, tokens, 4e-5, step, 1e-5, f"what {contender} is")
+        return bench.Row(contender, precision, batch, 500, tokens, 4e-5, step, 1e-5, f"provider of {contender}")
 
     return [
         row("torch eager", "fp32", 1, 100.0),
@@ -98,68 +82,73 @@ def rows(bench):
     ]
 
 
-def test_the_table_compares_with_the_quicker_of_eager_torch(bench, rows):
+def test_table_compares_with_the_faster_eager_torch(rows):
     lines = bench.table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
-    assert "| 1 | trt | fp16 | 500 | 310 | 3.10 | 40.0 | 20.0 | 10.0 | 2.00 | what trt is |" in lines
-    assert "| 32 | trt | fp16 | 500 | 2100 | 1.91 | 40.0 | 14.0 | 10.0 | 1.40 | what trt is |" in lines
+    assert "| 1 | trt | fp16 | 500 | 310 | 3.10 | 40.0 | 20.0 | 10.0 | 2.00 | provider of trt |" in lines
+    assert "| 32 | trt | fp16 | 500 | 2100 | 1.91 | 40.0 | 14.0 | 10.0 | 1.40 | provider of trt |" in lines
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1"] * 5 + ["| 32"] * 4
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_the_table_without_torch_has_no_ratio_and_no_floor(bench):
+def test_table_without_torch_has_no_ratio_and_no_floor():
     row = bench.Row("trt", "fp16", 1, 500, 310.0, 4e-5, 2e-5, None, "a | b")
     assert bench.table([row]).splitlines()[2] == "| 1 | trt | fp16 | 500 | 310 | - | 40.0 | 20.0 | - | - | a / b |"
 
 
-def test_the_goals_are_those_of_our_runtimes_in_fp16(bench, rows):
+def test_goals_count_our_runtimes_in_fp16(rows):
     assert [str(goal) for goal in bench.goals(rows)] == [
-        "goal: fp16 at least 3 times eager torch at batch 1: found 3.10, met",
-        "goal: fp16 at least 2 times eager torch at batch 32: found 1.91, MISSED",
-        "goal: a step of fp16 at most 1.5 times its floor at batch 32: found 1.40, met",
+        "goal: fp16 at least 3 times eager torch at batch 1: got 3.10, met",
+        "goal: fp16 at least 2 times eager torch at batch 32: got 1.91, MISSED",
+        "goal: a step of fp16 at most 1.5 times its floor at batch 32: got 1.40, met",
     ]
 
 
-def test_a_goal_without_a_measurement_is_not_met(bench):
+def test_goal_without_measurement_is_not_met():
     for goal in bench.goals([]):
         assert not goal.met
         assert str(goal).endswith(": not measured")
 
 
 @pytest.fixture
-def quick(bench, monkeypatch):
+def quick(monkeypatch):
     monkeypatch.setattr(bench, "BATCHES", (1, 2))
     monkeypatch.setattr(bench, "STEPS", 2)
     monkeypatch.setattr(bench, "WARM_UP", 1)
 
 
 @pytest.mark.usefixtures("quick")
-def test_each_contender_is_measured_or_has_its_reason(bench, greedy, sources, toy_bundle, toy_checkpoint):
-    class Small(bench.Ours):
+def test_contender_is_measured_or_has_a_reason(sources, toy_bundle, toy_checkpoint):
+    class OneSentence(bench.Ours):
         def decode(self, sources):
             if len(sources) > 1:
                 raise InputError("one at a time")
             return super().decode(sources)
 
-    class Tired(bench.Ours):
+    class FailsLater(bench.Ours):
         turns = 0
 
         def decode(self, sources):
             self.turns += 1
-            if self.turns > 9:  # two passes over four batches of one, and a little
+            if self.turns > 9:  # after two passes over four batches of one
                 raise RuntimeError("no kernel\nand more lines")
             return super().decode(sources)
 
         def stepper(self, sources):
             raise AssertionError("it has no rate")
 
-    class Stuck(bench.Ours):
+    class WithoutStep(bench.Ours):
         def stepper(self, sources):
             raise NotTestedError("no step")
 
     bundle = Bundle.open(toy_bundle)
     running = {("torch eager", "fp32"): greedy.TorchGreedy(toy_checkpoint, "torch eager", "fp32", "cpu")}
-    for name, kind in (("ort-cpu", bench.Ours), ("small", Small), ("tired", Tired), ("stuck", Stuck)):
+    for name, kind in (
+        ("ort-cpu", bench.Ours),
+        ("small", OneSentence),
+        ("fails later", FailsLater),
+        ("without step", WithoutStep),
+    ):
         running[name, "fp32"] = kind(bundle, "ort-cpu", "fp32")
     missing = bench.Missing()
     measured: list = []
@@ -167,14 +156,14 @@ def test_each_contender_is_measured_or_has_its_reason(bench, greedy, sources, to
         measured += bench.measure(running, sources, batch, 1, lambda batch, src, _: 1e-6 * batch * src, missing)
     assert missing == {
         "small fp32 at batch 2": "one at a time",
-        **{f"tired fp32 at batch {batch}": "RuntimeError: no kernel" for batch in (1, 2)},
-        **{f"stuck fp32 at batch {batch}": "no step" for batch in (1, 2)},
+        **{f"fails later fp32 at batch {batch}": "RuntimeError: no kernel" for batch in (1, 2)},
+        **{f"without step fp32 at batch {batch}": "no step" for batch in (1, 2)},
     }
     assert [row.contender for row in measured] == ["torch eager", "ort-cpu", "small", "torch eager", "ort-cpu"]
     assert [row.batch for row in measured] == [1, 1, 1, 2, 2]
     assert all(row.tokens > 0 and row.step > 0 and row.encoder > 0 for row in measured)
     assert [row.floor / row.batch for row in measured] == [pytest.approx(1e-6 * len(sources[2]))] * 5
-    assert len({row.made for row in measured}) == 1
+    assert len({row.generated for row in measured}) == 1
     assert {row.provider.partition(",")[0] for row in measured} == {"CPUExecutionProvider", running_torch()}
 
 
@@ -185,7 +174,7 @@ def running_torch() -> str:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (InputError("one\ntwo"), "one"),
         (
@@ -195,18 +184,16 @@ def running_torch() -> str:
         (RuntimeError(), "RuntimeError:"),
     ],
 )
-def test_a_reason_is_one_line(bench, error, said):
-    assert bench.reason(error) == said
+def test_reason_is_one_line(error, expected):
+    assert bench.reason(error) == expected
 
 
 @pytest.mark.parametrize("mode", ["torch eager", "torch CUDA graph"])
 @pytest.mark.parametrize("which", ["toy", "embedded"])
-def test_torch_generates_the_same_tokens_in_every_mode(
-    bench, greedy, toy_bundle, toy_checkpoint, monkeypatch, mode, which
-):
+def test_torch_generates_the_same_tokens_in_every_mode(toy_bundle, toy_checkpoint, monkeypatch, mode, which):
     """The function itself replaces the CUDA graph that would be captured from it."""
     monkeypatch.setattr(greedy, "capture", lambda function: function)
-    checkpoint, bundle = {"toy": (toy_checkpoint, toy_bundle), "embedded": (EMBEDDED, EMBEDDED.with_suffix(".zip"))}[
+    checkpoint, bundle = {"toy": (toy_checkpoint, toy_bundle), "embedded": (EMBEDDED_CHECKPOINT, EMBEDDED_BUNDLE)}[
         which
     ]
     ours, sources = bench.Ours(Bundle.open(bundle), "ort-cpu", "fp32"), encoded(bundle)
@@ -220,7 +207,7 @@ def test_torch_generates_the_same_tokens_in_every_mode(
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("lengths", [[5, 1, 3], [5, 5]])
-def test_torchs_own_layer_computes_what_the_models_does(greedy, cell, lengths):
+def test_torch_layer_matches_the_layer_of_the_model(cell, lengths):
     import torch
 
     from edge_attn.models.layers.recurrent import RecurrentLayer
@@ -233,13 +220,13 @@ def test_torchs_own_layer_computes_what_the_models_does(greedy, cell, lengths):
     x = torch.randn(len(lengths), 5, 3)
     with torch.no_grad():
         expected, ends = layer(x, own.lengths)
-        found, own_ends = own(x, own.lengths)
-    for one, other in zip((found, *own_ends), (expected, *ends), strict=True):
+        actual, own_ends = own(x, own.lengths)
+    for one, other in zip((actual, *own_ends), (expected, *ends), strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_a_step_is_recorded_while_other_threads_use_the_gpu(greedy, monkeypatch):
-    """In torch's own mode, global, what another contender's thread does would end the recording."""
+def test_capture_allows_other_threads_on_the_gpu(monkeypatch):
+    """In torch's default mode, global, work in the thread of another contender would end the capture."""
     done = []
     cuda = greedy.torch.cuda
     stream = SimpleNamespace(wait_stream=lambda other: done.append("wait"))
@@ -249,7 +236,7 @@ def test_a_step_is_recorded_while_other_threads_use_the_gpu(greedy, monkeypatch)
     monkeypatch.setattr(cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: done.append("replay")))
 
     @contextlib.contextmanager
-    def graph(recorded, capture_error_mode="global"):
+    def graph(captured, capture_error_mode="global"):
         done.append(capture_error_mode)
         yield
 
@@ -258,8 +245,8 @@ def test_a_step_is_recorded_while_other_threads_use_the_gpu(greedy, monkeypatch)
     assert done == ["wait", *["work"] * greedy.WARM_UP, "wait", "thread_local", "work", "replay"]
 
 
-def test_set_up_compiles_for_every_shape_or_says_so(greedy, monkeypatch):
-    """By itself dynamo compiles a function eight times, which two precisions and two batches use up."""
+def test_set_up_raises_the_recompile_limit(monkeypatch):
+    """The default limit of eight compilations is too low for two precisions and two batches."""
     import torch
 
     for name in ("additive_attention", "dot_attention"):
@@ -271,25 +258,24 @@ def test_set_up_compiles_for_every_shape_or_says_so(greedy, monkeypatch):
         assert torch._dynamo.config.fail_on_recompile_limit_hit
 
 
-def test_every_runtime_and_way_is_a_contender(bench, greedy, toy_checkpoint, toy_bundle):
-    made = bench.contenders(toy_checkpoint, Bundle.open(toy_bundle))
-    names = {name for name, _ in made}
+def test_every_runtime_and_way_is_a_contender(toy_checkpoint, toy_bundle):
+    makers = bench.contenders(toy_checkpoint, Bundle.open(toy_bundle))
+    names = {name for name, _ in makers}
     assert names == {"ort-cuda", "trt", "trt-rtx", "CTranslate2", *greedy.MODES}
     assert tuple(greedy.MODES) == bench.TORCH
     with pytest.raises(NotTestedError, match="no recurrent model"):
-        made["CTranslate2", "fp16"]()
+        makers["CTranslate2", "fp16"]()
 
 
-def test_the_targets_are_made_in_a_copy_for_greedy_decoding(bench, monkeypatch, toy_bundle, tmp_path):
-    """optimize itself has its own tests; here is what it is asked for, and that one that fails costs no other."""
-
-    made = []
+def test_targets_are_optimized_in_a_copy(monkeypatch, toy_bundle, tmp_path):
+    """The calls of optimize are those for greedy decoding; one that fails does not stop the others."""
+    optimized = []
 
     def optimize(bundle, target, precision, **options):
         if (target, precision) == ("trt", "fp32"):
-            raise ParityError("it says something else\nand where")
+            raise ParityError("the results differ\nmore lines")
         profiles = options.get("profiles")
-        made.append((target, precision, profiles and read_toml(BuildConfig, profiles)))
+        optimized.append((target, precision, profiles and read_toml(BuildConfig, profiles)))
 
     monkeypatch.setattr("edge_attn.runtimes.optimize.optimize.optimize", optimize)
     before, missing = toy_bundle.read_bytes(), bench.Missing()
@@ -297,50 +283,50 @@ def test_the_targets_are_made_in_a_copy_for_greedy_decoding(bench, monkeypatch, 
     assert copy.parent == tmp_path
     assert copy.read_bytes() == toy_bundle.read_bytes() == before
     greedily = BuildConfig(Buckets(batch=(1, 32), beam=1), max_build_minutes=2.5)
-    assert made == [("ort-cuda", "fp32", None), ("ort-cuda", "fp16", None), ("trt", "fp16", greedily)]
-    assert missing == {"optimize trt fp32": "it says something else"}
+    assert optimized == [("ort-cuda", "fp32", None), ("ort-cuda", "fp16", None), ("trt", "fp16", greedily)]
+    assert missing == {"optimize trt fp32": "the results differ"}
 
 
-def test_sentences_are_the_files_or_the_golden_ones(bench, toy_bundle, toy_pairs):
+def test_sources_are_from_the_file_or_golden(toy_bundle, toy_pairs):
     bundle = Bundle.open(toy_bundle)
     for corpus in (None, toy_pairs):
-        found = bench.read_sources(toy_bundle, corpus, 20)
-        assert len(found) == 20
-        assert [len(source) for source in found] == sorted(len(source) for source in found)
-        assert max(map(len, found)) <= bundle.manifest.max_source
+        sources = bench.read_sources(toy_bundle, corpus, 20)
+        assert len(sources) == 20
+        assert [len(source) for source in sources] == sorted(len(source) for source in sources)
+        assert max(map(len, sources)) <= bundle.manifest.max_source
 
 
 @pytest.fixture
-def run(bench, greedy, toy_checkpoint, toy_bundle, toy_pairs, tmp_path, monkeypatch):
-    """The script on a machine with `gpu`; gives its exit code and its JSON."""
+def run(toy_checkpoint, toy_bundle, toy_pairs, tmp_path, monkeypatch):
+    """Run the script on a machine with `gpu`; return its exit code and its JSON."""
     monkeypatch.setattr(greedy, "set_up", lambda: None)
     monkeypatch.setattr(bench, "with_targets", lambda bundle, *_: bundle)
 
     def run(gpu: str | None, *more: str):
         monkeypatch.setattr(bench, "machine", lambda: {"gpu": gpu, "versions": {}})
-        arguments = [str(toy_checkpoint), str(toy_bundle), str(toy_pairs), "--json", str(tmp_path / "found.json")]
+        arguments = [str(toy_checkpoint), str(toy_bundle), str(toy_pairs), "--json", str(tmp_path / "results.json")]
         monkeypatch.setattr(sys, "argv", ["bench_gpu.py", *arguments, *more])
-        return bench.main(), json.loads((tmp_path / "found.json").read_text())
+        return bench.main(), json.loads((tmp_path / "results.json").read_text())
 
     return run
 
 
 @pytest.mark.usefixtures("quick")
-def test_where_nothing_runs_the_script_says_why_and_gives_3(bench, run, monkeypatch, capsys):
+def test_script_without_contender_returns_3(run, monkeypatch, capsys):
     def absent():
         raise NotTestedError("no such GPU")
 
     monkeypatch.setattr(bench, "contenders", lambda *_: {("trt", "fp16"): absent})
-    code, found = run("a GPU")
+    code, results = run("a GPU")
     printed = capsys.readouterr()
     assert code == 3
     assert "not available: trt fp16: no such GPU\n" in printed.out
     assert printed.out.count("not measured") == 3
     assert "nothing was measured: no contender runs here" in printed.err
-    assert found["not available"]["trt fp16"] == "no such GPU"
+    assert results["not available"]["trt fp16"] == "no such GPU"
 
 
-def test_without_a_gpu_nothing_is_made(bench, run, monkeypatch, capsys):
+def test_script_without_gpu_measures_nothing(run, monkeypatch, capsys):
     monkeypatch.setattr(bench, "contenders", None)
     monkeypatch.setattr(bench, "with_targets", None)
     assert run(None) == (3, {"gpu": None, "versions": {}, "rows": [], "not available": {}})
@@ -348,9 +334,7 @@ def test_without_a_gpu_nothing_is_made(bench, run, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_script_prints_and_writes_what_it_found(
-    bench, greedy, run, toy_checkpoint, toy_bundle, monkeypatch, capsys
-):
+def test_script_prints_and_writes_its_results(run, toy_checkpoint, toy_bundle, monkeypatch, capsys):
     def contenders(*_):
         return {
             ("torch eager", "fp32"): lambda: greedy.TorchGreedy(toy_checkpoint, "torch eager", "fp32", "cpu"),
@@ -361,15 +345,15 @@ def test_the_script_prints_and_writes_what_it_found(
     monkeypatch.setattr(bench, "contenders", contenders)
     monkeypatch.setattr(bench, "BATCHES", (1, 32))
     monkeypatch.setattr(bench, "measure_speed", lambda: bench.Speed(1e9, {"fp32": 1e9, "fp16": 4e9}, 5e-6))
-    code, found = run("a GPU", "--sentences", "4", "--rounds", "1", "--skip", "trt")
+    code, results = run("a GPU", "--sentences", "4", "--rounds", "1", "--skip", "trt")
     printed = capsys.readouterr().out
     assert code == 0
-    assert found["not available"] == {}
-    assert [(row["contender"], row["batch"]) for row in found["rows"]] == [
+    assert results["not available"] == {}
+    assert [(row["contender"], row["batch"]) for row in results["rows"]] == [
         *(("torch eager", 1), ("ort-cuda", 1)),
         *(("torch eager", 32), ("ort-cuda", 32)),
     ]
-    assert found["speed"]["launch"] == 5e-6
-    assert all(row["floor"] > 5e-6 for row in found["rows"])
+    assert results["speed"]["launch"] == 5e-6
+    assert all(row["floor"] > 5e-6 for row in results["rows"])
     assert printed.count("\n| 32 | ") == 2
     assert "not measured" not in printed

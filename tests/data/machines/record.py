@@ -1,10 +1,10 @@
-"""Record this machine for the tests of `edge-attn doctor`: every question that doctor asks, with its answer.
+"""Record this machine for the tests of `edge-attn doctor`: every file, command and probe that doctor reads.
 
     python tests/data/machines/record.py > tests/data/machines/NAME.json
 
-Home, environment and checkout become /home/user and folders in it. Read the rest before publishing it. A file from this
-program has "recorded": true. The others were put together from what owners of such machines have published (their
-"source"), and the answers of their probes from what those owners report.
+The paths of home, environment and checkout become /home/user and folders in it. Check the file before you publish it. A
+file from this program has "recorded": true. The others are assembled from what owners of such machines have published
+(their "source"), including the results of their probes.
 """
 
 from __future__ import annotations
