@@ -15,7 +15,7 @@ from torch import nn
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.checkpoint import load
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding.decoder import output_sizes
 from edge_attn.models.graphs import Graph, encoder_decoder_graphs
 from edge_attn.models.interface import EncoderDecoder
@@ -24,7 +24,6 @@ from edge_attn.text.pipeline import Text
 
 CANDIDATES = 16
 """Candidates of a step, unless another number is exported."""
-DEFAULT = RuntimeOptions()
 
 
 class TorchRuntime:

@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.errors import NotTestedError, UsageError
 from edge_attn.parity.task import Task
 from edge_attn.registry import PRECISIONS, RUNTIME_PRECISIONS, RUNTIMES, TASKS, resolve
 from edge_attn.spec import Runtime
-
-DEFAULT = RuntimeOptions()
 
 
 def open_runtime(bundle: Bundle, name: str, options: RuntimeOptions = DEFAULT) -> Runtime:

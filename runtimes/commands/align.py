@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.runtimes.base import DEFAULT
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.runtimes.commands.line_io import open_output
 from edge_attn.runtimes.commands.score import ScoredLine, score_lines
 from edge_attn.runtimes.tasks.alignment import check_attention

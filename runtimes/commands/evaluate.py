@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import MissingExtraError, UsageError
-from edge_attn.runtimes.base import DEFAULT
 from edge_attn.runtimes.commands.corpus_scores import CorpusScore, Evaluation, EvaluationReport, LengthBin
 from edge_attn.runtimes.commands.plots import length_svg, write_svg
 from edge_attn.runtimes.tasks.translation import Translation, Translator

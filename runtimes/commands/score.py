@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.runtimes.base import DEFAULT
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.runtimes.commands.line_io import json_line, json_number, open_output, progress_bar, warn, windows
 from edge_attn.runtimes.tasks.scoring import Score, perplexity, score_pairs
 from edge_attn.runtimes.tasks.translation import Translator

@@ -10,11 +10,10 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.spec import GraphSpec, Value
 
-DEFAULT = RuntimeOptions()
 FROM_ORT = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",

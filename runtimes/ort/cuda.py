@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.errors import BundleError, MissingExtraError, NotTestedError
 from edge_attn.spec import GraphSpec, Value
 
@@ -28,7 +28,6 @@ except ModuleNotFoundError as error:
 
 from edge_attn.runtimes.ort.cpu import onnxruntime_packages, open_session, run_bound, session_settings
 
-DEFAULT = RuntimeOptions()
 INSTALL = "pip install 'edge-attn[gpu]'"
 FAILURE = re.compile(r"(?:CUDA|CUBLAS|CUDNN) failure \d+: [^;]*|Failed to allocate memory[^;\n]*")
 """The relevant part of ONNX Runtime's error when the GPU fails. The rest names its source files."""

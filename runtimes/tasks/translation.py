@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding import decoder
 from edge_attn.decoding.beam_search import check, search
 from edge_attn.decoding.hypothesis import Hypothesis
@@ -23,7 +23,7 @@ from edge_attn.parity.golden import Golden
 from edge_attn.parity.recorder import record_translation
 from edge_attn.parity.task import Compare, References
 from edge_attn.registry import RUNTIMES, resolve
-from edge_attn.runtimes.base import DEFAULT, check_precision, is_checkpoint, open_runtime
+from edge_attn.runtimes.base import check_precision, is_checkpoint, open_runtime
 from edge_attn.runtimes.tasks.alignment import pharaoh
 from edge_attn.runtimes.tasks.batching import BATCH_TOKENS, by_length
 from edge_attn.runtimes.tasks.decoder_levels import compare_graphs_and_steps, compare_reruns, compare_sentences

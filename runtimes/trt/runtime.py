@@ -25,7 +25,7 @@ import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.config.validation import from_mapping
 from edge_attn.errors import InputError, NotTestedError, UsageError
 from edge_attn.runtimes.trt.api import TensorRT, load_tensorrt
@@ -42,7 +42,6 @@ from edge_attn.runtimes.versions import parse_version
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text.tokenizers import PAD
 
-DEFAULT = RuntimeOptions()
 NEXT = "next_"
 """Prefix of a state's name among the outputs of a step."""
 RETURNED = ("candidates", "candidate_ids")

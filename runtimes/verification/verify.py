@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.errors import TooLargeError, UsageError
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import GoldenData, Task
 from edge_attn.parity.tolerances import LEVELS, bounds
 from edge_attn.registry import RUNTIMES, TASKS, resolve
-from edge_attn.runtimes.base import DEFAULT, open_runtime
+from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.verification.report import Report
 from edge_attn.spec import Runtime
 from edge_attn.text.corpus import read_sentences

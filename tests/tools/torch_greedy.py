@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from edge_attn.checkpoint import load
 from edge_attn.decoding.decoder import pad_sources
+from edge_attn.models.interface import Memory, State
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Memory
 from edge_attn.models.layers.recurrent import RecurrentLayer
-from edge_attn.models.seq2seq import Seq2Seq, State
+from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.text.tokenizers import BOS, EOS
 
 Step = Callable[[Tensor, Memory, State], tuple[Tensor, State]]

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edge_attn.models.interface import Memory, State
 from edge_attn.models.layers import torch_ops
 from edge_attn.models.layers.normalizers import context_and_weights
-
-Memory = dict[str, Tensor]
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

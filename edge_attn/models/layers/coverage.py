@@ -16,13 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edge_attn.models.interface import Memory, State
 from edge_attn.models.layers.attention import (
     Additive,
     Attention,
     AttentionOptions,
     AttentionWrapper,
-    Memory,
-    State,
 )
 from edge_attn.models.layers.normalizers import context_and_weights
 

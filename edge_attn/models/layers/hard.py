@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from edge_attn.config.validation import one_of
+from edge_attn.models.interface import Memory, State
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Attention, AttentionOptions, AttentionWrapper, Memory, State
+from edge_attn.models.layers.attention import Attention, AttentionOptions, AttentionWrapper
 from edge_attn.models.layers.normalizers import per_query
 from edge_attn.ops import hard as hard_op
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from edge_attn.config.validation import one_of
 from edge_attn.errors import ConfigError, InputError
-from edge_attn.models.layers.attention import Attention, Memory
+from edge_attn.models.interface import Memory
+from edge_attn.models.layers.attention import Attention
 from edge_attn.models.layers.normalizers import softmax_attention
 
 PENALTY = 1e9

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.config.validation import at_least, one_of
+from edge_attn.models.interface import Memory, State
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Attention, AttentionOptions, AttentionWrapper, Memory, State
+from edge_attn.models.layers.attention import Attention, AttentionOptions, AttentionWrapper
 from edge_attn.models.layers.normalizers import NORMALIZERS, per_query, sparsemax
 from edge_attn.ops import local as local_op
 

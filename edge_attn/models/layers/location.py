@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edge_attn.models.interface import Memory
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Attention, AttentionOptions, Memory
+from edge_attn.models.layers.attention import Attention, AttentionOptions
 from edge_attn.ops import location
 
 

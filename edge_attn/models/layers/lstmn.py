@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edge_attn.models.interface import State
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import State
 from edge_attn.models.layers.recurrent import Cell, glorot, lstm_step
 from edge_attn.models.layers.state_buffer import append, filled_slots, flatten_beams
 from edge_attn.ops import intra_attention as op

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.errors import ConfigError
+from edge_attn.models.interface import Memory, State
 from edge_attn.models.layers import state_buffer, torch_ops
-from edge_attn.models.layers.attention import Attention, AttentionOptions, Memory, State
+from edge_attn.models.layers.attention import Attention, AttentionOptions
 from edge_attn.models.layers.normalizers import context_and_weights
 from edge_attn.ops import multi_head as op
 

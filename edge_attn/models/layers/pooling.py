@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edge_attn.models.interface import Memory
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Attention, Memory
+from edge_attn.models.layers.attention import Attention
 from edge_attn.models.layers.normalizers import context_and_weights
 from edge_attn.ops import pooling
 

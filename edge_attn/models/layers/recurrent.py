@@ -20,10 +20,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from edge_attn.models.interface import State
 from edge_attn.models.layers import torch_ops
 
 GATES = {"gru": 3, "lstm": 4}
-State = dict[str, Tensor]
 
 
 def glorot(*shape: int, gates: int) -> nn.Parameter:

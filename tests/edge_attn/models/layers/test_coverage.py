@@ -13,7 +13,8 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.errors import ConfigError
 from edge_attn.export.pipeline import graph_model
 from edge_attn.models.graphs import encoder_decoder_graphs
-from edge_attn.models.layers.attention import Additive, Memory, State
+from edge_attn.models.interface import Memory, State
+from edge_attn.models.layers.attention import Additive
 from edge_attn.models.layers.coverage import Coverage
 from edge_attn.models.layers.normalizers import NORMALIZERS, context_and_weights
 from edge_attn.models.seq2seq import Seq2Seq, make_attention

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.errors import ConfigError
+from edge_attn.models.interface import Memory
 from edge_attn.models.layers import torch_ops
-from edge_attn.models.layers.attention import Attention, Memory
+from edge_attn.models.layers.attention import Attention
 from edge_attn.models.layers.hard import TRAININGS, Hard, hard_attention
 from edge_attn.ops import hard as hard_op
 from edge_attn.registry import ATTENTIONS, resolve

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from edge_attn.errors import ConfigError
 from edge_attn.export.trace import trace
-from edge_attn.models.layers.attention import Attention, Memory
+from edge_attn.models.interface import Memory
+from edge_attn.models.layers.attention import Attention
 from edge_attn.models.layers.local import Local, Monotonic, Predictive
 from edge_attn.models.layers.normalizers import NORMALIZERS
 from edge_attn.ops import local as local_op
