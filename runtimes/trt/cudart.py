@@ -14,6 +14,7 @@ from typing import Any
 from edge_attn.errors import NotTestedError
 from edge_attn.runtimes.trt.cuda_libraries import libcudart_paths
 
+DRIVER = "libcuda.so.1"
 OUT_OF_MEMORY = 2
 """cudaErrorMemoryAllocation."""
 ATTRIBUTES = (75, 76, 16, 18)
@@ -231,6 +232,17 @@ def open_cuda() -> Cuda:
         "CUDA is not here: there is no libcudart; on a Jetson run: sudo apt-get install nvidia-jetpack, "
         "elsewhere install NVIDIA's driver and the CUDA runtime; then run: edge-attn doctor"
     )
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """Return the CUDA version of this machine's driver, as (13, 0), or None if there is no driver."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    number = c_int()
+    failed = driver.cuDriverGetVersion(ctypes.byref(number))
+    return None if failed or not number.value else (number.value // 1000, number.value % 1000 // 10)
 
 
 def _declare(library: Any) -> Any:

@@ -6,7 +6,6 @@ of 13.2. So every compiler is tried until the PTX of one is not newer than the d
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import re
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from edge_attn.errors import NotTestedError
+from edge_attn.runtimes.trt.cudart import driver_cuda
 
 TOOLKIT = Path("/usr/local/cuda")
 """Folder of a toolkit that neither PATH nor CUDA_HOME names."""
-DRIVER = "libcuda.so.1"
 SECONDS = 300
 """Time limit of nvcc."""
 Version: TypeAlias = tuple[int, int]
@@ -60,17 +59,6 @@ def compilers() -> Iterator[tuple[str, Compile]]:
         yield "NVRTC", partial(compile_with_nvrtc, nvrtc)
     for path in nvccs():
         yield str(path), partial(compile_with_nvcc, path)
-
-
-def driver_cuda() -> Version | None:
-    """Return the CUDA version of this machine's driver, as (13, 0); None where there is no driver."""
-    try:
-        driver = ctypes.CDLL(DRIVER)
-    except OSError:
-        return None
-    number = ctypes.c_int()
-    failed = driver.cuDriverGetVersion(ctypes.byref(number))
-    return None if failed or not number.value else (number.value // 1000, number.value % 1000 // 10)
 
 
 def newest_ptx(cuda: Version) -> Version | None:

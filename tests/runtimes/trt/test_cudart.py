@@ -187,6 +187,20 @@ def test_installed_libcudart_has_every_function():
         assert [function for function in functions if not hasattr(library, function)] == [], name
 
 
+@pytest.mark.parametrize(
+    ("number", "failed", "expected"), [(13020, 0, (13, 2)), (12060, 0, (12, 6)), (0, 0, None), (0, 35, None)]
+)
+def test_driver_cuda_returns_the_driver_version(monkeypatch, tmp_path, number, failed, expected):
+    compiler = shutil.which("gcc") or pytest.skip("needs a C compiler")
+    code, library = tmp_path / "driver.c", tmp_path / "libcuda.so"
+    code.write_text(f"int cuDriverGetVersion(int* version) {{ *version = {number}; return {failed}; }}\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(code)], check=True, timeout=60)
+    monkeypatch.setattr(cudart, "DRIVER", str(library))
+    assert cudart.driver_cuda() == expected
+    monkeypatch.setattr(cudart, "DRIVER", "missing-libcuda.so")
+    assert cudart.driver_cuda() is None
+
+
 @pytest.mark.gpu
 def test_copies_round_trip_on_a_gpu(needs_gpu):
     cuda = open_cuda()
