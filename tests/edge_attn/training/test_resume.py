@@ -87,6 +87,7 @@ def test_two_processes_resume_after_a_kill(tiny, out, tmp_path):
 # ---- kills
 
 
+@pytest.mark.slow
 def test_run_killed_three_times_has_the_same_weights(tiny, out, tmp_path):
     """Real processes get SIGKILL: while the text is written, after the first state, and at a random time."""
     path = tiny(updates=300, validate_every=30, checkpoint_every=10)
