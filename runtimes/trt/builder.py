@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import shlex
@@ -20,7 +19,6 @@ from edge_attn.runtimes.trt.api import (
     IBuilderConfig,
     INetworkDefinition,
     IOptimizationProfile,
-    ITimingCache,
     OnnxParser,
     ParserError,
     TensorRT,
@@ -33,8 +31,8 @@ from edge_attn.runtimes.trt.lint import lint_network, lint_plugins, mark_attenti
 from edge_attn.runtimes.trt.plugins import Plugin
 from edge_attn.runtimes.trt.profiles import Profile
 from edge_attn.runtimes.trt.progress import BuildProgress, ProgressCallback, progress_bar, progress_monitor
+from edge_attn.runtimes.trt.timing_cache import load_timing_cache, save_timing_cache
 from edge_attn.spec import GraphSpec
-from edge_attn.storage.atomic import write_bytes
 
 OUT_OF_MEMORY = re.compile(
     r"(?i)out of memory|outofmemory|bad_alloc|cudaerrormemoryallocation|insufficient (device )?memory"
@@ -207,7 +205,7 @@ def build_engine(
             _add_profile(builder, options, profile, spec)
         options.progress_monitor = monitor
         if tensorrt.capability.timing_cache and timing is not None:
-            _load_timing(options, timing)
+            load_timing_cache(options, timing)
         try:
             engine = builder.build_serialized_network(network, options)
         except MemoryError:
@@ -221,7 +219,7 @@ def build_engine(
     if engine is None:
         raise _build_error(tensorrt, spec, config)
     if tensorrt.capability.timing_cache and timing is not None:
-        _save_timing(options, timing)
+        save_timing_cache(options, timing)
     return bytes(engine)
 
 
@@ -319,25 +317,6 @@ def _build_error(tensorrt: TensorRT, spec: GraphSpec, config: BuildConfig) -> Ex
         )
     reason = errors[-1] if errors else "TensorRT logs no reason"
     return InputError(f"{spec.file} cannot be built with {tensorrt.name}: {reason}")
-
-
-def _load_timing(options: IBuilderConfig, path: Path) -> None:
-    """Load the measurements of earlier builds, if there are any of this version."""
-    try:
-        measurements = path.read_bytes()
-    except OSError:
-        measurements = b""
-    cache: ITimingCache = options.create_timing_cache(measurements)
-    if (cache is None or not options.set_timing_cache(cache, False)) and measurements:
-        empty: ITimingCache = options.create_timing_cache(b"")
-        options.set_timing_cache(empty, False)
-
-
-def _save_timing(options: IBuilderConfig, path: Path) -> None:
-    cache: ITimingCache = options.get_timing_cache()
-    if cache is not None:
-        with contextlib.suppress(OSError):  # the next build takes longer
-            write_bytes(path, bytes(cache.serialize()))
 
 
 def available_memory() -> int:
