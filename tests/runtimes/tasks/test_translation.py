@@ -1,4 +1,4 @@
-"""The Python API: sentences in; text, score, tokens and alignment out."""
+"""The Python API: from sentences to text, score, tokens and alignment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edge_attn.runtimes.tasks.translation import SourceCutWarning, Translation, 
 from edge_attn.text.tokenizers import EOS
 
 SENTENCE = "every good cat calls a child"
-SAID = "chaque chat bon appelle un enfant"
+TRANSLATION = "chaque chat bon appelle un enfant"
 
 
 @pytest.fixture(scope="module")
@@ -26,47 +26,47 @@ def model(toy_bundle) -> Translator:
     return edge_attn.load(toy_bundle)
 
 
-def test_a_sentence_comes_back_with_its_score_tokens_and_alignment(model):
-    [found] = model.translate([SENTENCE])
-    assert found.text == SAID
-    assert found.tokens == tuple(SAID.split())
-    assert found.source_tokens == (*SENTENCE.split(), "</s>")
-    assert found.finished
-    assert not found.cut
-    assert found.score == pytest.approx(found.log_prob / 7)
-    assert found.alignment.shape == (7, 7)
-    np.testing.assert_allclose(found.alignment.sum(1), 1.0, atol=1e-5)
-    assert found.pharaoh() == "0-0 2-1 1-2 3-3 4-4 5-5"
+def test_translation_has_score_tokens_and_alignment(model):
+    [translation] = model.translate([SENTENCE])
+    assert translation.text == TRANSLATION
+    assert translation.tokens == tuple(TRANSLATION.split())
+    assert translation.source_tokens == (*SENTENCE.split(), "</s>")
+    assert translation.finished
+    assert not translation.cut
+    assert translation.score == pytest.approx(translation.log_prob / 7)
+    assert translation.alignment.shape == (7, 7)
+    np.testing.assert_allclose(translation.alignment.sum(1), 1.0, atol=1e-5)
+    assert translation.pharaoh() == "0-0 2-1 1-2 3-3 4-4 5-5"
 
 
-def test_the_log_probability_is_what_the_steps_say(model):
-    [found] = model.translate([SENTENCE], beam=3)
+def test_log_probability_is_the_sum_of_the_steps(model):
+    [translation] = model.translate([SENTENCE], beam=3)
     source = model.text.encode_source(SENTENCE)
-    target = model.text.target.encode(found.text)
+    target = model.text.target.encode(translation.text)
     steps = [model.runtime.numpy(o["log_probs"])[0, 0] for _, o in teacher_force(model.runtime, [source], [target])]
-    said = sum(step[token] for step, token in zip(steps, [*target, EOS], strict=True))
-    assert found.log_prob == pytest.approx(float(said), abs=1e-4)
+    total = sum(step[token] for step, token in zip(steps, [*target, EOS], strict=True))
+    assert translation.log_prob == pytest.approx(float(total), abs=1e-4)
 
 
-def test_a_model_translates_what_it_was_not_trained_on(model, toy_pairs):
+def test_model_translates_held_out_sentences(model, toy_pairs):
     pairs = [line.split("\t") for line in toy_pairs.read_text(encoding="utf-8").splitlines()]
-    found = model.translate([source for source, _ in pairs])
-    right = sum(t.text == target for t, (_, target) in zip(found, pairs, strict=True))
+    translations = model.translate([source for source, _ in pairs])
+    right = sum(t.text == target for t, (_, target) in zip(translations, pairs, strict=True))
     assert right >= 0.95 * len(pairs)
 
 
-def test_the_n_best_are_ordered_and_different(model):
-    [found] = model.translate([SENTENCE], beam=6, n_best=6)
-    assert len(found.n_best) == 6
-    assert found.n_best[0] == found
-    scores = [hypothesis.score for hypothesis in found.n_best]
+def test_n_best_are_ordered_and_different(model):
+    [translation] = model.translate([SENTENCE], beam=6, n_best=6)
+    assert len(translation.n_best) == 6
+    assert translation.n_best[0] == translation
+    scores = [hypothesis.score for hypothesis in translation.n_best]
     assert scores == sorted(scores, reverse=True)
-    assert len({hypothesis.tokens for hypothesis in found.n_best}) == 6
-    assert all(hypothesis.alignment.shape == (len(hypothesis.tokens) + 1, 7) for hypothesis in found.n_best)
+    assert len({hypothesis.tokens for hypothesis in translation.n_best}) == 6
+    assert all(hypothesis.alignment.shape == (len(hypothesis.tokens) + 1, 7) for hypothesis in translation.n_best)
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_company_changes_nothing(model, toy_pairs, beam):
+def test_batches_do_not_change_translations(model, toy_pairs, beam):
     sentences = [line.split("\t")[0] for line in toy_pairs.read_text(encoding="utf-8").splitlines()[:40]]
     together = model.translate(sentences, beam=beam, alignments=False)
     small = model.translate(sentences[::-1], beam=beam, alignments=False, batch_tokens=1)[::-1]
@@ -74,62 +74,62 @@ def test_company_changes_nothing(model, toy_pairs, beam):
     np.testing.assert_allclose([t.log_prob for t in together], [t.log_prob for t in small], atol=1e-4)
 
 
-@pytest.mark.parametrize("nothing", ["", " ", "\t \u3000"])
-def test_nothing_is_answered_with_nothing_in_its_place(model, nothing):
-    found = model.translate(["a cat", nothing, "the king"], n_best=2)
-    assert [t.text for t in found] == ["un chat", "", "le roi"]
-    assert found[1] == Translation("", 0.0, 0.0, (), ())
-    assert found[1].pharaoh() == ""
+@pytest.mark.parametrize("empty", ["", " ", "\t \u3000"])
+def test_empty_sentence_has_an_empty_translation(model, empty):
+    translations = model.translate(["a cat", empty, "the king"], n_best=2)
+    assert [t.text for t in translations] == ["un chat", "", "le roi"]
+    assert translations[1] == Translation("", 0.0, 0.0, (), ())
+    assert translations[1].pharaoh() == ""
 
 
-def test_no_sentence_gives_no_translation(model):
+def test_no_sentences_return_no_translations(model):
     assert model.translate([]) == []
 
 
-def test_unknown_words_are_translated_as_unknown(model):
-    [found] = model.translate(["a \u2603 cat"])
-    assert found.source_tokens == ("a", "<unk>", "cat", "</s>")
-    assert found.finished
+def test_unknown_word_is_the_unknown_token(model):
+    [translation] = model.translate(["a \u2603 cat"])
+    assert translation.source_tokens == ("a", "<unk>", "cat", "</s>")
+    assert translation.finished
 
 
-def test_a_string_is_not_a_list_of_sentences(model):
+def test_string_instead_of_sentences_is_refused(model):
     with pytest.raises(UsageError, match="takes a list of sentences, got one string"):
         model.translate(SENTENCE)
 
 
-def test_a_sentence_must_be_a_string(model):
+def test_sentence_of_bytes_is_refused(model):
     with pytest.raises(InputError, match="sentence 1 must be a string, got bytes"):
         model.translate(["a cat", b"a dog"])
 
 
-def test_any_iterable_of_sentences_will_do(model):
+def test_sentences_may_be_any_iterable(model):
     assert [t.text for t in model.translate(s for s in ("a cat", "a dog"))] == ["un chat", "un chien"]
 
 
-def test_a_long_sentence_is_cut_with_a_warning(model):
+def test_long_sentence_is_truncated_with_a_warning(model):
     with pytest.warns(SourceCutWarning, match="sentence 1 has more than 20 tokens"):
-        found = model.translate(["a cat", "a cat and " * 20])
-    assert [t.cut for t in found] == [False, True]
-    assert len(found[1].source_tokens) == 20
-    assert found[1].source_tokens[-1] == "</s>"
-    assert found[1].text
+        translations = model.translate(["a cat", "a cat and " * 20])
+    assert [t.cut for t in translations] == [False, True]
+    assert len(translations[1].source_tokens) == 20
+    assert translations[1].source_tokens[-1] == "</s>"
+    assert translations[1].text
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.translate(["a cat " + "cat " * 17])
 
 
-def test_alignments_are_made_where_asked_for(model):
-    [found] = model.translate([SENTENCE], alignments=False)
-    assert found.alignment is None
-    assert found.pharaoh() == ""
+def test_alignments_can_be_left_out(model):
+    [translation] = model.translate([SENTENCE], alignments=False)
+    assert translation.alignment is None
+    assert translation.pharaoh() == ""
 
 
-def test_what_max_length_cuts_off_is_not_finished(model):
-    [found] = model.translate([SENTENCE], beam=1, max_length=2)
-    assert not found.finished
-    assert len(found.tokens) == 2
-    assert found.alignment.shape == (2, 7)
-    assert len(found.pharaoh().split()) == 2
+def test_translation_truncated_by_max_length_is_not_finished(model):
+    [translation] = model.translate([SENTENCE], beam=1, max_length=2)
+    assert not translation.finished
+    assert len(translation.tokens) == 2
+    assert translation.alignment.shape == (2, 7)
+    assert len(translation.pharaoh().split()) == 2
 
 
 @pytest.mark.parametrize(
@@ -149,30 +149,30 @@ def test_what_max_length_cuts_off_is_not_finished(model):
         {"prefixes": ["un", "un"]},
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(model, options):
+def test_invalid_option_is_refused(model, options):
     with pytest.raises(UsageError):
         model.translate([SENTENCE], **options)
 
 
 @pytest.mark.parametrize("name", ["suppress", "prefixes"])
-def test_a_string_where_a_list_is_wanted_is_told_before_it_is_read(model, name):
+def test_string_instead_of_a_list_is_refused(model, name):
     with pytest.raises(UsageError, match=r"translate takes a list of .*, got one string; put it in a list"):
         model.translate(["a cat"], **{name: "chat"})
 
 
 @pytest.mark.parametrize("options", [{"beam": 40}, {"config": SearchConfig(suppress=(EOS,))}, {"suppress": ["</s>"]}])
-def test_what_the_bundle_cannot_serve_is_refused_without_a_sentence(model, options):
+def test_unsupported_option_is_refused_without_sentences(model, options):
     with pytest.raises(UsageError):
         model.translate([], **options)
 
 
-def test_a_piece_that_begins_a_word_is_written_with_its_mark():
+def test_error_explains_the_mark_of_word_beginnings():
     model = edge_attn.load(EMBEDDED_BUNDLE)
     with pytest.raises(UsageError, match=r"'chats' cannot be suppressed: .*; a piece that begins a word begins with ▁"):
         model.translate([], suppress=["chats"])
 
 
-def test_a_bundle_is_loaded_by_any_kind_of_path_and_from_a_folder(toy_bundle, tmp_path):
+def test_load_takes_strings_paths_and_folders(toy_bundle, tmp_path):
     import zipfile
 
     with zipfile.ZipFile(toy_bundle) as archive:
@@ -181,7 +181,7 @@ def test_a_bundle_is_loaded_by_any_kind_of_path_and_from_a_folder(toy_bundle, tm
         assert edge_attn.load(path, threads=1).translate(["a cat"])[0].text == "un chat"
 
 
-def test_only_a_bundle_is_loaded(toy_checkpoint, tmp_path, toy_bundle):
+def test_load_refuses_other_files_runtimes_and_threads(toy_checkpoint, tmp_path, toy_bundle):
     for path in (toy_checkpoint, tmp_path, tmp_path / "absent"):
         with pytest.raises(BundleError, match="is not a bundle"):
             edge_attn.load(path)
@@ -194,84 +194,84 @@ def test_only_a_bundle_is_loaded(toy_checkpoint, tmp_path, toy_bundle):
 
 
 @pytest.mark.usefixtures("needs_torch")
-def test_a_checkpoint_says_on_torch_what_its_bundle_says(model, toy_checkpoint, toy_pairs):
+def test_checkpoint_and_bundle_translate_alike(model, toy_checkpoint, toy_pairs):
     sentences = [line.split("\t")[0] for line in toy_pairs.read_text(encoding="utf-8").splitlines()[:20]]
     reference = Translator.open(toy_checkpoint)
     assert reference.runtime.provider.startswith("torch ")
-    expected, found = reference.translate(sentences), model.translate(sentences)
-    assert [t.tokens for t in found] == [t.tokens for t in expected]
-    np.testing.assert_allclose([t.score for t in found], [t.score for t in expected], atol=1e-4)
+    expected, translations = reference.translate(sentences), model.translate(sentences)
+    assert [t.tokens for t in translations] == [t.tokens for t in expected]
+    np.testing.assert_allclose([t.score for t in translations], [t.score for t in expected], atol=1e-4)
 
 
-def test_a_checkpoint_on_an_unknown_runtime_is_refused(toy_checkpoint):
+def test_checkpoint_on_an_unknown_runtime_is_refused(toy_checkpoint):
     with pytest.raises(UsageError, match="unknown runtime 'tvm'"):
         Translator.open(toy_checkpoint, "tvm")
 
 
-def test_a_translation_is_a_value():
+def test_translation_is_a_frozen_value():
     one = Translation("a", -1.0, -2.0, ("a",), ("b", "</s>"), np.ones((2, 2)))
     assert one == dataclasses.replace(one, alignment=None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.text = "b"
 
 
-@pytest.mark.parametrize(("most", "largest"), [(None, 8), (3, 3)])
-def test_batches_are_of_like_length_and_hold_every_sentence_once(most, largest):
+@pytest.mark.parametrize(("max_batch", "largest"), [(None, 8), (3, 3)])
+def test_batches_have_similar_lengths_and_each_sentence_once(max_batch, largest):
     sources = {i: [0] * (1 + i % 7) for i in range(50)}
-    batches = list(batching.by_length(sources, 12, most))
+    batches = list(batching.by_length(sources, 12, max_batch))
     assert sorted(i for batch in batches for i in batch) == list(range(50))
     assert all(len(batch) * max(len(sources[i]) for i in batch) <= 12 for batch in batches)
     assert max(map(len, batches)) == largest
-    assert list(batching.by_length({3: [0] * 40}, 12, most)) == [[3]]
+    assert list(batching.by_length({3: [0] * 40}, 12, max_batch)) == [[3]]
 
 
-def test_the_search_defaults_are_those_of_the_configuration(model):
-    [found] = model.translate([SENTENCE])
+def test_search_defaults_are_those_of_the_config(model):
+    [translation] = model.translate([SENTENCE])
     config = SearchConfig()
     ((_, same),) = model.translate_iter([SENTENCE], config, True)
-    assert found == same
+    assert translation == same
 
 
-def test_options_by_themselves_go_before_those_of_the_configuration(model):
+def test_single_options_override_the_config(model):
     config = SearchConfig(beam=3, n_best=3, length_penalty_kind="none")
-    [found] = model.translate([SENTENCE], n_best=2, config=config)
-    assert len(found.n_best) == 2
-    assert found.score == found.log_prob
+    [translation] = model.translate([SENTENCE], n_best=2, config=config)
+    assert len(translation.n_best) == 2
+    assert translation.score == translation.log_prob
 
 
-def test_a_translation_begins_with_its_prefix(model):
+def test_translation_begins_with_its_prefix(model):
     sentences, prefixes = ["a cat", "a dog", "", "the king"], ["le chat", "", "un", "un roi rouge"]
-    found = model.translate(sentences, prefixes=prefixes)
-    assert [t.text for t in found[1:3]] == ["un chien", ""]
-    assert all(t.text.startswith(prefix) for t, prefix in zip(found, prefixes, strict=True) if t.text)
+    translations = model.translate(sentences, prefixes=prefixes)
+    assert [t.text for t in translations[1:3]] == ["un chien", ""]
+    assert all(t.text.startswith(prefix) for t, prefix in zip(translations, prefixes, strict=True) if t.text)
     assert [model.translate([s], prefixes=[p])[0].tokens for s, p in zip(sentences, prefixes, strict=True)] == [
-        t.tokens for t in found
+        t.tokens for t in translations
     ]
-    assert found[0].alignment.shape == (len(found[0].tokens) + 1, 3)
+    assert translations[0].alignment.shape == (len(translations[0].tokens) + 1, 3)
 
 
 @pytest.mark.parametrize(
-    ("prefix", "options", "said"),
+    ("prefix", "options", "error"),
     [
         ("un Hund", {}, "prefix 1: the target vocabulary has no 'Hund'"),
         ("un chat noir et un roi", {"max_length": 5}, "prefix 1: 6 tokens, and max_length leaves room for 5"),
         (b"un", {}, "prefix 1 must be a string, got bytes"),
     ],
 )
-def test_a_prefix_that_the_model_cannot_say_is_refused(model, prefix, options, said):
+def test_invalid_prefix_is_refused(model, prefix, options, error):
     if isinstance(prefix, str):
         prefix = prefix.replace("noir", "rouge")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=error):
         model.translate(["a cat", "a dog"], prefixes=["un", prefix], **options)
 
 
-def test_what_is_suppressed_does_not_come(model):
-    found = model.translate([SENTENCE, "a cat"], beam=5, n_best=5, suppress=["chat", "<unk>"])
-    assert not any("chat" in h.tokens for t in found for h in t.n_best)
-    assert all(h.finished for t in found for h in t.n_best[:1])
+def test_suppressed_tokens_never_appear(model):
+    translations = model.translate([SENTENCE, "a cat"], beam=5, n_best=5, suppress=["chat", "<unk>"])
+    assert not any("chat" in h.tokens for t in translations for h in t.n_best)
+    assert all(h.finished for t in translations for h in t.n_best[:1])
 
 
-def test_samples_are_of_the_seed_and_the_sentence(model):
+def test_samples_depend_on_seed_and_sentence(model):
     config = SearchConfig(beam=1, sample=True, n_best=6, temperature=3.0, seed=4)
     first, second = model.translate([SENTENCE, "the king"], config=config)
     assert len(first.n_best) == 6
@@ -282,7 +282,7 @@ def test_samples_are_of_the_seed_and_the_sentence(model):
 
 
 @pytest.mark.usefixtures("needs_torch")
-def test_every_option_gives_on_torch_what_it_gives_on_the_bundle(model, toy_checkpoint):
+def test_every_option_agrees_on_torch_and_the_bundle(model, toy_checkpoint):
     reference = Translator.open(toy_checkpoint)
     sentences = [SENTENCE, "the king", "a red cat sees a dog"]
     for config in (
@@ -292,15 +292,15 @@ def test_every_option_gives_on_torch_what_it_gives_on_the_bundle(model, toy_chec
         SearchConfig(2, max_length=20, alternatives=3),
         SearchConfig(1, 4, max_length=20, sample=True, temperature=2.0, seed=9),
     ):
-        expected, found = (one.translate(sentences, config=config) for one in (reference, model))
-        assert [[h.tokens for h in t.n_best] for t in found] == [[h.tokens for h in t.n_best] for t in expected]
-        for a, b in zip(found, expected, strict=True):
+        expected, translations = (one.translate(sentences, config=config) for one in (reference, model))
+        assert [[h.tokens for h in t.n_best] for t in translations] == [[h.tokens for h in t.n_best] for t in expected]
+        for a, b in zip(translations, expected, strict=True):
             np.testing.assert_allclose([h.score for h in a.n_best], [h.score for h in b.n_best], atol=1e-4)
 
 
-def test_alternatives_differ_where_the_prefix_ends(model):
-    [found] = model.translate(["a cat"], prefixes=["un"], config=SearchConfig(beam=3, alternatives=4))
-    assert len(found.n_best) == 4
-    assert found.n_best[0].tokens == ("un", "chat")
-    assert len({(*h.tokens, "</s>")[1] for h in found.n_best}) == 4
-    assert all(h.tokens[0] == "un" for h in found.n_best)
+def test_alternatives_differ_after_the_prefix(model):
+    [translation] = model.translate(["a cat"], prefixes=["un"], config=SearchConfig(beam=3, alternatives=4))
+    assert len(translation.n_best) == 4
+    assert translation.n_best[0].tokens == ("un", "chat")
+    assert len({(*h.tokens, "</s>")[1] for h in translation.n_best}) == 4
+    assert all(h.tokens[0] == "un" for h in translation.n_best)
