@@ -66,8 +66,12 @@ def test_gradient_is_correct(causal: int) -> None:
     def call(*inputs: Tensor) -> Any:
         return multi_head_dot_attention(*inputs, MASK, HEADS, 0.5, causal)
 
-    with torch.autograd.set_detect_anomaly(True):
-        assert torch.autograd.gradcheck(call, floats)
+    assert torch.autograd.gradcheck(call, floats)
+    for i in range(2):  # no backward function returns NaN either; anomaly mode is too slow for gradcheck
+        with torch.autograd.set_detect_anomaly(True):
+            output = call(*floats)[i]
+            for gradient in (torch.ones_like(output), torch.zeros_like(output)):
+                output.backward(gradient, retain_graph=True)
 
 
 @torch.no_grad()
