@@ -21,6 +21,8 @@ from edge_attn.spec import GraphSpec
 
 IR_VERSION = 10
 """IR version of exported models; the newest ONNX Runtime for Python 3.10 reads it."""
+STACK_TRACE = "pkg.torch.onnx.stack_trace"
+"""Key of the metadata with the source lines of a node."""
 
 
 def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx.ModelProto:
@@ -53,10 +55,19 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
     assert exported is not None
     model = exported.model_proto
     del model.graph.value_info[:]
+    _remove_stack_traces(model)
     model.ir_version = IR_VERSION
     lower.attach_functions(model)
     _name_axes(model, spec)
     return model
+
+
+def _remove_stack_traces(model: onnx.ModelProto) -> None:
+    """Remove the source lines that torch notes at each node: they contain the paths of the exporting machine."""
+    for node in lower.nodes(model.graph):
+        entries = [entry for entry in node.metadata_props if entry.key != STACK_TRACE]
+        del node.metadata_props[:]
+        node.metadata_props.extend(entries)
 
 
 @contextmanager

@@ -57,6 +57,14 @@ def test_model_has_names_and_axes_of_the_spec():
     assert not model.functions
 
 
+def test_model_contains_no_path_of_this_machine():
+    model = traced(Mean(), (X, LENGTH), (TensorSpec("mean", "float32", ("batch", 3)),))
+    keys = {entry.key for node in model.graph.node for entry in node.metadata_props}
+    assert "pkg.torch.onnx.name_scopes" in keys  # names the module of a node
+    assert __file__.encode() not in model.SerializeToString()
+    assert b"test_trace.py" not in model.SerializeToString()
+
+
 def test_module_without_time_axis():
     model = traced(
         nn.Linear(4, 3), (TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("y", "float32", ("batch", 3)),)
