@@ -109,7 +109,17 @@ def open_session(
 def run_bound(
     session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Value], device: str
 ) -> dict[str, Value]:
-    """Run a session on OrtValues or arrays, and return its outputs by name as OrtValues on `device`."""
+    """Run a session with bound inputs and outputs.
+
+    Args:
+        session: The session.
+        outputs: Names of the outputs.
+        inputs: OrtValues or arrays by name.
+        device: Device of the outputs, `cpu` or `cuda`.
+
+    Returns:
+        The outputs by name, as OrtValues.
+    """
     binding = session.io_binding()  # run_with_ort_values takes a sixth longer
     for name, value in inputs.items():
         if isinstance(value, np.ndarray):

@@ -79,11 +79,13 @@ class Cuda:
         self._library = library
 
     def devices(self) -> int:
+        """Return the number of devices."""
         count = c_int()
         self._call("cudaGetDeviceCount", ctypes.byref(count))
         return count.value
 
     def gpu(self) -> Gpu:
+        """Return the first device."""
         properties = ctypes.create_string_buffer(PROPERTIES_BYTES)
         self._call("cudaGetDeviceProperties", properties, 0)
         numbers = []
@@ -119,11 +121,25 @@ class Cuda:
         self._call("cudaFreeHost", address)
 
     def to_device(self, device: int, pinned: int, size: int, stream: int) -> None:
-        """Start a copy. The pinned bytes must not change before the stream is synchronized."""
+        """Start a copy to the device.
+
+        Args:
+            device: Target address.
+            pinned: Source address in pinned memory, which must not change before the stream is synchronized.
+            size: Number of bytes.
+            stream: The stream.
+        """
         self._call("cudaMemcpyAsync", device, pinned, size, HOST_TO_DEVICE, stream)
 
     def to_host(self, pinned: int, device: int, size: int, stream: int) -> None:
-        """Start a copy. The pinned bytes are valid after the stream is synchronized."""
+        """Start a copy to the host.
+
+        Args:
+            pinned: Target address in pinned memory, whose content is valid after the stream is synchronized.
+            device: Source address.
+            size: Number of bytes.
+            stream: The stream.
+        """
         self._call("cudaMemcpyAsync", pinned, device, size, DEVICE_TO_HOST, stream)
 
     # ---- streams
