@@ -1,4 +1,4 @@
-"""Unknown words, replaced by the source word that they attend to or by a phrase table: on tables and real models."""
+"""Replacement of unknown words by the attended source word or by a phrase table, with table models and real ones."""
 
 from __future__ import annotations
 
@@ -19,62 +19,68 @@ from edge_attn.text.tokenizers import SPECIAL, UNK, CharacterTokenizer
 
 READY = EMBEDDED_BUNDLE
 NO_ATTENTION = KINDS_FOLDER / "none-gru.zip"
-SAYS = {"<s>": {"a": 0.9, "b": 0.1}, "a": {"<unk>": 0.9, "</s>": 0.1}, "<unk>": {"b": 1.0}, "b": {"</s>": 1.0}}
-"""Best of all: a <unk> b."""
+PROBABILITIES = {"<s>": {"a": 0.9, "b": 0.1}, "a": {"<unk>": 0.9, "</s>": 0.1}, "<unk>": {"b": 1.0}, "b": {"</s>": 1.0}}
+"""Probability of each token after another; the most likely sentence is `a <unk> b`."""
 
 
 def attend(place: int) -> list[int]:
-    """After `a`, where the unknown word is said, to `place`; after anything else to the beginning."""
+    """Return the attended position after each token: `place` after `a`, before the unknown word; else the first."""
     return [place if name == "a" else 0 for name in NAMES]
 
 
 @pytest.mark.parametrize(
     ("place", "text"),
     [(0, "a b b"), (1, "a Zebra-7 b"), (2, "a zebra-7 b"), (3, "a <unk> b"), (4, "a b b")],
-    ids=["a known word", "unknown", "its case is kept", "the text of a special symbol", "the end symbol is no word"],
+    ids=["a known word", "unknown", "original case", "the text of a special symbol", "the end symbol is not a word"],
 )
-def test_an_unknown_word_is_the_one_that_it_attends_to_as_the_user_wrote_it(place, text):
-    model = translator(TableModel(table(SAYS), attend(place)))
-    [found] = model.translate(["b  Zebra-7\tzebra-7 <unk>"], replace_unknown=True)
-    assert found.text == text
-    assert found.tokens == tuple(text.split())
+def test_unknown_word_becomes_the_attended_word(place, text):
+    model = translator(TableModel(table(PROBABILITIES), attend(place)))
+    [translation] = model.translate(["b  Zebra-7\tzebra-7 <unk>"], replace_unknown=True)
+    assert translation.text == text
+    assert translation.tokens == tuple(text.split())
     [plain] = model.translate(["b  Zebra-7\tzebra-7 <unk>"])
     assert plain.text == "a <unk> b"
-    assert (found.log_prob, found.score, found.pharaoh()) == (plain.log_prob, plain.score, plain.pharaoh())
+    assert (translation.log_prob, translation.score, translation.pharaoh()) == (
+        plain.log_prob,
+        plain.score,
+        plain.pharaoh(),
+    )
 
 
 @pytest.mark.parametrize(("place", "text"), [(0, "a le b b"), (1, "a Zebra b"), (2, "a zèbre b")])
-def test_a_phrase_table_goes_before_the_copy(place, text):
-    model = translator(TableModel(table(SAYS), attend(place)))
+def test_phrase_table_precedes_the_copy(place, text):
+    model = translator(TableModel(table(PROBABILITIES), attend(place)))
     phrases = {"b": "le b", "zebra": "zèbre", "<unk>": "never"}
-    [found] = model.translate(["b Zebra zebra"], replace_unknown=True, phrase_table=phrases)
-    assert found.text == text
+    [translation] = model.translate(["b Zebra zebra"], replace_unknown=True, phrase_table=phrases)
+    assert translation.text == text
 
 
-def test_each_of_the_n_best_and_each_sentence_of_a_batch_has_its_own_words():
-    model = translator(TableModel(table(SAYS), attend(1)))
+def test_each_hypothesis_and_sentence_has_its_own_words():
+    model = translator(TableModel(table(PROBABILITIES), attend(1)))
     sentences = ["b x", "a yy c", "b zzz c c"]
     for beam in (1, 3):
-        found = model.translate(sentences, beam=beam, n_best=beam, replace_unknown=True, alignments=False)
-        assert [t.text for t in found] == ["a x b", "a yy b", "a zzz b"]
-        assert all("<unk>" not in h.text for t in found for h in t.n_best)
+        translations = model.translate(sentences, beam=beam, n_best=beam, replace_unknown=True, alignments=False)
+        assert [t.text for t in translations] == ["a x b", "a yy b", "a zzz b"]
+        assert all("<unk>" not in h.text for t in translations for h in t.n_best)
 
 
-def test_a_sentence_that_was_cut_has_the_words_that_were_read():
-    model = translator(TableModel(table(SAYS), attend(2)), max_source=3)
+def test_truncated_sentence_has_only_its_first_words():
+    model = translator(TableModel(table(PROBABILITIES), attend(2)), max_source=3)
     with pytest.warns(UserWarning, match="more than 3 tokens"):
-        [found] = model.translate(["x y z"], replace_unknown=True)
-    assert found.text == "a x b"  # the place 2 is the end symbol's, which is no word; the next is the beginning
+        [translation] = model.translate(["x y z"], replace_unknown=True)
+    assert translation.text == "a x b"  # position 2 is the end symbol, not a word; the next best is the first
 
 
-def test_of_characters_a_word_is_one_and_white_space_is_none():
+def test_word_of_a_character_model_is_a_character():
     entries = [*SPECIAL, "a", "b", "c"]
     text = Text("characters", CharacterTokenizer(entries), CharacterTokenizer(entries))
-    found = [
-        translator(TableModel(table(SAYS), attend(place)), text).translate(["é ☃"], replace_unknown=True)[0].text
+    texts = [
+        translator(TableModel(table(PROBABILITIES), attend(place)), text)
+        .translate(["é ☃"], replace_unknown=True)[0]
+        .text
         for place in range(3)
     ]
-    assert found == ["aéb", "a☃b", "a☃b"]  # at the white space: what it attends to next
+    assert texts == ["aéb", "a☃b", "a☃b"]  # white space is not a word: the next best position
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_of_characters_a_word_is_one_and_white_space_is_none():
         ("I like cats", ("▁", None), {}, "cats"),
     ],
 )
-def test_of_sentencepiece_a_word_is_a_piece_without_its_mark(sentence, pieces, table_, text):
+def test_word_of_sentencepiece_is_a_piece_without_mark(sentence, pieces, table_, text):
     """`None` is an unknown piece, and attends to the sentence's unknown piece, or to its last."""
     model = edge_attn.load(READY)
     ids = model.text.source.encode(sentence)
@@ -98,48 +104,48 @@ def test_of_sentencepiece_a_word_is_a_piece_without_its_mark(sentence, pieces, t
     weights[:, place] = 0.5
     weights[:, -1] = 0.9
     hypothesis = Hypothesis(tokens, 0.0, 0.0, False, weights)
-    made = replace_unknown_tokens(hypothesis, model.text.target.pieces(tokens), surface_forms, table_)
-    assert model.text.target.join(made) == text
+    replaced = replace_unknown_tokens(hypothesis, model.text.target.pieces(tokens), surface_forms, table_)
+    assert model.text.target.join(replaced) == text
 
 
-def test_the_mark_alone_is_no_word():
+def test_mark_alone_is_not_a_word():
     weights = np.array([[0.6, 0.4, 0.0]])
     assert replace_unknown_tokens(Hypothesis((UNK,), 0.0, 0.0, False, weights), ["<unk>"], ["", "☃"], {}) == ["☃"]
     assert replace_unknown_tokens(Hypothesis((UNK,), 0.0, 0.0, False, weights), ["<unk>"], ["", ""], {}) == ["<unk>"]
 
 
-def test_the_embedded_model_copies_what_it_does_not_know():
+def test_embedded_model_copies_unknown_words():
     [plain] = edge_attn.load(READY).translate(["I like ☃."])
-    [found] = edge_attn.load(READY).translate(["I like ☃."], replace_unknown=True)
+    [translation] = edge_attn.load(READY).translate(["I like ☃."], replace_unknown=True)
     assert "⁇" in plain.text
-    assert found.text == "J'aime ☃."
-    assert found.tokens == tuple("☃" if token == "<unk>" else token for token in plain.tokens)
+    assert translation.text == "J'aime ☃."
+    assert translation.tokens == tuple("☃" if token == "<unk>" else token for token in plain.tokens)
 
 
-def test_where_nothing_is_unknown_nothing_changes(toy_bundle, toy_pairs):
+def test_known_words_do_not_change(toy_bundle, toy_pairs):
     model = edge_attn.load(toy_bundle)
     sentences = [line.split("\t")[0] for line in toy_pairs.read_text(encoding="utf-8").splitlines()[:20]]
     phrases = {word: "never" for sentence in sentences for word in sentence.split()}
     assert model.translate(sentences, replace_unknown=True, phrase_table=phrases) == model.translate(sentences)
 
 
-def test_a_model_without_attention_cannot_replace():
+def test_model_without_attention_is_refused():
     with pytest.raises(UsageError, match="replacing unknown words needs attention weights, and this model has no"):
         edge_attn.load(NO_ATTENTION).translate(["a cat"], replace_unknown=True)
 
 
-def test_a_phrase_table_alone_is_refused():
+def test_phrase_table_alone_is_refused():
     with pytest.raises(UsageError, match="it needs replace_unknown"):
-        translator(TableModel(table(SAYS), attend(0))).translate(["a"], phrase_table={})
+        translator(TableModel(table(PROBABILITIES), attend(0))).translate(["a"], phrase_table={})
 
 
-def test_a_phrase_table_is_read_and_its_first_line_counts(tmp_path):
+def test_first_line_of_a_source_counts(tmp_path):
     (tmp_path / "table.tsv").write_text("\ufeffzebra\tzèbre\n\nNew York\tla ville de New York\nzebra\tautre\n")
     assert read_phrase_table(tmp_path / "table.tsv") == {"zebra": "zèbre", "New York": "la ville de New York"}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "error"),
     [
         (b"a\tb\nzebra\n", "line 2: expected source and target .*, got 1 column"),
         (b"a\tb\tc\n", "line 1: expected source and target .*, got 3 columns"),
@@ -150,17 +156,17 @@ def test_a_phrase_table_is_read_and_its_first_line_counts(tmp_path):
         (None, "cannot be read: No such file or directory"),
     ],
 )
-def test_a_phrase_table_that_is_none_is_refused_by_its_line(tmp_path, content, said):
+def test_invalid_phrase_table_is_refused_with_its_line(tmp_path, content, error):
     if content is not None:
         (tmp_path / "table.tsv").write_bytes(content)
-    with pytest.raises(InputError, match=f"table.tsv.*{said}") as caught:
+    with pytest.raises(InputError, match=f"table.tsv.*{error}") as caught:
         read_phrase_table(tmp_path / "table.tsv")
     assert caught.value.exit_code == 4
 
 
 @pytest.fixture
 def run(edge_attn_cli, tmp_path):
-    """Translates a line with the embedded model."""
+    """Return a function that translates a line with the embedded model."""
 
     def run(*options: object, bundle: Path = READY, **expected: object):
         (tmp_path / "input").write_text("I like ☃.\n", encoding="utf-8")
@@ -169,28 +175,28 @@ def run(edge_attn_cli, tmp_path):
     return run
 
 
-def test_the_command_replaces_where_it_is_asked_to(run, tmp_path):
+def test_command_replaces_unknown_words(run, tmp_path):
     (tmp_path / "table.tsv").write_text("☃\tles hivers\n", encoding="utf-8")
     assert "⁇" in run().stdout
     assert run("--replace-unknown").stdout == "J'aime ☃.\n"
     options = ["--replace-unknown", "--phrase-table", tmp_path / "table.tsv"]
     assert run(*options).stdout == "J'aime les hivers.\n"
     [line] = run(*options, "--format", "jsonl", "--beam", 3, "--n-best", 3).stdout.splitlines()
-    assert all("<unk>" not in said["tokens"] for said in json.loads(line)["translations"])
-    told = []
+    assert all("<unk>" not in hypothesis["tokens"] for hypothesis in json.loads(line)["translations"])
+    alignments = []
     for extra in ([], options):
-        run(*extra, "--alignments", tmp_path / "told")
-        told.append((tmp_path / "told").read_text())
-    assert told[0] == told[1] != "\n"
+        run(*extra, "--alignments", tmp_path / "alignments")
+        alignments.append((tmp_path / "alignments").read_text())
+    assert alignments[0] == alignments[1] != "\n"
 
 
-def test_the_command_refuses_what_it_cannot_do(run, tmp_path):
+def test_command_refuses_invalid_options(run, tmp_path):
     run("--phrase-table", tmp_path / "none.tsv", code=4, error="none.tsv cannot be read: No such file or directory")
     (tmp_path / "table.tsv").write_text("a\tb\nzebra\n")
     options = ["--phrase-table", tmp_path / "table.tsv", "--output", tmp_path / "out"]
     run("--replace-unknown", *options, code=4, error="table.tsv, line 2: expected source and target")
     (tmp_path / "table.tsv").write_text("a\tb\n")
     run(*options, code=2, error="a phrase table replaces unknown words: it needs replace_unknown (--replace-unknown)")
-    said = "replacing unknown words needs attention weights, and this model has no attention"
-    run("--replace-unknown", *options, bundle=NO_ATTENTION, code=2, error=said)
+    error = "replacing unknown words needs attention weights, and this model has no attention"
+    run("--replace-unknown", *options, bundle=NO_ATTENTION, code=2, error=error)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""What verify says, in its three forms; what is no number never passes in any of them."""
+"""The report of verify as text, JSON and JUnit; NaN and infinity fail in each of them."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ NOT_TESTED, NOT_REQUESTED = LevelResult("L4", "not tested", "verify runs L1"), L
         ([], "not tested", 3),
     ],
 )
-def test_nothing_but_what_was_tested_and_holds_is_parity(levels, verdict, code):
-    made = report(*levels)
-    assert (made.verdict, made.exit_code) == (verdict, code)
-    assert str(made).endswith(f"parity {verdict.replace('not tested', 'NOT TESTED')}")
-    assert made.content()["verdict"] == verdict
+def test_only_tested_levels_that_hold_are_parity(levels, verdict, code):
+    result = report(*levels)
+    assert (result.verdict, result.exit_code) == (verdict, code)
+    assert str(result).endswith(f"parity {verdict.replace('not tested', 'NOT TESTED')}")
+    assert result.content()["verdict"] == verdict
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -NAN])
-def test_what_is_no_number_never_passes(value):
-    made = report(level(0.0, value))
-    assert made.exit_code == 1
-    shown = json.loads(made.json(), parse_constant=pytest.fail)["levels"][0]["findings"]
+def test_nan_and_infinity_never_pass(value):
+    result = report(level(0.0, value))
+    assert result.exit_code == 1
+    shown = json.loads(result.json(), parse_constant=pytest.fail)["levels"][0]["findings"]
     assert [finding["ok"] for finding in shown] == [True, False]
     assert shown[1]["value"] == str(value)
-    assert ElementTree.fromstring(made.junit().partition("?>")[2]).get("failures") == "1"
-    assert "FAIL L1 max_abs tensor.1" in str(made)
+    assert ElementTree.fromstring(result.junit().partition("?>")[2]).get("failures") == "1"
+    assert "FAIL L1 max_abs tensor.1" in str(result)
 
 
 def fits(value: Any, schema: dict[str, Any], where: str = "report") -> None:
-    """The part of JSON Schema that SCHEMA uses."""
+    """Check `value` with the part of JSON Schema that SCHEMA uses."""
     kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
     if "type" in schema:
-        wanted = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        assert any(isinstance(value, kinds[kind]) for kind in wanted), f"{where} is {value!r}, not {wanted}"
-        assert not isinstance(value, bool) or "boolean" in wanted, where
+        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        assert any(isinstance(value, kinds[kind]) for kind in types), f"{where} is {value!r}, not {types}"
+        assert not isinstance(value, bool) or "boolean" in types, where
     if "enum" in schema:
         assert value in schema["enum"], where
     for key in schema.get("required", ()):
@@ -87,33 +87,33 @@ FLIPS = [TokenMismatch(3, "greedy", 2, 7, 8, 1e-6, 1e-5), TokenMismatch(4, "beam
 
 
 @pytest.mark.parametrize(
-    "made",
+    "example",
     [
         report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED),
         report(level(NAN), overrides={"L1.max_abs": 0.5, "L2.kl": 1.0}),
         report(LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=FLIPS)),
     ],
 )
-def test_the_json_is_what_the_schema_says(made):
-    content = json.loads(made.json(), parse_constant=pytest.fail)
+def test_json_matches_the_schema(example):
+    content = json.loads(example.json(), parse_constant=pytest.fail)
     fits(content, SCHEMA)
-    assert content == made.content()
+    assert content == example.content()
 
 
-def test_the_check_of_the_schema_rings():
+def test_schema_check_fails_on_wrong_content():
     content = report(HOLDS).content()
     for wrong in ({**content, "verdict": "maybe"}, {**content, "sentences": "3"}, {**content, "overrides": {"a": "b"}}):
         with pytest.raises(AssertionError):
             fits(wrong, SCHEMA)
 
 
-def test_a_flip_tells_whether_it_is_excused():
+def test_mismatch_reports_whether_it_is_excused():
     content = report(LevelResult("L3", "fails", mismatches=FLIPS)).content()
     assert [flip["excused"] for flip in content["levels"][0]["flips"]] == [True, False]
     assert content["levels"][0]["flips"][1]["margin"] == "inf"
 
 
-def test_junit_has_a_case_a_finding():
+def test_junit_has_one_case_per_measurement():
     flips = LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=FLIPS)
     suite = ElementTree.fromstring(report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED, flips).junit().partition("?>")[2])
     assert suite.tag == "testsuite"
@@ -125,20 +125,20 @@ def test_junit_has_a_case_a_finding():
     assert "sentence 3, step 2" in suite.findall("testcase/failure")[1].text
 
 
-def test_a_report_of_the_toy_model_in_all_forms(edge_attn_cli, toy_bundle, tmp_path):
+def test_report_of_the_toy_model_in_all_formats(edge_attn_cli, toy_bundle, tmp_path):
     junit = tmp_path / "verify.xml"
-    said = edge_attn_cli("verify", toy_bundle, "--json", "--junit", junit, "--threads", 1).stdout
-    content = json.loads(said, parse_constant=pytest.fail)
+    output = edge_attn_cli("verify", toy_bundle, "--json", "--junit", junit, "--threads", 1).stdout
+    content = json.loads(output, parse_constant=pytest.fail)
     fits(content, SCHEMA)
     assert content["verdict"] == "holds"
-    assert [found["name"] for found in content["levels"]] == list(LEVELS)
+    assert [level["name"] for level in content["levels"]] == list(LEVELS)
     suite = ElementTree.parse(junit).getroot()
-    findings = sum(len(found["findings"]) for found in content["levels"])
+    findings = sum(len(level["findings"]) for level in content["levels"])
     assert suite.get("failures") == "0"
     assert len([case for case in suite if len(case) == 0]) == findings
 
 
-def test_a_summary_is_what_a_manifest_keeps(toy_bundle):
-    found = verify(toy_bundle, levels=["L1", "L4"]).summary()
-    assert found["levels"] == {"L1": "holds", "L4": "not tested"}
-    assert (found["runtime"], found["provider"]) == ("ort-cpu", "CPUExecutionProvider")
+def test_summary_has_levels_and_provider(toy_bundle):
+    summary = verify(toy_bundle, levels=["L1", "L4"]).summary()
+    assert summary["levels"] == {"L1": "holds", "L4": "not tested"}
+    assert (summary["runtime"], summary["provider"]) == ("ort-cpu", "CPUExecutionProvider")

@@ -167,7 +167,7 @@ def test_without_torch_verify_runs_and_a_reference_is_not_tested(run_edge_attn, 
     assert b"torch is not installed; run: pip install 'edge-attn[export]'" in done.stderr
 
 
-def test_a_folded_memory_of_the_plain_ones_shape_is_told_apart(tmp_path):
+def test_folded_memory_of_equal_shape_is_distinguished(tmp_path):
     """Luong's layout with a decoder as wide as the encoder's output: what is folded, and what is not, look the same."""
     from edge_attn import checkpoint
     from edge_attn.config.training import Config, DataConfig, TextConfig, TrainingConfig

@@ -47,7 +47,7 @@ def in_json(name: str, change: Callable[[object], object]) -> Callable[[Files], 
 
 
 def nudge(graph: onnx.GraphProto) -> None:
-    """One weight of the combination, [36 + 24, 24], by 1e-2."""
+    """Change one weight of the combination, [36 + 24, 24], by 1e-2."""
     weight = next(tensor for tensor in graph.initializer if list(tensor.dims) == [60, 24])
     values = onnx.numpy_helper.to_array(weight).copy()
     values[30, 7] += 0.01
@@ -55,7 +55,7 @@ def nudge(graph: onnx.GraphProto) -> None:
 
 
 def behind(output: str, *nodes: onnx.NodeProto) -> Callable[[onnx.GraphProto], None]:
-    """Puts `nodes` between what gave `output` (now `output.before`) and the output."""
+    """Return a change that inserts `nodes` before `output`; its former value becomes `output.before`."""
 
     def change(graph: onnx.GraphProto) -> None:
         for node in graph.node:
@@ -76,14 +76,14 @@ DROPPED = behind(
 )
 
 
-def deaf(graph: onnx.GraphProto) -> None:
-    """The step takes its parents times nothing: every hypothesis goes on from the first."""
+def ignore_parents(graph: onnx.GraphProto) -> None:
+    """Multiply the parents by zero, so that every hypothesis continues the first."""
     for node in graph.node:
         for i, name in enumerate(node.input):
             if name == "parents":
-                node.input[i] = "parents.nothing"
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int64), "nothing"))
-    graph.node.insert(0, onnx.helper.make_node("Mul", ["parents", "nothing"], ["parents.nothing"]))
+                node.input[i] = "parents.zero"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int64), "zero"))
+    graph.node.insert(0, onnx.helper.make_node("Mul", ["parents", "zero"], ["parents.zero"]))
 
 
 def swap(entries: list, i: int = -1, j: int = -2) -> list:
@@ -101,7 +101,7 @@ FAULTS = {
     "a weight of the step": (in_graph("step", nudge), {"L2.log_prob", "L2.projection"}, set()),
     "the mask inverted": (in_graph("encoder", INVERTED), {"L1.max_abs", "L1.alignment", "L3.tokens"}, set()),
     "the mask dropped": (in_graph("encoder", DROPPED), {"L1.alignment", "L2.log_prob"}, set()),
-    "the parents ignored": (in_graph("step", deaf), {"L3.n_best"}, {"L1", "L2", "L5"}),
+    "the parents ignored": (in_graph("step", ignore_parents), {"L3.n_best"}, {"L1", "L2", "L5"}),
     "target entries swapped": (in_json("text/target.json", swap), {"L3.text"}, {"L1", "L2", "L5"}),
     "source entries swapped": (in_json("text/source.json", swap), {"L3.text"}, {"L1", "L2", "L5"}),
     "another n-best order": (
@@ -130,7 +130,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(opened, tmp_path, fault):
+def test_planted_fault_fails_verification(opened, tmp_path, fault):
     change, expected, unharmed = FAULTS[fault]
     report = verify(planted(opened, tmp_path / "bundle.zip", change), options=RuntimeOptions(threads=1))
     assert (report.verdict, report.exit_code) == ("fails", 1)
@@ -139,9 +139,9 @@ def test_a_planted_fault_is_caught(opened, tmp_path, fault):
     assert str(report).endswith("parity fails")
 
 
-def test_ignored_parents_leave_greedy_search_as_it_was(opened, tmp_path):
+def test_ignored_parents_do_not_change_greedy_search(opened, tmp_path):
     report = verify(
-        planted(opened, tmp_path / "bundle.zip", in_graph("step", deaf)),
+        planted(opened, tmp_path / "bundle.zip", in_graph("step", ignore_parents)),
         levels=["L3"],
         options=RuntimeOptions(threads=1),
     )
@@ -150,8 +150,8 @@ def test_ignored_parents_leave_greedy_search_as_it_was(opened, tmp_path):
     assert "tokens greedy" not in wrong
 
 
-def test_one_rare_entry_of_a_large_vocabulary_shows_in_the_projections_alone(tmp_path):
-    """Models in torch, so that nothing is exported: the fault is 0.05 on the bias of the token that nobody says."""
+def test_fault_in_a_rare_token_fails_only_the_projections(tmp_path):
+    """The models stay in torch. The fault is 0.05 on the bias of a token that is never generated."""
     text = Text.train("words", [(" ".join(f"w{i}" for i in range(300)),) * 2], 400, 400)
     torch.manual_seed(1)
     config = Seq2SeqConfig(embedding=16, encoder_hidden=8, decoder_hidden=16, attention_size=8)
@@ -164,16 +164,16 @@ def test_one_rare_entry_of_a_large_vocabulary_shows_in_the_projections_alone(tmp
     with torch.no_grad():
         bad.output.bias[200] += 0.05
     references = ModelReferences(good, folded=False)
-    said = record_translation(references, text, [f"w{i} w{2 * i} w{3 * i}" for i in range(9)], 9)
-    assert 200 not in said.arrays["steps.top_ids"]
+    recorded = record_translation(references, text, [f"w{i} w{2 * i} w{3 * i}" for i in range(9)], 9)
+    assert 200 not in recorded.arrays["steps.top_ids"]
     manifest = Manifest(FORMAT, "seq2seq", "translation", "fp32", dict(references.reference.graphs), 9)
     bundle = Bundle(tmp_path, manifest, text.files())
-    assert check(bundle, references.reference, said).verdict == "holds"
-    report = check(bundle, ModelReferences(bad).reference, said)
+    assert check(bundle, references.reference, recorded).verdict == "holds"
+    report = check(bundle, ModelReferences(bad).reference, recorded)
     assert report.verdict == "fails"
     assert failing(report) == {"L2.projection"}
 
 
-def test_a_failure_outranks_what_was_not_tested(opened, tmp_path):
+def test_failure_outranks_not_tested(opened, tmp_path):
     path = planted(opened, tmp_path / "bundle.zip", in_graph("step", nudge))
     assert verify(path, levels=["L2", "L4"]).exit_code == 1

@@ -1,4 +1,4 @@
-"""verify catches each fault of a runtime, and excuses a flip only where the margin is below the noise."""
+"""verify detects each fault of a runtime, and excuses a mismatch only if its margin is below the noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edge_attn.spec import GraphSpec, Value
 
 @dataclasses.dataclass
 class Faulty:
-    """A runtime that hands its outputs to `change` first."""
+    """A runtime whose outputs `change` modifies."""
 
     inner: object
     change: Callable[[str, dict[str, np.ndarray]], object]
@@ -34,9 +34,9 @@ class Faulty:
         return self.inner.graphs
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        found = {name: self.inner.numpy(value).copy() for name, value in self.inner.run(graph, inputs).items()}
-        self.change(graph, found)
-        return found
+        outputs = {name: self.inner.numpy(value).copy() for name, value in self.inner.run(graph, inputs).items()}
+        self.change(graph, outputs)
+        return outputs
 
     def numpy(self, value: Value) -> np.ndarray:
         return value
@@ -58,7 +58,7 @@ OUTPUTS = (
 
 @pytest.mark.parametrize(("graph", "output"), OUTPUTS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_never_parity(opened, toy, toy_golden, graph, output, value):
+def test_nan_and_infinity_fail_verification(opened, toy, toy_golden, graph, output, value):
     def change(ran: str, outputs: dict[str, np.ndarray]) -> None:
         if ran == graph:
             outputs[output][...] = value
@@ -71,14 +71,14 @@ def test_what_is_no_number_is_never_parity(opened, toy, toy_golden, graph, outpu
     assert report.junit()
 
 
-def test_a_level_that_asks_for_more_than_the_engines_hold_is_not_tested_and_the_others_are(opened, toy, toy_golden):
+def test_level_beyond_the_engine_is_not_tested(opened, toy, toy_golden):
     def narrow(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step" and outputs["log_probs"].shape[1] > 1:
             raise TooLargeError("the engine was built for a beam of up to 1")
 
     report = check(opened, Faulty(toy, narrow), first(toy_golden, 6))
-    found = statuses(report)
-    assert {name: found[name] for name in ("L1", "L2", "L3", "L5")} == {
+    levels = statuses(report)
+    assert {name: levels[name] for name in ("L1", "L2", "L3", "L5")} == {
         "L1": "holds",
         "L2": "holds",
         "L3": "not tested",
@@ -89,7 +89,7 @@ def test_a_level_that_asks_for_more_than_the_engines_hold_is_not_tested_and_the_
 
 
 def first(toy_golden: Golden, count: int) -> Golden:
-    """The golden data of the first sentences; of those arrays that are read row by row nothing needs to be cut."""
+    """Return the golden data of the first sentences. Its arrays are read by row, so they stay as they are."""
     return dataclasses.replace(
         toy_golden,
         sentences=toy_golden.sentences[:count],
@@ -99,11 +99,11 @@ def first(toy_golden: Golden, count: int) -> Golden:
     )
 
 
-def test_a_part_of_the_golden_data_holds_too(opened, toy, toy_golden):
+def test_part_of_the_golden_data_holds(opened, toy, toy_golden):
     assert check(opened, toy, first(toy_golden, 6)).verdict == "holds"
 
 
-def test_one_nan_at_one_step_of_one_sentence_is_found(opened, toy, toy_golden):
+def test_single_nan_fails_verification(opened, toy, toy_golden):
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step" and len(outputs["log_probs"]) > 1:
             outputs["log_probs"][1, 0, 5] = np.nan
@@ -113,7 +113,7 @@ def test_one_nan_at_one_step_of_one_sentence_is_found(opened, toy, toy_golden):
     assert {"L2.projection", "L2.kl", "L2.top1"} <= failing(report)
 
 
-def test_a_batch_that_differs_from_the_sentence_alone(opened, toy, toy_golden):
+def test_batch_that_differs_from_single_sentences_fails(opened, toy, toy_golden):
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step" and len(outputs["candidates"]) > 1:
             for name in ("candidates", "candidate_ids"):
@@ -122,10 +122,10 @@ def test_a_batch_that_differs_from_the_sentence_alone(opened, toy, toy_golden):
     level = check(opened, Faulty(toy, change), toy_golden, ["L5"]).levels[5]
     assert level.status == "fails"
     assert {f.name for f in level.measurements if not f.ok} == {"tokens batched", "tokens shuffled"}
-    assert {flip.where for flip in level.mismatches} == {"batched", "shuffled"}
+    assert {mismatch.where for mismatch in level.mismatches} == {"batched", "shuffled"}
 
 
-def test_a_runtime_that_says_another_thing_the_second_time(opened, toy, toy_golden):
+def test_runtime_with_varying_results_fails_rerun(opened, toy, toy_golden):
     runs = 0
 
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
@@ -138,7 +138,7 @@ def test_a_runtime_that_says_another_thing_the_second_time(opened, toy, toy_gold
     assert failing(report) == {"L5.rerun"}
 
 
-def test_alignments_turned_round(opened, toy, toy_golden):
+def test_reversed_alignments_fail(opened, toy, toy_golden):
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step":
             outputs["alignment"] = outputs["alignment"][:, :, ::-1]
@@ -147,26 +147,27 @@ def test_alignments_turned_round(opened, toy, toy_golden):
     assert failing(report) == {"L1.alignment", "L3.alignment"}
 
 
-def test_alignments_of_the_step_before(opened, toy, toy_golden):
-    """The attention of a token stands in the row of the next one."""
-    held: list[np.ndarray] = []
+def test_alignments_of_the_previous_step_fail(opened, toy, toy_golden):
+    """The attention of a token is in the row of the next token."""
+    previous: list[np.ndarray] = []
 
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "encoder":
-            held.clear()
+            previous.clear()
         else:
-            held.append(outputs["alignment"])
-            outputs["alignment"] = held[-2] if len(held) > 1 and held[-2].shape == held[-1].shape else held[-1]
+            previous.append(outputs["alignment"])
+            same_shape = len(previous) > 1 and previous[-2].shape == previous[-1].shape
+            outputs["alignment"] = previous[-2] if same_shape else previous[-1]
 
     report = check(opened, Faulty(toy, change), toy_golden)
     assert failing(report) == {"L1.alignment", "L3.alignment"}
 
 
-# ---- flips that a margin excuses
+# ---- mismatches that a margin excuses
 
 
 def tie_breaker(least: float) -> Callable[[str, dict[str, np.ndarray]], None]:
-    """Takes the second best candidate where it is less than `least` behind."""
+    """Return a change that takes the second best candidate if it is less than `least` behind."""
 
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step":
@@ -181,7 +182,7 @@ def tie_breaker(least: float) -> Callable[[str, dict[str, np.ndarray]], None]:
 
 @pytest.fixture(scope="session")
 def greedy_only(toy_golden) -> Golden:
-    """Golden data whose beam search is greedy too, since ties are broken in greedy search's way here."""
+    """Return golden data whose beam search is greedy too, since the tie breaker works as in greedy search."""
     arrays = {name: rows for name, rows in toy_golden.arrays.items() if name != "beam.alignment"}
     config = dataclasses.replace(toy_golden.search, beam=1, n_best=1)
     return dataclasses.replace(
@@ -193,7 +194,7 @@ def with_noise(toy_golden: Golden, noise: np.ndarray) -> Golden:
     return dataclasses.replace(toy_golden, arrays={**toy_golden.arrays, "steps.noise": noise})
 
 
-def test_a_flip_is_excused_below_the_references_noise_only(opened, toy, greedy_only):
+def test_mismatch_is_excused_only_below_the_noise(opened, toy, greedy_only):
     margins = -np.diff(greedy_only.arrays["steps.top_log_probs"][:, :2], axis=1)[:, 0]
     least = float(np.sort(margins)[0] * 1.001)
     runtime = Faulty(toy, tie_breaker(least))
@@ -201,30 +202,36 @@ def test_a_flip_is_excused_below_the_references_noise_only(opened, toy, greedy_o
     sentence = next(i for i, part in enumerate(greedy_only.steps()) if part.start <= row < part.stop)
     noise = np.zeros(len(margins), np.float32)
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"], {"L3.tokens": 0.0})
-    flip = report.levels[3].mismatches[0]
-    assert (flip.sentence, flip.step, flip.within_noise) == (sentence, row - greedy_only.steps()[sentence].start, False)
-    assert flip.margin == pytest.approx(margins[row])
-    assert "greedy" in flip.where
+    mismatch = report.levels[3].mismatches[0]
+    assert (mismatch.sentence, mismatch.step, mismatch.within_noise) == (
+        sentence,
+        row - greedy_only.steps()[sentence].start,
+        False,
+    )
+    assert mismatch.margin == pytest.approx(margins[row])
+    assert "greedy" in mismatch.where
     assert report.verdict == "fails"
     noise[row] = margins[row] * 1.01
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"])
-    flip, *_ = greedy = [flip for flip in report.levels[3].mismatches if flip.where == "greedy"]
+    mismatch, *_ = greedy = [mismatch for mismatch in report.levels[3].mismatches if mismatch.where == "greedy"]
     assert len(greedy) == 1
-    assert flip.within_noise
-    assert f"sentence {sentence}, step {flip.step}: token {flip.candidate} for {flip.reference}" in str(report)
+    assert mismatch.within_noise
+    assert f"sentence {sentence}, step {mismatch.step}: token {mismatch.candidate} for {mismatch.reference}" in str(
+        report
+    )
     assert "(excused: a tie below the noise)" in str(report)
-    found = {finding.name: finding for finding in report.levels[3].measurements}
-    assert found["tokens greedy"].value == 0
-    assert 0 < found["excused greedy"].value <= 0.005
+    measurements = {finding.name: finding for finding in report.levels[3].measurements}
+    assert measurements["tokens greedy"].value == 0
+    assert 0 < measurements["excused greedy"].value <= 0.005
 
 
-def test_too_many_excuses_are_none(opened, toy, greedy_only):
+def test_too_many_excused_mismatches_fail(opened, toy, greedy_only):
     noise = np.full(len(greedy_only.arrays["steps.noise"]), 100, np.float32)
     report = check(opened, Faulty(toy, tie_breaker(100.0)), with_noise(greedy_only, noise), ["L5"])
-    found = {finding.name: finding for finding in report.levels[5].measurements}
-    assert found["tokens batched"].ok
-    assert found["excused batched"].value > 0.005
-    assert not found["excused batched"].ok
+    measurements = {finding.name: finding for finding in report.levels[5].measurements}
+    assert measurements["tokens batched"].ok
+    assert measurements["excused batched"].value > 0.005
+    assert not measurements["excused batched"].ok
     assert report.exit_code == 1
 
 
@@ -232,24 +239,24 @@ def a_hypothesis(tokens: tuple[int, ...], score: float, noise: float = 0.0) -> R
     return ReferenceHypothesis(tokens, "", score * (len(tokens) + 1), score, noise * (len(tokens) + 1), True)
 
 
-def test_a_beam_flip_needs_two_recorded_hypotheses_and_their_margin():
+def test_beam_mismatch_needs_two_recorded_hypotheses():
     a, b = a_hypothesis((5, 6), -0.5, 1e-4), a_hypothesis((5, 7, 8), -0.50015, 1e-4)
-    found = {one.tokens: Hypothesis(one.tokens, one.log_prob, one.score, True) for one in (a, b)}
-    stranger = Hypothesis((9,), -0.9, -0.5, True)
-    assert decoder_levels._beam_mismatch((a, b), (found[a.tokens], found[b.tokens]), 3) is None
-    flip = decoder_levels._beam_mismatch((a, b), (found[b.tokens], found[a.tokens]), 3)
-    assert (flip.sentence, flip.step, flip.reference, flip.candidate) == (3, 1, 6, 7)
-    assert flip.margin == pytest.approx(0.00015)
-    assert flip.noise == pytest.approx(0.0002)
-    assert flip.within_noise
+    hypotheses = {one.tokens: Hypothesis(one.tokens, one.log_prob, one.score, True) for one in (a, b)}
+    unrecorded = Hypothesis((9,), -0.9, -0.5, True)
+    assert decoder_levels._beam_mismatch((a, b), (hypotheses[a.tokens], hypotheses[b.tokens]), 3) is None
+    mismatch = decoder_levels._beam_mismatch((a, b), (hypotheses[b.tokens], hypotheses[a.tokens]), 3)
+    assert (mismatch.sentence, mismatch.step, mismatch.reference, mismatch.candidate) == (3, 1, 6, 7)
+    assert mismatch.margin == pytest.approx(0.00015)
+    assert mismatch.noise == pytest.approx(0.0002)
+    assert mismatch.within_noise
     quiet = dataclasses.replace(b, noise=0.0)
-    assert not decoder_levels._beam_mismatch((a, quiet), (found[b.tokens], found[a.tokens]), 3).within_noise
-    assert not decoder_levels._beam_mismatch((a, b), (stranger, found[b.tokens]), 3).within_noise
-    assert not decoder_levels._beam_mismatch((a, b), (found[a.tokens],), 3).within_noise
-    assert not decoder_levels._beam_mismatch((a,), (found[a.tokens], found[b.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, quiet), (hypotheses[b.tokens], hypotheses[a.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, b), (unrecorded, hypotheses[b.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, b), (hypotheses[a.tokens],), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a,), (hypotheses[a.tokens], hypotheses[b.tokens]), 3).within_noise
 
 
-def test_divergence_forgives_rounding_and_sees_another_distribution():
+def test_divergence_ignores_rounding_of_all_logits():
     p = np.log(np.array([[0.9, 0.06, 0.04]]))
     shift = 2e-6  # of every logit, as rounding a large log-sum-exp does
     reference = {"top_log_probs": p[:, :2], "rest": p[:, 2]}
