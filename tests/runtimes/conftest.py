@@ -19,7 +19,7 @@ from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.parity import golden
 from edge_attn.runtimes.base import open_runtime
-from edge_attn.runtimes.trt import builder as trt_build
+from edge_attn.runtimes.trt import builder
 from edge_attn.runtimes.trt import runtime as trt
 from edge_attn.runtimes.trt.api import Capability, TensorRT
 from edge_attn.runtimes.trt.cudart import Cuda
@@ -70,7 +70,7 @@ def jetson(monkeypatch, tmp_path) -> Iterator[Jetson]:
     machine = Jetson(tmp_path / "cache")
     monkeypatch.setattr(trt, "load_tensorrt", machine.tensorrt)
     monkeypatch.setattr(trt, "open_cuda", lambda: Cuda(machine.cuda))
-    monkeypatch.setattr(trt_build, "build_engine", machine.build)
+    monkeypatch.setattr(builder, "build_engine", machine.build)
     yield machine
     gc.collect()
     assert machine.cuda.leaks() == []

@@ -104,7 +104,7 @@ KNOWN_LIMITS: dict[str, dict[str, str]] = {
     "attention softcap": dict.fromkeys(VERSIONS, "Setting softcap is not supported in TensorRT Attention"),
     "attention scores": dict.fromkeys(VERSIONS, "TensorRT only supports Attention nodes with one output"),
     "dynamic quantize": dict.fromkeys(VERSIONS, NO_SUCH_OP),
-    "non-zero": {"1.7": "NonZero plugin creator version 1 was not found", "1.4": "catchCudaError"},
+    "non-zero": {"1.7": "NonZero plugin creator version 1 was not", "1.4": "catchCudaError"},
     "swish": {"1.4": "Op type Swish is not supported"},
     "int8": {"1.4": "catchCudaError"},
     "gru": {},
