@@ -1,4 +1,4 @@
-"""A model as it is deployed says what the model says: the same sums, some of them made earlier."""
+"""Tests of fold_for_inference: equal results, with some sums computed in advance."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def steps(stepped) -> torch.Tensor:
 @pytest.mark.parametrize(("attend", "layers"), [("before", 1), ("after", 2)])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("attention", KINDS)
-def test_folding_changes_nothing_but_the_order_of_sums(attention, cell, attend, layers, feeding):
+def test_folding_changes_only_the_order_of_sums(attention, cell, attend, layers, feeding):
     plain = model(attention=attention, cell=cell, attend=attend, decoder_layers=layers, input_feeding=feeding)
     folded = fold_for_inference(plain)
     assert isinstance(folded, FoldedSeq2Seq)
     torch.testing.assert_close(steps(folded), steps(plain), rtol=0, atol=1e-13)
 
 
-def test_a_wrong_fold_would_be_seen():
+def test_wrong_fold_changes_the_outputs():
     plain = model()
     folded = FoldedSeq2Seq(plain)
     folded.get_buffer("context")[3, 2] += 1e-6
     assert (steps(folded) - steps(plain)).abs().max() > 1e-9
 
 
-def test_the_model_is_left_as_it_was():
+def test_folding_does_not_change_the_model():
     plain = model()
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     fold_for_inference(plain).get_buffer("cell_embedded").zero_()

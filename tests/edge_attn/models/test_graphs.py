@@ -1,4 +1,4 @@
-"""The graphs of every kind of model: they name their tensors, and the step is the model's own, reordered and ranked."""
+"""Tests of the graphs of every kind of model: names, shapes, reordering by parents, and candidates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 VOCAB = 11
 SMALL = {"embedding": 6, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 6, "heads": 2}
-AROUND = (
+WRAPPED = (
     {"focus": "local-m", "window": 2},
     {"focus": "local-p", "window": 2, "normalizer": "sparsemax"},
     {"focus": "hard"},
@@ -30,7 +30,7 @@ CONFIGS = [
     Seq2SeqConfig(
         **{**SMALL, "cell": cell, "attend": attend, "input_feeding": feeding, "decoder_layers": layers, **kind}
     )
-    for kind in (*({"attention": attention} for attention in ATTENTIONS), *AROUND)
+    for kind in (*({"attention": attention} for attention in ATTENTIONS), *WRAPPED)
     for cell, attend, feeding, layers in (("gru", "before", False, 1), ("lstm", "after", True, 2))
     if "encoder_cell" not in kind or cell == "lstm"
 ]
@@ -54,30 +54,30 @@ def named(graph, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         return dict(zip((tensor.name for tensor in graph.spec.outputs), graph(*tensors), strict=True))
 
 
-def test_the_graphs_say_what_they_take_and_give(model):
-    made = encoder_decoder_graphs(model, 4)
-    encoder, step = made["encoder"].spec, made["step"].spec
+def test_graphs_describe_their_tensors(model):
+    graphs = encoder_decoder_graphs(model, 4)
+    encoder, step = graphs["encoder"].spec, graphs["step"].spec
     assert not model.training
     assert (encoder.file, step.file) == ("graphs/encoder.onnx", "graphs/step.onnx")
     assert [tensor.name for tensor in encoder.inputs] == ["source", "source_length"]
-    given = {tensor.name: tensor for tensor in encoder.outputs}
-    taken = {tensor.name: tensor for tensor in step.inputs}
-    assert taken.keys() == {"tokens", "parents", *given}
+    encoded = {tensor.name: tensor for tensor in encoder.outputs}
+    step_inputs = {tensor.name: tensor for tensor in step.inputs}
+    assert step_inputs.keys() == {"tokens", "parents", *encoded}
     for tensor in step.inputs[2:]:
-        start = given[tensor.name].shape
+        start = encoded[tensor.name].shape
         if tensor.name.startswith("memory."):
             assert tensor.shape == start
             assert (start[1] == "src") is (tensor.name != "memory.summary")
         else:
             assert start[:2] == ("batch", 1)
             assert tensor.shape == ("batch", "previous_beam", *start[2:])
-    following = [tensor.name for tensor in step.outputs if tensor.name.startswith("next_")]
-    assert following == [f"next_{name}" for name in step.names("state.")]
+    next_states = [tensor.name for tensor in step.outputs if tensor.name.startswith("next_")]
+    assert next_states == [f"next_{name}" for name in step.names("state.")]
     attends = model.config.attention != "none"
     assert ("alignment" in [tensor.name for tensor in step.outputs]) is attends
 
 
-def test_what_they_give_has_the_shapes_that_they_say(model):
+def test_outputs_have_the_described_shapes(model):
     encoder, step = encoder_decoder_graphs(model, 4).values()
     sizes = {"batch": 3, "src": 4, "beam": 5, "previous_beam": 2}
     encoded = named(encoder, SOURCE, LENGTH)
@@ -92,8 +92,8 @@ def test_what_they_give_has_the_shapes_that_they_say(model):
             assert str(value.dtype) == f"torch.{tensor.dtype}"
 
 
-def test_the_step_goes_on_from_the_parents(model):
-    """Each hypothesis of a beam says what it says when it is fed alone, after its own parent's state."""
+def test_step_continues_from_the_parents(model):
+    """Each hypothesis of a beam has the outputs that it has alone, from the state of its parent."""
     encoder, step = encoder_decoder_graphs(model, 4).values()
     encoded = named(encoder, SOURCE, LENGTH)
     memory = [value for name, value in encoded.items() if name.startswith("memory.")]
@@ -105,13 +105,13 @@ def test_the_step_goes_on_from_the_parents(model):
     together = named(step, tokens, parents, *memory, *states)
     for row in range(3):
         for beam in range(3):
-            one = slice(row, row + 1)
-            state = [value[one, parents[row, beam]][:, None] for value in states]
+            rows = slice(row, row + 1)
+            state = [value[rows, parents[row, beam]][:, None] for value in states]
             alone = named(
                 step,
-                tokens[one, beam : beam + 1],
+                tokens[rows, beam : beam + 1],
                 torch.zeros(1, 1, dtype=torch.long),
-                *(m[one] for m in memory),
+                *(m[rows] for m in memory),
                 *state,
             )
             for output, value in alone.items():
@@ -119,45 +119,45 @@ def test_the_step_goes_on_from_the_parents(model):
                     torch.testing.assert_close(together[output][row, beam], value[0, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_the_step_is_the_models_own(model):
+def test_step_matches_the_model(model):
     encoder, step = encoder_decoder_graphs(model, 4).values()
     with torch.no_grad():
         memory, state = model.encode(SOURCE, LENGTH)
         tokens = torch.tensor([[4], [5], [6]])
-        features, weights, following = model.decode(model.embedding(tokens), memory, state)
+        features, weights, next_state = model.decode(model.embedding(tokens), memory, state)
         expected = torch.log_softmax(model.logits(features), -1)
-    found = named(step, tokens, torch.zeros(3, 1, dtype=torch.long), *named(encoder, SOURCE, LENGTH).values())
-    torch.testing.assert_close(found["log_probs"], expected)
-    for key, value in following.items():
-        torch.testing.assert_close(found[f"next_state.{key}"], value)
+    outputs = named(step, tokens, torch.zeros(3, 1, dtype=torch.long), *named(encoder, SOURCE, LENGTH).values())
+    torch.testing.assert_close(outputs["log_probs"], expected)
+    for key, value in next_state.items():
+        torch.testing.assert_close(outputs[f"next_state.{key}"], value)
     if weights is not None:
-        torch.testing.assert_close(found["alignment"], weights)
+        torch.testing.assert_close(outputs["alignment"], weights)
 
 
-def test_the_candidates_are_the_best_in_their_order(model):
+def test_candidates_are_the_best_in_order(model):
     encoder, step = encoder_decoder_graphs(model, 4).values()
-    found = named(
+    outputs = named(
         step,
         torch.tensor([[4], [5], [6]]),
         torch.zeros(3, 1, dtype=torch.long),
         *named(encoder, SOURCE, LENGTH).values(),
     )
-    ordered = found["log_probs"].sort(-1, descending=True)
-    assert torch.equal(found["candidates"], ordered.values[..., :4])
-    assert torch.equal(found["log_probs"].gather(-1, found["candidate_ids"]), found["candidates"])
+    ordered = outputs["log_probs"].sort(-1, descending=True)
+    assert torch.equal(outputs["candidates"], ordered.values[..., :4])
+    assert torch.equal(outputs["log_probs"].gather(-1, outputs["candidate_ids"]), outputs["candidates"])
 
 
 def step_graph(model: Seq2Seq, candidates: int) -> StepGraph:
     return StepGraph(model, EncoderGraph(model).spec, candidates)
 
 
-def test_no_more_candidates_than_tokens():
+def test_candidates_are_at_most_the_vocabulary():
     model = Seq2Seq(Seq2SeqConfig(**SMALL), VOCAB, VOCAB + 1).eval()
     assert step_graph(model, 500).spec.outputs[0].shape == ("batch", "beam", VOCAB + 1)
     assert step_graph(model, 2).spec.outputs[0].shape == ("batch", "beam", 2)
 
 
-def test_double_precision_is_said():
+def test_specs_of_fp64_model_are_fp64():
     model = Seq2Seq(Seq2SeqConfig(**SMALL), VOCAB, VOCAB).double()
     kinds = {t.dtype for spec in (EncoderGraph(model).spec, step_graph(model, 3).spec) for t in spec.outputs}
     assert kinds == {"float64", "bool", "int64"}

@@ -1,4 +1,4 @@
-"""Every combination of the seq2seq options: a pass and its steps agree, alone and in a batch, in a beam."""
+"""Tests of Seq2Seq for every combination of options: a pass equals its steps, alone, in a batch and in a beam."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def padded(rows: list[list[int]], pad: int = PAD) -> tuple[torch.Tensor, torch.T
     return torch.tensor([row + [pad] * (longest - len(row)) for row in rows]), torch.tensor([len(row) for row in rows])
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def max_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     assert a.shape == b.shape
     return float((a - b).abs().max())
 
 
-def test_a_pass_equals_its_steps(model):
+def test_pass_equals_its_steps(model):
     source, lengths = padded(SOURCES)
     target = torch.tensor(TARGETS)
     with torch.no_grad():
@@ -72,14 +72,14 @@ def test_a_pass_equals_its_steps(model):
         memory, state = model.encode(source, lengths)
         assert all(tensor.shape[:2] == (3, 1) for tensor in state.values())
         for i in range(target.shape[1]):
-            features, weights, following = model.decode(model.embedding(target[:, i : i + 1]), memory, state)
-            assert apart(features[:, 0], whole[:, i]) <= 1e-6
-            assert following.keys() == state.keys()
-            assert all(following[n].shape == state[n].shape for n in state)
-            state = following
+            features, weights, next_state = model.decode(model.embedding(target[:, i : i + 1]), memory, state)
+            assert max_difference(features[:, 0], whole[:, i]) <= 1e-6
+            assert next_state.keys() == state.keys()
+            assert all(next_state[n].shape == state[n].shape for n in state)
+            state = next_state
             if weights is not None:
                 mask = torch.arange(source.shape[1]) < lengths[:, None]
-                assert apart(weights.sum(-1), torch.ones(3, 1)) <= 1e-6
+                assert max_difference(weights.sum(-1), torch.ones(3, 1)) <= 1e-6
                 assert not weights[:, 0][~mask].any()
     assert (weights is None) == (model.config.attention == "none")
     logits = model.logits(whole)
@@ -87,35 +87,35 @@ def test_a_pass_equals_its_steps(model):
     assert logits.isfinite().all()
 
 
-def test_later_symbols_do_not_reach_earlier_features(model):
+def test_features_ignore_later_symbols(model):
     source, lengths = padded(SOURCES)
     target = torch.tensor(TARGETS)
     with torch.no_grad():
         whole = model(source, lengths, target)
         target[:, 2:] = 10
         changed = model(source, lengths, target)
-    assert apart(changed[:, :2], whole[:, :2]) == 0.0
-    assert apart(changed[:, 2:], whole[:, 2:]) > 1e-4
+    assert max_difference(changed[:, :2], whole[:, :2]) == 0.0
+    assert max_difference(changed[:, 2:], whole[:, 2:]) > 1e-4
 
 
-def test_a_sentence_alone_equals_itself_in_a_padded_batch(model):
+def test_sentence_is_independent_of_its_batch(model):
     source, lengths = padded(SOURCES)
     target = torch.tensor(TARGETS)
     with torch.no_grad():
         together = model(source, lengths, target)
         for i, row in enumerate(SOURCES):
             alone = model(*padded([row]), target[i : i + 1])
-            assert apart(alone[0], together[i]) <= 1e-6
+            assert max_difference(alone[0], together[i]) <= 1e-6
 
 
-def test_what_stands_in_the_padding_does_not_matter(model):
+def test_padding_does_not_matter(model):
     target = torch.tensor(TARGETS)
     with torch.no_grad():
-        assert apart(model(*padded(SOURCES, pad=9), target), model(*padded(SOURCES), target)) <= 1e-6
+        assert max_difference(model(*padded(SOURCES, pad=9), target), model(*padded(SOURCES), target)) <= 1e-6
 
 
 def test_every_source_position_matters(model):
-    """The alarm for the tests above: a model that ignores its source would pass them."""
+    """A model that ignores its source would pass the tests above."""
     target = torch.tensor(TARGETS)
     with torch.no_grad():
         whole = model(*padded(SOURCES), target)
@@ -123,7 +123,7 @@ def test_every_source_position_matters(model):
             changed = [list(row) for row in SOURCES]
             changed[i][j] = 10
             other = model(*padded(changed), target)
-            reached = [apart(other[k], whole[k]) > 1e-5 for k in range(3)]
+            reached = [max_difference(other[k], whole[k]) > 1e-5 for k in range(3)]
             assert reached == [k == i for k in range(3)]
 
 
@@ -137,16 +137,16 @@ def test_beams_are_query_positions(model):
         together = model.decode(embedded, memory, state)
         for k in range(3):
             one = {n: tensor[:, k : k + 1] for n, tensor in state.items()}
-            features, weights, following = model.decode(embedded[:, k : k + 1], memory, one)
-            assert apart(features, together[0][:, k : k + 1]) <= 1e-6
-            for n in following:
-                assert apart(following[n], together[2][n][:, k : k + 1]) <= 1e-6
+            features, weights, next_state = model.decode(embedded[:, k : k + 1], memory, one)
+            assert max_difference(features, together[0][:, k : k + 1]) <= 1e-6
+            for n in next_state:
+                assert max_difference(next_state[n], together[2][n][:, k : k + 1]) <= 1e-6
             if weights is not None:
-                assert apart(weights, together[1][:, k : k + 1]) <= 1e-6
+                assert max_difference(weights, together[1][:, k : k + 1]) <= 1e-6
 
 
 def test_every_parameter_learns(model):
-    """A training state holds the optimizer's moments of every parameter, so each must have a gradient."""
+    """A training state contains the optimizer's moments of every parameter, so each needs a gradient."""
     model.train()
     source, lengths = padded(SOURCES)
     model.logits(model(source, lengths, torch.tensor(TARGETS))).logsumexp(-1).sum().backward()
@@ -156,21 +156,21 @@ def test_every_parameter_learns(model):
         assert parameter.grad.any(), n
 
 
-def test_the_tied_output_is_the_embedding():
+def test_tied_output_is_the_embedding():
     tied = Seq2Seq(Seq2SeqConfig(tied_output=True, **SMALL), VOCAB, VOCAB)
     assert tied.output.weight is tied.embedding.weight
     assert tied.combine.out_features == 6
     assert Seq2Seq(Seq2SeqConfig(**SMALL), VOCAB, VOCAB).combine.out_features == 8
 
 
-def test_dropout_is_for_training_only():
+def test_dropout_only_in_training():
     torch.manual_seed(3)
     model = Seq2Seq(Seq2SeqConfig(dropout=0.5, decoder_layers=2, encoder_layers=2, **SMALL), VOCAB, VOCAB)
     arguments = (*padded(SOURCES), torch.tensor(TARGETS))
     with torch.no_grad():
-        assert apart(model(*arguments), model(*arguments)) > 1e-3
+        assert max_difference(model(*arguments), model(*arguments)) > 1e-3
         model.eval()
-        assert apart(model(*arguments), model(*arguments)) == 0.0
+        assert max_difference(model(*arguments), model(*arguments)) == 0.0
 
 
 ONE_CHANGE = [
@@ -187,8 +187,8 @@ ONE_CHANGE = [
 
 
 @pytest.mark.parametrize("changes", ONE_CHANGE, ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()) or "default")
-def test_it_learns(changes):
-    """Three sentences by heart, the loss from log(vocabulary) to less than a tenth of it."""
+def test_model_learns_three_sentences(changes):
+    """The loss falls from log(vocabulary) to less than a tenth of it."""
     torch.manual_seed(3)
     sizes = {"embedding": 16, "encoder_hidden": 12, "decoder_hidden": 24, "attention_size": 12}
     model = Seq2Seq(Seq2SeqConfig(**sizes, **changes), VOCAB, VOCAB)
@@ -208,14 +208,14 @@ def test_it_learns(changes):
     assert losses[-1] < 0.15
 
 
-def test_a_decoder_that_the_encoder_cannot_start_is_one_sentence():
+def test_incompatible_encoder_cell_fails():
     with pytest.raises(ConfigError, match="starts from the encoder's cell state, which encoder_cell = 'gru'"):
         Seq2Seq(Seq2SeqConfig(cell="lstm", encoder_cell="gru", **SMALL), VOCAB, VOCAB)
     Seq2Seq(Seq2SeqConfig(cell="lstm", encoder_cell="gru", bridge="none", **SMALL), VOCAB, VOCAB)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "error"),
     [
         ({"attention": "none", "normalizer": "sparsemax"}, "needs an attention"),
         ({"attention": "none", "focus": "hard"}, "no energy for each source position, which hard needs"),
@@ -223,6 +223,6 @@ def test_a_decoder_that_the_encoder_cannot_start_is_one_sentence():
         ({"attention": "multi-head", "focus": "local-p", "window": 2}, "which local-p needs"),
     ],
 )
-def test_what_a_kind_cannot_do_is_one_sentence(options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_unsupported_combination_fails(options, error):
+    with pytest.raises(ConfigError, match=error):
         Seq2Seq(Seq2SeqConfig(**options, **SMALL), VOCAB, VOCAB)
