@@ -1,4 +1,4 @@
-"""Golden data: what it holds, that it survives its files, and that what was damaged is refused."""
+"""Golden data: its contents, writing and reading, and the refusal of damaged files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def toy_text(toy_bundle) -> Text:
 
 
 def small(attention: str, words: int) -> tuple[Seq2Seq, Text]:
-    """An untrained model with sharp enough a distribution to end its sentences."""
+    """Return an untrained model whose distribution is sharp enough to end sentences."""
     text = Text.train("words", [(" ".join(WORDS[:words]),) * 2], 200, 200)
     torch.manual_seed(5)
     sizes = {"embedding": 16, "encoder_hidden": 8, "decoder_hidden": 16, "attention_size": 8}
@@ -55,16 +55,16 @@ def small(attention: str, words: int) -> tuple[Seq2Seq, Text]:
 
 
 @pytest.fixture(scope="session", params=["additive, 94 entries", "additive, 13 entries", "none, 94 entries"])
-def made(request) -> tuple[Seq2Seq, Text, Golden]:
+def recorded(request) -> tuple[Seq2Seq, Text, Golden]:
     attention, entries = request.param.split(", ")
     model, text = small(attention, int(entries.split()[0]) - 4)
     return model, text, record_translation(ModelReferences(model), text, LINES, 9)
 
 
-# ---- what a bundle's golden data holds
+# ---- golden data of a bundle
 
 
-def test_the_sentences(toy_golden, toy_text, toy_bundle):
+def test_sentences_cover_lengths_and_unknown_words(toy_golden, toy_text, toy_bundle):
     longest = Bundle.open(toy_bundle).manifest.max_source
     lengths = [len(source) for source in toy_golden.sources]
     assert len(toy_golden.sentences) >= 64
@@ -76,13 +76,13 @@ def test_the_sentences(toy_golden, toy_text, toy_bundle):
     assert encoded == list(toy_golden.sources)
 
 
-def test_the_hypotheses(toy_golden, toy_text):
+def test_hypotheses_are_ranked_with_noise(toy_golden, toy_text):
     config = toy_golden.search
     assert config.beam == config.n_best == 5
-    for said, n_best in zip(toy_golden.greedy, toy_golden.n_best, strict=True):
+    for greedy, n_best in zip(toy_golden.greedy, toy_golden.n_best, strict=True):
         assert len(n_best) == 5
         assert len({one.tokens for one in n_best}) == 5
-        for one in (said, *n_best):
+        for one in (greedy, *n_best):
             assert one.text == toy_text.target.decode(one.tokens)
             assert one.score == pytest.approx(one.log_prob / (len(one.tokens) + one.finished))
             assert 0 < one.noise < 1e-3
@@ -90,9 +90,9 @@ def test_the_hypotheses(toy_golden, toy_text):
         assert ranked == sorted(ranked, reverse=True)
 
 
-def test_the_arrays(toy_golden, toy_text):
+def test_arrays_have_their_shapes_and_sum_to_one(toy_golden, toy_text):
     arrays = toy_golden.arrays
-    steps = sum(len(said.tokens) + 1 for said in toy_golden.greedy)
+    steps = sum(len(greedy.tokens) + 1 for greedy in toy_golden.greedy)
     top = min(TOP, len(toy_text.target))
     assert arrays["steps.top_ids"].shape == arrays["steps.top_log_probs"].shape == (steps, top)
     assert arrays["steps.projections"].shape == arrays["steps.next_state.hidden.0"].shape == (steps, PROJECTIONS)
@@ -102,91 +102,95 @@ def test_the_arrays(toy_golden, toy_text):
     assert (np.diff(arrays["steps.top_log_probs"], axis=1) <= 0).all()
     assert (arrays["steps.noise"] > 0).all()
     assert arrays["steps.noise"].max() < 1e-3
-    whole = np.exp(arrays["steps.top_log_probs"]).sum(1) + np.exp(arrays["steps.rest"])
-    np.testing.assert_allclose(whole, 1.0, atol=3e-6)
-    for rows, said, slices in zip(
+    total = np.exp(arrays["steps.top_log_probs"]).sum(1) + np.exp(arrays["steps.rest"])
+    np.testing.assert_allclose(total, 1.0, atol=3e-6)
+    for rows, greedy, slices in zip(
         toy_golden.alignments("steps.alignment"), toy_golden.greedy, toy_golden.steps(), strict=True
     ):
-        assert len(rows) == len(said.tokens) + 1
+        assert len(rows) == len(greedy.tokens) + 1
         np.testing.assert_allclose(rows.sum(1), 1.0, atol=1e-5)
         best = arrays["steps.top_ids"][slices, 0].tolist()
-        assert best == [*said.tokens, EOS][: len(best)] or not said.finished
+        assert best == [*greedy.tokens, EOS][: len(best)] or not greedy.finished
     for rows, (best, *_), source in zip(
         toy_golden.alignments("beam.alignment"), toy_golden.n_best, toy_golden.sources, strict=True
     ):
         assert rows.shape == (len(best.tokens) + best.finished, len(source))
 
 
-def test_it_is_what_the_checkpoint_says_now(toy_golden, toy_checkpoint):
+def test_golden_data_is_what_the_checkpoint_computes(toy_golden, toy_checkpoint):
     live = open_checkpoint(toy_checkpoint)
-    said = record_translation(live.references, live.text, toy_golden.sentences[:9], 20)
-    assert said.sources == toy_golden.sources[:9]
-    assert [one.text for one in said.greedy] == [one.text for one in toy_golden.greedy[:9]]
-    assert [[one.tokens for one in n_best] for n_best in said.n_best] == [
+    golden_data = record_translation(live.references, live.text, toy_golden.sentences[:9], 20)
+    assert golden_data.sources == toy_golden.sources[:9]
+    assert [one.text for one in golden_data.greedy] == [one.text for one in toy_golden.greedy[:9]]
+    assert [[one.tokens for one in n_best] for n_best in golden_data.n_best] == [
         [one.tokens for one in n_best] for n_best in toy_golden.n_best[:9]
     ]
-    assert said.vocabulary == toy_golden.vocabulary
-    rows = slice(0, said.steps()[-1].stop)
+    assert golden_data.vocabulary == toy_golden.vocabulary
+    rows = slice(0, golden_data.steps()[-1].stop)
     for name in SUMMARY:
-        np.testing.assert_allclose(said.arrays[f"steps.{name}"], toy_golden.arrays[f"steps.{name}"][rows], atol=1e-4)
+        np.testing.assert_allclose(
+            golden_data.arrays[f"steps.{name}"], toy_golden.arrays[f"steps.{name}"][rows], atol=1e-4
+        )
 
 
 # ---- recording any model
 
 
-def test_a_recording_reads_back_as_it_was(made):
-    _, _, said = made
-    back = Golden.load(said.files())
-    assert back == said
-    assert back.arrays.keys() == said.arrays.keys()
-    assert all(np.array_equal(back.arrays[name], said.arrays[name]) for name in said.arrays)
+def test_recording_survives_its_files(recorded):
+    _, _, golden_data = recorded
+    back = Golden.load(golden_data.files())
+    assert back == golden_data
+    assert back.arrays.keys() == golden_data.arrays.keys()
+    assert all(np.array_equal(back.arrays[name], golden_data.arrays[name]) for name in golden_data.arrays)
 
 
-def test_its_files_are_the_same_bytes_again(made):
-    model, text, said = made
-    assert record_translation(ModelReferences(model), text, LINES, 9).files() == said.files()
+def test_recording_twice_writes_the_same_bytes(recorded):
+    model, text, golden_data = recorded
+    assert record_translation(ModelReferences(model), text, LINES, 9).files() == golden_data.files()
 
 
-def test_a_small_vocabulary_is_recorded_whole(made):
-    _, text, said = made
-    assert said.arrays["steps.top_ids"].shape[1] == min(TOP, len(text.target))
-    whole = np.exp(said.arrays["steps.top_log_probs"].astype(np.float64)).sum(1)
+def test_small_vocabulary_is_recorded_completely(recorded):
+    _, text, golden_data = recorded
+    assert golden_data.arrays["steps.top_ids"].shape[1] == min(TOP, len(text.target))
+    total = np.exp(golden_data.arrays["steps.top_log_probs"].astype(np.float64)).sum(1)
     if len(text.target) <= TOP:
-        assert (said.arrays["steps.rest"] == np.float32(MIN_LOG_REST)).all()
+        assert (golden_data.arrays["steps.rest"] == np.float32(MIN_LOG_REST)).all()
     else:
-        whole += np.exp(said.arrays["steps.rest"])
-    np.testing.assert_allclose(whole, 1.0, atol=3e-6)
+        total += np.exp(golden_data.arrays["steps.rest"])
+    np.testing.assert_allclose(total, 1.0, atol=3e-6)
 
 
-def test_without_attention_there_is_no_alignment(made):
-    model, _, said = made
+def test_model_without_attention_has_no_alignment(recorded):
+    model, _, golden_data = recorded
     attends = model.config.attention != "none"
-    assert ("steps.alignment" in said.arrays) is ("beam.alignment" in said.arrays) is attends
-    assert len(said.alignments("steps.alignment")) == (len(LINES) if attends else 0)
-    assert ("encoder.memory.summary" in said.arrays) is not attends
+    assert ("steps.alignment" in golden_data.arrays) is ("beam.alignment" in golden_data.arrays) is attends
+    assert len(golden_data.alignments("steps.alignment")) == (len(LINES) if attends else 0)
+    assert ("encoder.memory.summary" in golden_data.arrays) is not attends
 
 
-def test_an_overlong_sentence_is_cut():
+def test_long_sentence_is_truncated():
     model, text = small("dot", 90)
-    said = record_translation(ModelReferences(model), text, [" ".join(WORDS[:30])], 9)
-    assert said.sources == (tuple(text.encode_source(" ".join(WORDS[:8]))),)
+    golden_data = record_translation(ModelReferences(model), text, [" ".join(WORDS[:30])], 9)
+    assert golden_data.sources == (tuple(text.encode_source(" ".join(WORDS[:8]))),)
     assert pipeline.encode_truncated(text, " ".join(WORDS[:30]), 9)[1]
     assert not pipeline.encode_truncated(text, " ".join(WORDS[:8]), 9)[1]
 
 
-def test_noise_is_the_difference_between_two_precisions(made):
-    model, text, said = made
+def test_noise_is_the_difference_of_two_precisions(recorded):
+    model, text, golden_data = recorded
     reference = ModelReferences(model).reference
-    flat = recorder.record(reference, reference, text, LINES, said.search, 9)
+    flat = recorder.record(reference, reference, text, LINES, golden_data.search, 9)
     assert (flat.arrays["steps.noise"] == 0).all()
     assert {one.noise for one in flat.greedy} == {0.0}
-    assert flat.sources == said.sources
+    assert flat.sources == golden_data.sources
 
 
-def test_a_batch_says_what_each_sentence_says_alone(made):
-    model, _, said = made
-    targets = [one.tokens for one in said.greedy]
-    runs = [run_teacher_forced(ModelReferences(model).reference, said.sources, targets, batch) for batch in (1, 7)]
+def test_batch_equals_single_sentences(recorded):
+    model, _, golden_data = recorded
+    targets = [one.tokens for one in golden_data.greedy]
+    runs = [
+        run_teacher_forced(ModelReferences(model).reference, golden_data.sources, targets, batch) for batch in (1, 7)
+    ]
     for alone, batched in zip(*runs, strict=True):
         np.testing.assert_allclose(alone.log_probs, batched.log_probs, atol=1e-5)
         assert alone.encoder.keys() == batched.encoder.keys()
@@ -194,10 +198,10 @@ def test_a_batch_says_what_each_sentence_says_alone(made):
             np.testing.assert_allclose(value, batched.encoder[name], atol=1e-6)
 
 
-# ---- a change anywhere shows
+# ---- summaries show each change
 
 
-def test_the_projections_are_balanced_and_always_the_same():
+def test_projections_are_balanced_and_constant():
     signs = projection(1600) * 40
     assert signs.shape == (1600, PROJECTIONS)
     assert set(np.unique(signs)) == {-1.0, 1.0}
@@ -207,7 +211,7 @@ def test_the_projections_are_balanced_and_always_the_same():
     assert projection(3).shape == (3, PROJECTIONS)
 
 
-def test_one_rare_entry_among_thousands_shows_in_the_projections_alone():
+def test_change_of_a_rare_token_changes_only_the_projections():
     random = np.random.default_rng(0)
     row = random.standard_normal((1, 5000)) * 3
     row -= np.log(np.exp(row).sum())
@@ -220,7 +224,7 @@ def test_one_rare_entry_among_thousands_shows_in_the_projections_alone():
     assert np.abs(before["projections"] - after["projections"]).max() == pytest.approx(0.05 / 5000**0.5)
 
 
-def test_the_digest_tells_two_vocabularies_apart():
+def test_digest_distinguishes_vocabularies():
     one = Text.train("words", [("a b c", "a b c")], 9, 9).target
     other = Text.train("words", [("a c b", "a c d")], 9, 9).target
     assert recorder.vocabulary_digest(one) == recorder.vocabulary_digest(
@@ -233,11 +237,11 @@ def test_the_digest_tells_two_vocabularies_apart():
 
 
 def npz(change) -> object:
-    """A change of the arrays, by name."""
+    """Return a change of the files that applies `change` to the arrays by name."""
 
     def rewrite(files: dict[str, bytes]) -> None:
-        with np.load(io.BytesIO(files[FILES[1]])) as found:
-            arrays = {name: found[name] for name in found.files}
+        with np.load(io.BytesIO(files[FILES[1]])) as stored:
+            arrays = {name: stored[name] for name in stored.files}
         change(arrays)
         data = io.BytesIO()
         np.savez_compressed(data, **arrays)
@@ -246,13 +250,13 @@ def npz(change) -> object:
     return rewrite
 
 
-def text_of(change) -> object:
-    """A change of the content of the JSON file."""
+def in_json(change) -> object:
+    """Return a change of the files that applies `change` to the content of the JSON file."""
 
     def rewrite(files: dict[str, bytes]) -> None:
         content = json.loads(files[FILES[0]])
-        made = change(content)
-        files[FILES[0]] = json.dumps(content if made is None else made).encode()
+        replacement = change(content)
+        files[FILES[0]] = json.dumps(content if replacement is None else replacement).encode()
 
     return rewrite
 
@@ -272,15 +276,15 @@ DAMAGE = {
     "json empty": replace(FILES[0], lambda data: b""),
     "json not text": replace(FILES[0], lambda data: b"\xff\xfe\x00"),
     "json deeply nested": replace(FILES[0], lambda data: b"[" * 100_000),
-    "json a list": text_of(lambda content: [1]),
-    "json a number": text_of(lambda content: 3),
-    "key missing": text_of(lambda content: content.pop("sources") and None),
-    "key unknown": text_of(lambda content: content.update(more=1)),
-    "tokens of text": text_of(lambda content: content["sources"].__setitem__(0, "text")),
-    "beam of zero": text_of(lambda content: content["search"].update(beam=0)),
-    "sentence lost": text_of(lambda content: content["sentences"].pop() and None),
-    "n-best list empty": text_of(lambda content: content["n_best"][0].clear()),
-    "no sentence": text_of(lambda content: {**content, "sentences": [], "sources": [], "greedy": [], "n_best": []}),
+    "json a list": in_json(lambda content: [1]),
+    "json a number": in_json(lambda content: 3),
+    "key missing": in_json(lambda content: content.pop("sources") and None),
+    "key unknown": in_json(lambda content: content.update(more=1)),
+    "tokens of text": in_json(lambda content: content["sources"].__setitem__(0, "text")),
+    "beam of zero": in_json(lambda content: content["search"].update(beam=0)),
+    "sentence lost": in_json(lambda content: content["sentences"].pop() and None),
+    "n-best list empty": in_json(lambda content: content["n_best"][0].clear()),
+    "no sentence": in_json(lambda content: {**content, "sentences": [], "sources": [], "greedy": [], "n_best": []}),
     "npz cut": replace(FILES[1], lambda data: data[:-200]),
     "npz empty": replace(FILES[1], lambda data: b""),
     "npz noise": replace(FILES[1], lambda data: bytes(range(256)) * 9),
@@ -304,7 +308,7 @@ def test_damaged_golden_data_is_refused(toy_golden, damage):
         Golden.load(files)
 
 
-def test_a_bundle_without_golden_data():
+def test_bundle_without_golden_data_is_refused():
     def read(name: str) -> bytes:
         raise BundleError(f"{name} is missing")
 
@@ -312,12 +316,12 @@ def test_a_bundle_without_golden_data():
         golden.load(read)
 
 
-def test_batches_cover_everything_in_order():
+def test_batches_are_complete_and_in_order():
     assert batching.batches(0) == []
     assert [list(batch) for batch in batching.batches(5, 2)] == [[0, 1], [2, 3], [4]]
 
 
-def test_options_that_are_off_are_not_written_so_that_older_readers_read_on(toy_golden):
+def test_default_options_are_not_written(toy_golden):
     written = json.loads(toy_golden.files()[golden.FILES[0]])["search"]
     assert sorted(written) == ["beam", "length_penalty", "max_length", "n_best"]
     config = dataclasses.replace(toy_golden.search, no_repeat_ngram=3, suppress=(5, 7))

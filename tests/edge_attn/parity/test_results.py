@@ -93,54 +93,54 @@ def test_a_flip_is_excused_below_the_noise_only(margin, noise, excused):
 
 
 def test_distances_of_what_was_added():
-    apart = TensorDifference()
-    apart.add("a", np.array([[1.0, 2.0]]), np.array([[1.0, 2.5]]))
-    apart.add("a", np.array([0.0]), np.array([0.0]))
-    apart.add("b", np.array([True, False]), np.array([True, False]))
-    assert apart.names() == ["a", "b"]
-    assert apart.max_abs("a") == 0.5
-    assert 0.4 < apart.p99("a") < 0.5
-    assert apart.relative("a") == pytest.approx(0.5 / math.sqrt(7.25))
-    assert apart.cosine("a") == pytest.approx(1 - 6 / math.sqrt(5 * 7.25))
-    assert [getattr(apart, measure)("b") for measure in ("max_abs", "p99", "relative")] == [0.0, 0.0, 0.0]
-    assert apart.cosine("b") == pytest.approx(0.0, abs=1e-15)
+    difference = TensorDifference()
+    difference.add("a", np.array([[1.0, 2.0]]), np.array([[1.0, 2.5]]))
+    difference.add("a", np.array([0.0]), np.array([0.0]))
+    difference.add("b", np.array([True, False]), np.array([True, False]))
+    assert difference.names() == ["a", "b"]
+    assert difference.max_abs("a") == 0.5
+    assert 0.4 < difference.p99("a") < 0.5
+    assert difference.relative("a") == pytest.approx(0.5 / math.sqrt(7.25))
+    assert difference.cosine("a") == pytest.approx(1 - 6 / math.sqrt(5 * 7.25))
+    assert [getattr(difference, measure)("b") for measure in ("max_abs", "p99", "relative")] == [0.0, 0.0, 0.0]
+    assert difference.cosine("b") == pytest.approx(0.0, abs=1e-15)
 
 
 @pytest.mark.parametrize("measure", ["max_abs", "p99", "relative", "cosine"])
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("broken", [np.array([1.0, np.nan]), np.array([np.inf, 1.0])])
 def test_what_is_no_number_is_outside_every_bound(measure, broken):
-    apart = TensorDifference()
-    apart.add("a", np.ones(2), np.ones(2))
-    apart.add("a", broken, np.ones(2))
-    assert not Measurement("L1", measure, getattr(apart, measure)("a"), 0.5).ok
+    difference = TensorDifference()
+    difference.add("a", np.ones(2), np.ones(2))
+    difference.add("a", broken, np.ones(2))
+    assert not Measurement("L1", measure, getattr(difference, measure)("a"), 0.5).ok
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_another_shape_is_infinitely_far():
-    apart = TensorDifference()
-    apart.add("a", np.ones((2, 1)), np.ones(2))
-    assert apart.max_abs("a") == math.inf
-    assert not apart.p99("a") < math.inf
-    assert apart.relative("a") == math.inf
-    assert apart.cosine("a") == 1.0
+    difference = TensorDifference()
+    difference.add("a", np.ones((2, 1)), np.ones(2))
+    assert difference.max_abs("a") == math.inf
+    assert not difference.p99("a") < math.inf
+    assert difference.relative("a") == math.inf
+    assert difference.cosine("a") == 1.0
 
 
-def test_zeros_are_near_zeros_and_far_from_the_rest():
-    apart = TensorDifference()
-    apart.add("same", np.zeros(3), np.zeros(3))
-    apart.add("lost", np.zeros(3), np.ones(3))
-    apart.add("found", np.ones(3), np.zeros(3))
-    assert [apart.cosine(name) for name in apart.names()] == [0.0, 1.0, 1.0]
-    assert [apart.relative(name) for name in apart.names()] == [0.0, 1.0, pytest.approx(math.sqrt(3))]
+def test_zeros_equal_zeros_only():
+    difference = TensorDifference()
+    difference.add("same", np.zeros(3), np.zeros(3))
+    difference.add("lost", np.zeros(3), np.ones(3))
+    difference.add("extra", np.ones(3), np.zeros(3))
+    assert [difference.cosine(name) for name in difference.names()] == [0.0, 1.0, 1.0]
+    assert [difference.relative(name) for name in difference.names()] == [0.0, 1.0, pytest.approx(math.sqrt(3))]
 
 
-def test_nothing_and_nan():
+def test_largest_of_empty_is_zero_and_of_nan_is_nan():
     assert largest(np.array([])) == 0.0
     assert math.isnan(largest(np.array([1.0, np.nan, 3.0])))
 
 
-def test_the_first_difference():
+def test_first_difference_is_an_index():
     assert first_difference((1, 2, 3), (1, 2, 4)) == 2
     assert first_difference((1, 2), (1, 2, 4)) == 2
     assert first_difference((1, 2, 4), ()) == 0
@@ -151,7 +151,7 @@ def test_the_first_difference():
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("candidates", "expected"),
     [
         (["le roi rouge", "un chat"], ["le roi rouge", "un chien"]),
         (["a b c d e f g"], ["g f e d c b a"]),
@@ -159,17 +159,19 @@ def test_the_first_difference():
         (["l'été", ""], ["l'été", "long and not there at all"]),
     ],
 )
-def test_chrf_is_that_of_sacrebleu(found, expected):
+def test_chrf_equals_sacrebleu(candidates, expected):
     sacrebleu = pytest.importorskip("sacrebleu", reason="torch is not installed, nor is sacrebleu")
-    assert chrf(found, expected) == pytest.approx(sacrebleu.corpus_chrf(found, [expected]).score / 100, abs=1e-4)
+    assert chrf(candidates, expected) == pytest.approx(
+        sacrebleu.corpus_chrf(candidates, [expected]).score / 100, abs=1e-4
+    )
 
 
-def test_chrf_of_the_same_is_one_and_of_nothing_in_common_nothing():
+def test_chrf_of_equal_texts_is_one_and_of_disjoint_texts_zero():
     assert chrf(["a b", ""], ["a b", ""]) == chrf([""], [""]) == 1.0
     assert chrf(["abc"], ["xyz"]) == chrf([""], ["xyz"]) == 0.0
 
 
-def test_lower_precisions_are_bounded_more_loosely_and_by_the_same_names():
+def test_bounds_of_lower_precisions_are_looser():
     assert BOUNDS["fp32"].keys() == BOUNDS["fp16"].keys() == BOUNDS["int8"].keys()
     assert all(BOUNDS["fp32"][name] <= BOUNDS["fp16"][name] <= BOUNDS["int8"][name] for name in BOUNDS["fp32"])
     assert BOUNDS["fp16"]["L2.top1"] == BOUNDS["int8"]["L2.top1"] == 0.01

@@ -128,7 +128,7 @@ def test_unsupported_op_is_rejected(toy_bundle):
 def test_op_without_function_body_is_rejected(toy_bundle):
     model = step_graph(toy_bundle)
     del model.functions[:]
-    with pytest.raises(
+    with pytest.raises(  # codespell:ignore found
         InputError, match=r"AdditiveAttention '.*': .*are the plugin name, version, and namespace correct"
     ):
         build(model)
