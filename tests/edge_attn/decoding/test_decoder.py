@@ -1,4 +1,4 @@
-"""Sentences that are done leave the batch where the runtime can take rows out of its values, and nobody hears it."""
+"""Dropping the rows of finished sentences from the batch does not change the hypotheses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VOCABULARY = 6
 SOURCES = [[i, 0, 0] for i in range(24)]
 
 
-class Watched(TableDecoder):
-    """Its steps' batches; `whole`: it cannot take rows out."""
+class BatchRecorder(TableDecoder):
+    """Decoder that records the batch size of each step; without `can_select`, it cannot select rows."""
 
-    def __init__(self, whole: bool) -> None:
+    def __init__(self, can_select: bool) -> None:
         tables = random_tables(5, len(SOURCES), VOCABULARY)
-        tables[:, :, EOS] += 1.0  # every sentence ends, one sooner than another
+        tables[:, :, EOS] += 1.0  # every sentence ends, at different steps
         super().__init__(tables)
-        self.whole, self.batches = whole, []
+        self.can_select, self.batches = can_select, []
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if graph == "step":
@@ -32,7 +32,7 @@ class Watched(TableDecoder):
         return super().run(graph, inputs)
 
     def select_rows(self, value: np.ndarray, index: np.ndarray) -> np.ndarray | None:
-        return None if self.whole else super().select_rows(value, index)
+        return super().select_rows(value, index) if self.can_select else None
 
 
 @pytest.mark.parametrize(
@@ -46,24 +46,24 @@ class Watched(TableDecoder):
     ],
     ids=lambda options: "-".join(options),
 )
-def test_what_is_found_is_the_same_with_fewer_rows(options):
+def test_dropped_rows_do_not_change_hypotheses(options):
     config = SearchConfig(max_length=30, **options)
-    dropping, whole = Watched(whole=False), Watched(whole=True)
-    found, expected = (search(runtime, SOURCES, config, alignments=True) for runtime in (dropping, whole))
-    assert found == expected
-    for ours, theirs in zip(found, expected, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(one.alignment, other.alignment)
-    assert set(whole.batches) == {len(SOURCES)}
+    dropping, full = BatchRecorder(can_select=True), BatchRecorder(can_select=False)
+    hypotheses, expected = (search(runtime, SOURCES, config, alignments=True) for runtime in (dropping, full))
+    assert hypotheses == expected
+    for n_best, expected_n_best in zip(hypotheses, expected, strict=True):
+        for hypothesis, reference in zip(n_best, expected_n_best, strict=True):
+            np.testing.assert_array_equal(hypothesis.alignment, reference.alignment)
+    assert set(full.batches) == {len(SOURCES)}
     assert dropping.batches[0] == len(SOURCES)
     assert min(dropping.batches) <= len(SOURCES) // 2
     assert dropping.batches == sorted(dropping.batches, reverse=True)
-    assert len(dropping.batches) == len(whole.batches)
+    assert len(dropping.batches) == len(full.batches)
 
 
-def test_rows_leave_only_when_half_of_them_are_done():
-    """A copy of the memory for every sentence that ends would cost more than it saves."""
-    runtime = Watched(whole=False)
+def test_rows_are_dropped_only_when_half_are_finished():
+    """Copying the memory after each finished sentence would cost more time than it saves."""
+    runtime = BatchRecorder(can_select=True)
     search(runtime, SOURCES, SearchConfig(beam=1, max_length=30))
     sizes = list(dict.fromkeys(runtime.batches))
     assert all(2 * after <= before for before, after in itertools.pairwise(sizes))
