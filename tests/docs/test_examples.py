@@ -10,6 +10,8 @@ import pytest
 from paths import PROJECT
 
 EXAMPLES = sorted((PROJECT / "examples").glob("*.py"))
+SLOW = {"04_export_a_checkpoint", "06_train_a_small_model"}
+"""Examples that take more than ten seconds."""
 
 
 def test_examples_are_numbered_and_short():
@@ -19,7 +21,10 @@ def test_examples_are_numbered_and_short():
 
 
 @pytest.mark.usefixtures("needs_torch")
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in EXAMPLES],
+)
 def test_example_runs(path, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
