@@ -1,4 +1,4 @@
-"""Bounds, comparisons and verdicts: NaN never holds, a manifest may only be stricter, a flip needs a margin."""
+"""Tests of bounds, comparisons and verdicts: NaN always fails, and a manifest may only be stricter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_precision_has_bounds_of_known_levels():
 # ---- bounds
 
 
-def test_a_manifest_may_be_stricter_and_an_override_looser():
+def test_manifest_may_be_stricter_and_override_looser():
     limits = bounds("fp32", {"L2.log_prob": 1e-6}, {"L1.max_abs": 0.5})
     assert limits == {**BOUNDS["fp32"], "L2.log_prob": 1e-6, "L1.max_abs": 0.5}
     assert bounds("fp32", {"L2.log_prob": 1e-6}, {"L2.log_prob": 2.0})["L2.log_prob"] == 2.0
@@ -31,12 +31,12 @@ def test_a_manifest_may_be_stricter_and_an_override_looser():
 
 
 @pytest.mark.parametrize("value", [BOUNDS["fp32"]["L2.log_prob"] * 1.001, math.inf, math.nan])
-def test_a_manifest_that_is_looser_than_the_code_is_refused(value):
+def test_looser_manifest_bound_is_refused(value):
     with pytest.raises(BundleError, match=r"L2.log_prob = .* is looser than the ceiling 0.0001"):
         bounds("fp32", {"L2.log_prob": value}, {})
 
 
-def test_a_bound_that_is_none_is_refused():
+def test_unknown_bound_is_refused():
     with pytest.raises(BundleError, match=r"'L2.logprob' is not a bound; known: L1.max_abs, "):
         bounds("fp32", {"L2.logprob": 0.0}, {})
     with pytest.raises(UsageError, match=r"--override 'L9.x': not a bound; known: L1.max_abs, "):
@@ -44,7 +44,7 @@ def test_a_bound_that_is_none_is_refused():
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_an_override_that_bounds_nothing_is_refused(value):
+def test_negative_or_nonfinite_override_is_refused(value):
     with pytest.raises(UsageError, match=r"--override L2.kl: must be a finite number of at least 0"):
         bounds("fp32", {}, {"L2.kl": value})
 
@@ -56,17 +56,17 @@ def test_an_override_that_bounds_nothing_is_refused(value):
     ("value", "bound", "ok"),
     [(0.0, 0.0, True), (1.0, 1.0, True), (1.1, 1.0, False), (math.nan, 1.0, False), (math.inf, 1.0, False)],
 )
-def test_a_finding_holds_up_to_its_bound(value, bound, ok):
-    finding = Measurement("L1", "max_abs memory.keys", value, bound)
-    assert finding.ok is ok
-    assert str(finding).startswith("ok   L1 max_abs memory.keys" if ok else "FAIL L1 max_abs memory.keys")
+def test_measurement_passes_up_to_its_bound(value, bound, ok):
+    measurement = Measurement("L1", "max_abs memory.keys", value, bound)
+    assert measurement.ok is ok
+    assert str(measurement).startswith("ok   L1 max_abs memory.keys" if ok else "FAIL L1 max_abs memory.keys")
 
 
-def test_a_level_holds_where_every_finding_does():
+def test_level_passes_if_every_measurement_does():
     good, bad = Measurement("L1", "a", 0.0, 1.0), Measurement("L1", "b", 2.0, 1.0)
     assert LevelResult("L1", measurements=[good]).conclude().status == "holds"
     assert LevelResult("L1", measurements=[good, bad]).conclude().status == "fails"
-    assert LevelResult("L1").conclude().status == "fails"  # what compared nothing proved nothing
+    assert LevelResult("L1").conclude().status == "fails"  # a level without measurements proves nothing
     assert LevelResult("L1").status == "not requested"
 
 
@@ -82,17 +82,17 @@ def test_a_level_holds_where_every_finding_does():
         (0.0, math.nan, False),
     ],
 )
-def test_a_flip_is_excused_below_the_noise_only(margin, noise, excused):
-    flip = TokenMismatch(7, "greedy", 2, 5, 6, margin, noise)
-    assert flip.within_noise is excused
-    assert str(flip).startswith("greedy: sentence 7, step 2: token 6 for 5, margin ")
-    assert str(flip).endswith("(excused: a tie below the noise)" if excused else "(NOT excused)")
+def test_mismatch_is_excused_only_below_the_noise(margin, noise, excused):
+    mismatch = TokenMismatch(7, "greedy", 2, 5, 6, margin, noise)
+    assert mismatch.within_noise is excused
+    assert str(mismatch).startswith("greedy: sentence 7, step 2: token 6 for 5, margin ")
+    assert str(mismatch).endswith("(excused: a tie below the noise)" if excused else "(NOT excused)")
 
 
-# ---- distances
+# ---- differences
 
 
-def test_distances_of_what_was_added():
+def test_difference_accumulates_arrays_by_name():
     difference = TensorDifference()
     difference.add("a", np.array([[1.0, 2.0]]), np.array([[1.0, 2.5]]))
     difference.add("a", np.array([0.0]), np.array([0.0]))
@@ -109,7 +109,7 @@ def test_distances_of_what_was_added():
 @pytest.mark.parametrize("measure", ["max_abs", "p99", "relative", "cosine"])
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("broken", [np.array([1.0, np.nan]), np.array([np.inf, 1.0])])
-def test_what_is_no_number_is_outside_every_bound(measure, broken):
+def test_nan_and_infinity_exceed_every_bound(measure, broken):
     difference = TensorDifference()
     difference.add("a", np.ones(2), np.ones(2))
     difference.add("a", broken, np.ones(2))
@@ -117,7 +117,7 @@ def test_what_is_no_number_is_outside_every_bound(measure, broken):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_another_shape_is_infinitely_far():
+def test_difference_of_shapes_is_infinite():
     difference = TensorDifference()
     difference.add("a", np.ones((2, 1)), np.ones(2))
     assert difference.max_abs("a") == math.inf

@@ -1,4 +1,4 @@
-"""A second task, labels from one graph, takes the same path as translation: recorded, exported, verified and run."""
+"""Tests of a second task, labels from one graph: it is recorded, exported, verified and run like translation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class LabelGraph(Graph):
 
 
 @pytest.fixture(autouse=True)
-def labels_is_a_task(monkeypatch):
+def registered_task(monkeypatch):
     monkeypatch.setitem(TASKS, "labels", "label_task:TASK")
 
 
@@ -93,7 +93,7 @@ def test_verbs_read_a_bundle_of_another_task(edge_attn_cli, bundle):
     assert "parity holds" in edge_attn_cli("verify", bundle).stdout
 
 
-def replaced_golden(bundle, **changes):
+def replace_golden(bundle, **changes):
     def change(opened):
         golden = dataclasses.replace(LabelTask().load_golden(opened.read), **changes)
         return opened.manifest, {**opened.files(), **golden.files()}
@@ -103,7 +103,7 @@ def replaced_golden(bundle, **changes):
 
 def test_other_labels_fail_verification(bundle):
     labels = LabelTask().load_golden(Bundle.open(bundle).read).labels
-    replaced_golden(bundle, labels=labels[::-1])
+    replace_golden(bundle, labels=labels[::-1])
     report = verify(bundle)
     assert [level.status for level in report.levels if level.name in ("L1", "L3")] == ["holds", "fails"]
     assert report.exit_code == 1
@@ -111,12 +111,12 @@ def test_other_labels_fail_verification(bundle):
 
 def test_golden_data_of_another_model_is_refused(bundle):
     logits = LabelTask().load_golden(Bundle.open(bundle).read).logits
-    replaced_golden(bundle, logits=logits[:, :2])
+    replace_golden(bundle, logits=logits[:, :2])
     with pytest.raises(InputError, match="another model"):
         verify(bundle)
 
 
-def test_a_bundle_without_the_graph_is_refused(bundle, toy_bundle, tmp_path):
+def test_bundle_without_the_graph_is_refused(bundle, toy_bundle, tmp_path):
     opened = Bundle.open(toy_bundle)
     with pytest.raises(BundleError, match="needs the graph 'classifier'"):
         verify(Bundle(tmp_path, dataclasses.replace(opened.manifest, task="labels"), opened.files()))

@@ -1,4 +1,4 @@
-"""The report of verify as text, JSON and JUnit; NaN and infinity fail in each of them."""
+"""Tests of the report of verify as text, JSON and JUnit: NaN and infinity fail in each format."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NOT_TESTED, NOT_REQUESTED = LevelResult("L4", "not tested", "verify runs L1"), L
         ([], "not tested", 3),
     ],
 )
-def test_only_tested_levels_that_hold_are_parity(levels, verdict, code):
+def test_verdict_requires_tested_levels_that_pass(levels, verdict, code):
     result = report(*levels)
     assert (result.verdict, result.exit_code) == (verdict, code)
     assert str(result).endswith(f"parity {verdict.replace('not tested', 'NOT TESTED')}")
@@ -107,7 +107,7 @@ def test_schema_check_fails_on_wrong_content():
             fits(wrong, SCHEMA)
 
 
-def test_mismatch_reports_whether_it_is_excused():
+def test_mismatches_are_reported_with_their_excuse():
     content = report(LevelResult("L3", "fails", mismatches=FLIPS)).content()
     assert [flip["excused"] for flip in content["levels"][0]["flips"]] == [True, False]
     assert content["levels"][0]["flips"][1]["margin"] == "inf"

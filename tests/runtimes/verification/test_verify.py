@@ -1,4 +1,4 @@
-"""verify holds on a good bundle, and its bounds, levels and references are those that were asked for."""
+"""Tests of verify: a good bundle passes, and bounds, levels and references are the requested ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edge_attn.text.pipeline import Text
 torch.set_num_threads(1)
 
 
-def test_a_good_bundle_holds(toy_bundle, toy_golden):
+def test_good_bundle_passes_verification(toy_bundle, toy_golden):
     report = verify(toy_bundle, options=RuntimeOptions(threads=1))
     assert (report.verdict, report.exit_code) == ("holds", 0)
     assert statuses(report) == {
@@ -59,7 +59,7 @@ def test_a_good_bundle_holds(toy_bundle, toy_golden):
 # ---- bounds, levels, references
 
 
-def test_a_manifest_that_is_looser_than_the_code(opened, tmp_path):
+def test_looser_or_unknown_manifest_bound_is_refused(opened, tmp_path):
     path = planted(opened, tmp_path / "a.zip", lambda files: None, tolerances={"L1.max_abs": 1.0})
     with pytest.raises(BundleError, match="looser than the ceiling"):
         verify(path)
@@ -68,12 +68,12 @@ def test_a_manifest_that_is_looser_than_the_code(opened, tmp_path):
         verify(path)
 
 
-def test_a_stricter_manifest_binds(opened, tmp_path):
+def test_stricter_manifest_bound_is_used(opened, tmp_path):
     path = planted(opened, tmp_path / "a.zip", lambda files: None, tolerances={"L2.log_prob": 1e-9})
     assert failing(verify(path, levels=["L2"])) == {"L2.log_prob"}
 
 
-def test_an_override_loosens_one_run_and_stands_in_its_report(opened, tmp_path):
+def test_override_is_used_and_reported(opened, tmp_path):
     path = planted(opened, tmp_path / "a.zip", lambda files: None, tolerances={"L2.log_prob": 1e-9})
     report = verify(path, levels=["L2"], overrides={"L2.log_prob": 0.25})
     assert report.exit_code == 0
@@ -81,7 +81,7 @@ def test_an_override_loosens_one_run_and_stands_in_its_report(opened, tmp_path):
     assert json.loads(report.json())["overrides"] == {"L2.log_prob": 0.25}
 
 
-def test_what_nobody_knows(toy_bundle):
+def test_unknown_arguments_are_refused(toy_bundle):
     with pytest.raises(UsageError, match=r"'L2.x': not a bound"):
         verify(toy_bundle, overrides={"L2.x": 1.0})
     with pytest.raises(UsageError, match="unknown level 'L6'; known: L0, L1"):
@@ -92,22 +92,22 @@ def test_what_nobody_knows(toy_bundle):
         verify(toy_bundle, sentences=Path("lines"))
 
 
-def test_only_what_was_asked_for_runs(toy_bundle):
+def test_only_requested_levels_run(toy_bundle):
     report = verify(toy_bundle, levels=["L1"])
     assert statuses(report) == {**dict.fromkeys(("L0", "L2", "L3", "L4", "L5"), "not requested"), "L1": "holds"}
     assert report.exit_code == 0
 
 
-@pytest.mark.parametrize("asked", [["L4"], ["L1", "L4"], ["L0"]])
-def test_what_was_asked_for_and_cannot_run_is_never_a_pass(toy_bundle, asked):
-    report = verify(toy_bundle, levels=asked)
-    assert statuses(report)[asked[-1]] == "not tested"
+@pytest.mark.parametrize("requested", [["L4"], ["L1", "L4"], ["L0"]])
+def test_requested_level_that_cannot_run_is_not_tested(toy_bundle, requested):
+    report = verify(toy_bundle, levels=requested)
+    assert statuses(report)[requested[-1]] == "not tested"
     assert (report.verdict, report.exit_code) == ("not tested", 3)
     assert "not tested (verify runs L1, L2, L3, L5)" in str(report)
     assert str(report).endswith("parity NOT TESTED")
 
 
-def test_against_live_torch(toy_bundle, toy_checkpoint, tmp_path):
+def test_bundle_matches_its_checkpoint(toy_bundle, toy_checkpoint, tmp_path):
     lines = tmp_path / "lines"
     lines.write_text("the cat sees a small dog\nking\nthe pelican sees a dog\n" + "a red cat and " * 20 + "\n")
     report = verify(toy_bundle, reference=toy_checkpoint, sentences=lines, options=RuntimeOptions(threads=1))
@@ -117,7 +117,7 @@ def test_against_live_torch(toy_bundle, toy_checkpoint, tmp_path):
     assert str(toy_checkpoint) in str(report)
 
 
-def test_against_live_torch_on_the_golden_sentences_another_checkpoint_fails(toy_bundle, toy_checkpoint, tmp_path):
+def test_other_checkpoint_fails_on_the_golden_sentences(toy_bundle, toy_checkpoint, tmp_path):
     model, text, config = checkpoint.load(toy_checkpoint)
     with torch.no_grad():
         model.combine.weight[3, 4] += 0.01
@@ -129,7 +129,7 @@ def test_against_live_torch_on_the_golden_sentences_another_checkpoint_fails(toy
     assert "L2.log_prob" in failing(report)
 
 
-def test_a_checkpoint_of_another_family_is_refused(toy_bundle, toy_checkpoint, tmp_path):
+def test_checkpoint_of_another_model_is_refused(toy_bundle, toy_checkpoint, tmp_path):
     _, text, config = checkpoint.load(toy_checkpoint)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="none"))
     checkpoint.save_config(tmp_path, config, text)
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_family_is_refused(toy_bundle, toy_checkpoint, t
         verify(toy_bundle, reference=tmp_path)
 
 
-def test_a_checkpoint_of_a_larger_vocabulary_is_refused(toy_bundle, toy_checkpoint, tmp_path):
+def test_checkpoint_of_a_larger_vocabulary_is_refused(toy_bundle, toy_checkpoint, tmp_path):
     _, _, config = checkpoint.load(toy_checkpoint)
     words = " ".join(f"w{i}" for i in range(60))
     text = Text.train("words", [(words, words)], 100, 100)
@@ -150,25 +150,25 @@ def test_a_checkpoint_of_a_larger_vocabulary_is_refused(toy_bundle, toy_checkpoi
         verify(toy_bundle, reference=tmp_path, sentences=lines)
 
 
-@pytest.mark.parametrize(("content", "sentence"), [(None, "cannot be read"), (b" \n", "is empty"), (b"\xff", "UTF-8")])
-def test_sentences_that_are_none(toy_bundle, toy_checkpoint, tmp_path, content, sentence):
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), (b" \n", "is empty"), (b"\xff", "UTF-8")])
+def test_unreadable_sentences_are_refused(toy_bundle, toy_checkpoint, tmp_path, content, message):
     lines = tmp_path / "lines"
     if content is not None:
         lines.write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         verify(toy_bundle, reference=toy_checkpoint, sentences=lines)
 
 
-def test_without_torch_verify_runs_and_a_reference_is_not_tested(run_edge_attn, toy_bundle, toy_checkpoint):
+def test_verify_needs_torch_only_for_a_reference(run_edge_attn, toy_bundle, toy_checkpoint):
     absent = ("torch", "onnx", "safetensors")
     assert run_edge_attn("verify", toy_bundle, "--level", "L2", "--threads", 1, absent=absent).returncode == 0
-    done = run_edge_attn("verify", toy_bundle, "--reference", toy_checkpoint, absent=absent)
-    assert done.returncode == 3
-    assert b"torch is not installed; run: pip install 'edge-attn[export]'" in done.stderr
+    process = run_edge_attn("verify", toy_bundle, "--reference", toy_checkpoint, absent=absent)
+    assert process.returncode == 3
+    assert b"torch is not installed; run: pip install 'edge-attn[export]'" in process.stderr
 
 
 def test_folded_memory_of_equal_shape_is_distinguished(tmp_path):
-    """Luong's layout with a decoder as wide as the encoder's output: what is folded, and what is not, look the same."""
+    """Luong's layout with a decoder as wide as the encoder's output: folded and unfolded memory have the same shape."""
     from edge_attn import checkpoint
     from edge_attn.config.training import Config, DataConfig, TextConfig, TrainingConfig
     from edge_attn.export.pipeline import export

@@ -1,4 +1,4 @@
-"""Each fault that is planted in a bundle whose hashes are right is caught by the level that should."""
+"""Tests of verify on bundles with a planted fault and correct hashes: the expected levels fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verify detects each fault of a runtime, and excuses a mismatch only if its margin is below the noise."""
+"""Tests of verify on faulty runtimes: each fault fails, and mismatches below the noise are excused."""
 
 from __future__ import annotations
 
