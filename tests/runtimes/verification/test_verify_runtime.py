@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from verify_reports import failing, statuses
 
-from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.errors import TooLargeError
-from edge_attn.parity.golden import Golden, ReferenceHypothesis
-from edge_attn.runtimes.tasks import decoder_levels
+from edge_attn.parity.golden import Golden
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec, Value
 
@@ -121,7 +119,7 @@ def test_batch_that_differs_from_single_sentences_fails(opened, toy, toy_golden)
 
     level = check(opened, Faulty(toy, change), toy_golden, ["L5"]).levels[5]
     assert level.status == "fails"
-    assert {f.name for f in level.measurements if not f.ok} == {"tokens batched", "tokens shuffled"}
+    assert {item.name for item in level.measurements if not item.ok} == {"tokens batched", "tokens shuffled"}
     assert {mismatch.where for mismatch in level.mismatches} == {"batched", "shuffled"}
 
 
@@ -220,7 +218,7 @@ def test_mismatch_is_excused_only_below_the_noise(opened, toy, greedy_only):
         report
     )
     assert "(excused: a tie below the noise)" in str(report)
-    measurements = {finding.name: finding for finding in report.levels[3].measurements}
+    measurements = {item.name: item for item in report.levels[3].measurements}
     assert measurements["tokens greedy"].value == 0
     assert 0 < measurements["excused greedy"].value <= 0.005
 
@@ -228,41 +226,8 @@ def test_mismatch_is_excused_only_below_the_noise(opened, toy, greedy_only):
 def test_too_many_excused_mismatches_fail(opened, toy, greedy_only):
     noise = np.full(len(greedy_only.arrays["steps.noise"]), 100, np.float32)
     report = check(opened, Faulty(toy, tie_breaker(100.0)), with_noise(greedy_only, noise), ["L5"])
-    measurements = {finding.name: finding for finding in report.levels[5].measurements}
+    measurements = {item.name: item for item in report.levels[5].measurements}
     assert measurements["tokens batched"].ok
     assert measurements["excused batched"].value > 0.005
     assert not measurements["excused batched"].ok
     assert report.exit_code == 1
-
-
-def a_hypothesis(tokens: tuple[int, ...], score: float, noise: float = 0.0) -> ReferenceHypothesis:
-    return ReferenceHypothesis(tokens, "", score * (len(tokens) + 1), score, noise * (len(tokens) + 1), True)
-
-
-def test_beam_mismatch_needs_two_recorded_hypotheses():
-    a, b = a_hypothesis((5, 6), -0.5, 1e-4), a_hypothesis((5, 7, 8), -0.50015, 1e-4)
-    hypotheses = {one.tokens: Hypothesis(one.tokens, one.log_prob, one.score, True) for one in (a, b)}
-    unrecorded = Hypothesis((9,), -0.9, -0.5, True)
-    assert decoder_levels._beam_mismatch((a, b), (hypotheses[a.tokens], hypotheses[b.tokens]), 3) is None
-    mismatch = decoder_levels._beam_mismatch((a, b), (hypotheses[b.tokens], hypotheses[a.tokens]), 3)
-    assert (mismatch.sentence, mismatch.step, mismatch.reference, mismatch.candidate) == (3, 1, 6, 7)
-    assert mismatch.margin == pytest.approx(0.00015)
-    assert mismatch.noise == pytest.approx(0.0002)
-    assert mismatch.within_noise
-    quiet = dataclasses.replace(b, noise=0.0)
-    assert not decoder_levels._beam_mismatch((a, quiet), (hypotheses[b.tokens], hypotheses[a.tokens]), 3).within_noise
-    assert not decoder_levels._beam_mismatch((a, b), (unrecorded, hypotheses[b.tokens]), 3).within_noise
-    assert not decoder_levels._beam_mismatch((a, b), (hypotheses[a.tokens],), 3).within_noise
-    assert not decoder_levels._beam_mismatch((a,), (hypotheses[a.tokens], hypotheses[b.tokens]), 3).within_noise
-
-
-def test_divergence_ignores_rounding_of_all_logits():
-    p = np.log(np.array([[0.9, 0.06, 0.04]]))
-    shift = 2e-6  # of every logit, as rounding a large log-sum-exp does
-    reference = {"top_log_probs": p[:, :2], "rest": p[:, 2]}
-    rounded = {"top_log_probs": p[:, :2] + shift, "rest": p[:, 2] + shift}
-    other = np.log(np.array([[0.89, 0.07, 0.04]]))
-    assert abs(decoder_levels._divergence(reference, rounded)[0]) < 1e-10
-    expected = float((np.exp(p) * (p - other)).sum())
-    parts = {"top_log_probs": other[:, :2], "rest": other[:, 2]}
-    assert decoder_levels._divergence(reference, parts)[0] == pytest.approx(expected)

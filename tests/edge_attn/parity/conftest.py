@@ -1,0 +1,13 @@
+"""Golden data of the toy bundle."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.parity import golden
+
+
+@pytest.fixture(scope="session")
+def toy_golden(toy_bundle) -> golden.Golden:
+    return golden.load(Bundle.open(toy_bundle).read)

@@ -1,0 +1,157 @@
+"""Tests of the recorder: golden data of the toy checkpoint and of untrained models, and summaries of arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: a device needs none")
+
+import torch
+
+from edge_attn.config.models import Seq2SeqConfig
+from edge_attn.models.seq2seq import Seq2Seq
+from edge_attn.parity import recorder
+from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden
+from edge_attn.parity.recorder import MIN_LOG_REST, projection, record_translation, run_teacher_forced, summarize
+from edge_attn.reference import ModelReferences, open_checkpoint
+from edge_attn.text import pipeline
+from edge_attn.text.pipeline import Text
+from edge_attn.text.tokenizers import EOS
+
+torch.set_num_threads(1)
+
+WORDS = [f"w{i}" for i in range(90)]
+LINES = [" ".join(WORDS[i : i + 1 + i % 7]) for i in range(0, 80, 4)]
+
+
+def small(attention: str, words: int) -> tuple[Seq2Seq, Text]:
+    """Return an untrained model whose distribution is sharp enough to end sentences."""
+    text = Text.train("words", [(" ".join(WORDS[:words]),) * 2], 200, 200)
+    torch.manual_seed(5)
+    sizes = {"embedding": 16, "encoder_hidden": 8, "decoder_hidden": 16, "attention_size": 8}
+    model = Seq2Seq(Seq2SeqConfig(attention=attention, **sizes), len(text.source), len(text.target)).eval()
+    with torch.no_grad():
+        model.output.weight *= 6
+        model.output.bias[EOS] += 2
+    return model, text
+
+
+@pytest.fixture(scope="session", params=["additive, 94 entries", "additive, 13 entries", "none, 94 entries"])
+def recorded(request) -> tuple[Seq2Seq, Text, Golden]:
+    attention, entries = request.param.split(", ")
+    model, text = small(attention, int(entries.split()[0]) - 4)
+    return model, text, record_translation(ModelReferences(model), text, LINES, 9)
+
+
+def test_golden_data_is_what_the_checkpoint_computes(toy_golden, toy_checkpoint):
+    live = open_checkpoint(toy_checkpoint)
+    golden_data = record_translation(live.references, live.text, toy_golden.sentences[:9], 20)
+    assert golden_data.sources == toy_golden.sources[:9]
+    assert [one.text for one in golden_data.greedy] == [one.text for one in toy_golden.greedy[:9]]
+    assert [[one.tokens for one in n_best] for n_best in golden_data.n_best] == [
+        [one.tokens for one in n_best] for n_best in toy_golden.n_best[:9]
+    ]
+    assert golden_data.vocabulary == toy_golden.vocabulary
+    rows = slice(0, golden_data.steps()[-1].stop)
+    for name in SUMMARY:
+        np.testing.assert_allclose(
+            golden_data.arrays[f"steps.{name}"], toy_golden.arrays[f"steps.{name}"][rows], atol=1e-4
+        )
+
+
+def test_recording_survives_its_files(recorded):
+    _, _, golden_data = recorded
+    back = Golden.load(golden_data.files())
+    assert back == golden_data
+    assert back.arrays.keys() == golden_data.arrays.keys()
+    assert all(np.array_equal(back.arrays[name], golden_data.arrays[name]) for name in golden_data.arrays)
+
+
+def test_recording_twice_writes_the_same_bytes(recorded):
+    model, text, golden_data = recorded
+    assert record_translation(ModelReferences(model), text, LINES, 9).files() == golden_data.files()
+
+
+def test_small_vocabulary_is_recorded_completely(recorded):
+    _, text, golden_data = recorded
+    assert golden_data.arrays["steps.top_ids"].shape[1] == min(TOP, len(text.target))
+    total = np.exp(golden_data.arrays["steps.top_log_probs"].astype(np.float64)).sum(1)
+    if len(text.target) <= TOP:
+        assert (golden_data.arrays["steps.rest"] == np.float32(MIN_LOG_REST)).all()
+    else:
+        total += np.exp(golden_data.arrays["steps.rest"])
+    np.testing.assert_allclose(total, 1.0, atol=3e-6)
+
+
+def test_model_without_attention_has_no_alignment(recorded):
+    model, _, golden_data = recorded
+    attends = model.config.attention != "none"
+    assert ("steps.alignment" in golden_data.arrays) is ("beam.alignment" in golden_data.arrays) is attends
+    assert len(golden_data.alignments("steps.alignment")) == (len(LINES) if attends else 0)
+    assert ("encoder.memory.summary" in golden_data.arrays) is not attends
+
+
+def test_long_sentence_is_truncated():
+    model, text = small("dot", 90)
+    golden_data = record_translation(ModelReferences(model), text, [" ".join(WORDS[:30])], 9)
+    assert golden_data.sources == (tuple(text.encode_source(" ".join(WORDS[:8]))),)
+    assert pipeline.encode_truncated(text, " ".join(WORDS[:30]), 9)[1]
+    assert not pipeline.encode_truncated(text, " ".join(WORDS[:8]), 9)[1]
+
+
+def test_noise_is_the_difference_of_two_precisions(recorded):
+    model, text, golden_data = recorded
+    reference = ModelReferences(model).reference
+    flat = recorder.record(reference, reference, text, LINES, golden_data.search, 9)
+    assert (flat.arrays["steps.noise"] == 0).all()
+    assert {one.noise for one in flat.greedy} == {0.0}
+    assert flat.sources == golden_data.sources
+
+
+def test_batch_equals_single_sentences(recorded):
+    model, _, golden_data = recorded
+    targets = [one.tokens for one in golden_data.greedy]
+    runs = [
+        run_teacher_forced(ModelReferences(model).reference, golden_data.sources, targets, batch) for batch in (1, 7)
+    ]
+    for alone, batched in zip(*runs, strict=True):
+        np.testing.assert_allclose(alone.log_probs, batched.log_probs, atol=1e-5)
+        assert alone.encoder.keys() == batched.encoder.keys()
+        for name, value in alone.encoder.items():
+            np.testing.assert_allclose(value, batched.encoder[name], atol=1e-6)
+
+
+# ---- summaries show each change
+
+
+def test_projections_are_balanced_and_constant():
+    signs = projection(1600) * 40
+    assert signs.shape == (1600, PROJECTIONS)
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    assert (signs.sum(0) == 0).all()
+    assert len(np.unique(signs, axis=1).T) == PROJECTIONS
+    assert np.array_equal(projection(1600) * 40, signs)
+    assert projection(3).shape == (3, PROJECTIONS)
+
+
+def test_change_of_a_rare_token_changes_only_the_projections():
+    random = np.random.default_rng(0)
+    row = random.standard_normal((1, 5000)) * 3
+    row -= np.log(np.exp(row).sum())
+    top = np.argsort(-row, axis=1)[:, :TOP]
+    changed = row.copy()
+    changed[0, row.argmin()] += 0.05
+    before, after = summarize(row, top), summarize(changed, top)
+    assert np.array_equal(before["top_log_probs"], after["top_log_probs"])
+    assert np.abs(before["rest"] - after["rest"]).max() < 1e-6
+    assert np.abs(before["projections"] - after["projections"]).max() == pytest.approx(0.05 / 5000**0.5)
+
+
+def test_digest_distinguishes_vocabularies():
+    one = Text.train("words", [("a b c", "a b c")], 9, 9).target
+    other = Text.train("words", [("a c b", "a c d")], 9, 9).target
+    assert recorder.vocabulary_digest(one) == recorder.vocabulary_digest(
+        type(one)(["<pad>", "<unk>", "<s>", "</s>", *"abc"])
+    )
+    assert recorder.vocabulary_digest(one) != recorder.vocabulary_digest(other)

@@ -1,0 +1,45 @@
+"""Tests of parts of the decoder levels: mismatches between beams, and the divergence of recorded probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edge_attn.decoding.hypothesis import Hypothesis
+from edge_attn.parity.golden import ReferenceHypothesis
+from edge_attn.runtimes.tasks import decoder_levels
+
+
+def reference_hypothesis(tokens: tuple[int, ...], score: float, noise: float = 0.0) -> ReferenceHypothesis:
+    return ReferenceHypothesis(tokens, "", score * (len(tokens) + 1), score, noise * (len(tokens) + 1), True)
+
+
+def test_beam_mismatch_needs_two_recorded_hypotheses():
+    a, b = reference_hypothesis((5, 6), -0.5, 1e-4), reference_hypothesis((5, 7, 8), -0.50015, 1e-4)
+    hypotheses = {item.tokens: Hypothesis(item.tokens, item.log_prob, item.score, True) for item in (a, b)}
+    unrecorded = Hypothesis((9,), -0.9, -0.5, True)
+    assert decoder_levels._beam_mismatch((a, b), (hypotheses[a.tokens], hypotheses[b.tokens]), 3) is None
+    mismatch = decoder_levels._beam_mismatch((a, b), (hypotheses[b.tokens], hypotheses[a.tokens]), 3)
+    assert (mismatch.sentence, mismatch.step, mismatch.reference, mismatch.candidate) == (3, 1, 6, 7)
+    assert mismatch.margin == pytest.approx(0.00015)
+    assert mismatch.noise == pytest.approx(0.0002)
+    assert mismatch.within_noise
+    quiet = dataclasses.replace(b, noise=0.0)
+    assert not decoder_levels._beam_mismatch((a, quiet), (hypotheses[b.tokens], hypotheses[a.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, b), (unrecorded, hypotheses[b.tokens]), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a, b), (hypotheses[a.tokens],), 3).within_noise
+    assert not decoder_levels._beam_mismatch((a,), (hypotheses[a.tokens], hypotheses[b.tokens]), 3).within_noise
+
+
+def test_divergence_ignores_rounding_of_all_logits():
+    p = np.log(np.array([[0.9, 0.06, 0.04]]))
+    shift = 2e-6  # of every logit, as rounding a large log-sum-exp does
+    reference = {"top_log_probs": p[:, :2], "rest": p[:, 2]}
+    rounded = {"top_log_probs": p[:, :2] + shift, "rest": p[:, 2] + shift}
+    other = np.log(np.array([[0.89, 0.07, 0.04]]))
+    assert abs(decoder_levels._divergence(reference, rounded)[0]) < 1e-10
+    expected = float((np.exp(p) * (p - other)).sum())
+    parts = {"top_log_probs": other[:, :2], "rest": other[:, 2]}
+    assert decoder_levels._divergence(reference, parts)[0] == pytest.approx(expected)
