@@ -24,7 +24,9 @@ from edge_attn.runtimes.trt.api import load_tensorrt
 from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.builder import build_engine
 
-onnx_parser = pytest.importorskip("onnx.parser", reason="needs onnx")
+onnx_parser = pytest.importorskip(
+    "onnx.parser", reason="onnx is not installed, and torch is not installed: a device needs neither"
+)
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")
 pytestmark = pytest.mark.rtx
 

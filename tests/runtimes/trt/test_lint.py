@@ -17,7 +17,7 @@ from edge_attn.runtimes.trt.lint import lint_plugins
 from edge_attn.runtimes.trt.profiles import Buckets, Profile
 from edge_attn.spec import GraphSpec, TensorSpec
 
-onnx = pytest.importorskip("onnx", reason="needs onnx")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 parser = pytest.importorskip("onnx.parser")
 module_paths = pytest.importorskip("edge_attn.runtimes.onnx_graph").module_paths
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed: pip install edge-attn[trt-rtx]")

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx.inliner
 import pytest
 
-pytest.importorskip("torch", reason="needs torch")
+pytest.importorskip("torch", reason="torch is not installed: a device needs none")
 
+import onnx
+import onnx.inliner
 import torch
 from paths import EMBEDDED_BUNDLE, KINDS_FOLDER
 

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: a device needs none")
 
+import onnx
 import torch
 from verify_reports import Files, failing, planted, statuses
 
