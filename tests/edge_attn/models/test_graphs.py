@@ -102,7 +102,7 @@ def test_step_continues_from_the_parents(model):
     states = [(4 * torch.rand(3, 2, *value.shape[2:], generator=random)).to(value.dtype) for value in states]
     tokens = torch.tensor([[4, 5, 6], [7, 8, 9], [4, 4, 4]])
     parents = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0]])
-    together = named(step, tokens, parents, *memory, *states)
+    batched = named(step, tokens, parents, *memory, *states)
     for row in range(3):
         for beam in range(3):
             rows = slice(row, row + 1)
@@ -116,7 +116,7 @@ def test_step_continues_from_the_parents(model):
             )
             for output, value in alone.items():
                 if output != "candidate_ids":
-                    torch.testing.assert_close(together[output][row, beam], value[0, 0], rtol=1e-5, atol=1e-6)
+                    torch.testing.assert_close(batched[output][row, beam], value[0, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_step_matches_the_model(model):

@@ -68,12 +68,12 @@ def test_pass_equals_its_steps(model):
     source, lengths = padded(SOURCES)
     target = torch.tensor(TARGETS)
     with torch.no_grad():
-        whole = model(source, lengths, target)
+        full_pass = model(source, lengths, target)
         memory, state = model.encode(source, lengths)
         assert all(tensor.shape[:2] == (3, 1) for tensor in state.values())
         for i in range(target.shape[1]):
             features, weights, next_state = model.decode(model.embedding(target[:, i : i + 1]), memory, state)
-            assert max_difference(features[:, 0], whole[:, i]) <= 1e-6
+            assert max_difference(features[:, 0], full_pass[:, i]) <= 1e-6
             assert next_state.keys() == state.keys()
             assert all(next_state[n].shape == state[n].shape for n in state)
             state = next_state
@@ -82,7 +82,7 @@ def test_pass_equals_its_steps(model):
                 assert max_difference(weights.sum(-1), torch.ones(3, 1)) <= 1e-6
                 assert not weights[:, 0][~mask].any()
     assert (weights is None) == (model.config.attention == "none")
-    logits = model.logits(whole)
+    logits = model.logits(full_pass)
     assert logits.shape == (3, 4, VOCAB)
     assert logits.isfinite().all()
 
@@ -91,21 +91,21 @@ def test_features_ignore_later_symbols(model):
     source, lengths = padded(SOURCES)
     target = torch.tensor(TARGETS)
     with torch.no_grad():
-        whole = model(source, lengths, target)
+        full_pass = model(source, lengths, target)
         target[:, 2:] = 10
         changed = model(source, lengths, target)
-    assert max_difference(changed[:, :2], whole[:, :2]) == 0.0
-    assert max_difference(changed[:, 2:], whole[:, 2:]) > 1e-4
+    assert max_difference(changed[:, :2], full_pass[:, :2]) == 0.0
+    assert max_difference(changed[:, 2:], full_pass[:, 2:]) > 1e-4
 
 
 def test_sentence_is_independent_of_its_batch(model):
     source, lengths = padded(SOURCES)
     target = torch.tensor(TARGETS)
     with torch.no_grad():
-        together = model(source, lengths, target)
+        batched = model(source, lengths, target)
         for i, row in enumerate(SOURCES):
             alone = model(*padded([row]), target[i : i + 1])
-            assert max_difference(alone[0], together[i]) <= 1e-6
+            assert max_difference(alone[0], batched[i]) <= 1e-6
 
 
 def test_padding_does_not_matter(model):
@@ -118,13 +118,13 @@ def test_every_source_position_matters(model):
     """A model that ignores its source would pass the tests above."""
     target = torch.tensor(TARGETS)
     with torch.no_grad():
-        whole = model(*padded(SOURCES), target)
+        full_pass = model(*padded(SOURCES), target)
         for i, j in ((0, 0), (0, 3), (1, 0), (2, 1)):
             changed = [list(row) for row in SOURCES]
             changed[i][j] = 10
             other = model(*padded(changed), target)
-            reached = [max_difference(other[k], whole[k]) > 1e-5 for k in range(3)]
-            assert reached == [k == i for k in range(3)]
+            differs = [max_difference(other[k], full_pass[k]) > 1e-5 for k in range(3)]
+            assert differs == [k == i for k in range(3)]
 
 
 def test_beams_are_query_positions(model):
@@ -134,15 +134,15 @@ def test_beams_are_query_positions(model):
         memory, state = model.encode(source, lengths)
         state = {n: torch.randn(3, 3, tensor.shape[-1]) for n, tensor in state.items()}
         embedded = model.embedding(torch.randint(4, VOCAB, (3, 3)))
-        together = model.decode(embedded, memory, state)
+        batched = model.decode(embedded, memory, state)
         for k in range(3):
-            one = {n: tensor[:, k : k + 1] for n, tensor in state.items()}
-            features, weights, next_state = model.decode(embedded[:, k : k + 1], memory, one)
-            assert max_difference(features, together[0][:, k : k + 1]) <= 1e-6
+            hypothesis = {n: tensor[:, k : k + 1] for n, tensor in state.items()}
+            features, weights, next_state = model.decode(embedded[:, k : k + 1], memory, hypothesis)
+            assert max_difference(features, batched[0][:, k : k + 1]) <= 1e-6
             for n in next_state:
-                assert max_difference(next_state[n], together[2][n][:, k : k + 1]) <= 1e-6
+                assert max_difference(next_state[n], batched[2][n][:, k : k + 1]) <= 1e-6
             if weights is not None:
-                assert max_difference(weights, together[1][:, k : k + 1]) <= 1e-6
+                assert max_difference(weights, batched[1][:, k : k + 1]) <= 1e-6
 
 
 def test_every_parameter_learns(model):

@@ -40,12 +40,14 @@ def test_hypotheses_are_ranked_with_noise(toy_golden, toy_text):
     assert config.beam == config.n_best == 5
     for greedy, n_best in zip(toy_golden.greedy, toy_golden.n_best, strict=True):
         assert len(n_best) == 5
-        assert len({one.tokens for one in n_best}) == 5
-        for one in (greedy, *n_best):
-            assert one.text == toy_text.target.decode(one.tokens)
-            assert one.score == pytest.approx(one.log_prob / (len(one.tokens) + one.finished))
-            assert 0 < one.noise < 1e-3
-        ranked = [one.score for one in n_best if one.finished]
+        assert len({hypothesis.tokens for hypothesis in n_best}) == 5
+        for hypothesis in (greedy, *n_best):
+            assert hypothesis.text == toy_text.target.decode(hypothesis.tokens)
+            assert hypothesis.score == pytest.approx(
+                hypothesis.log_prob / (len(hypothesis.tokens) + hypothesis.finished)
+            )
+            assert 0 < hypothesis.noise < 1e-3
+        ranked = [hypothesis.score for hypothesis in n_best if hypothesis.finished]
         assert ranked == sorted(ranked, reverse=True)
 
 

@@ -44,13 +44,15 @@ def recorded(request) -> tuple[Seq2Seq, Text, Golden]:
     return model, text, record_translation(ModelReferences(model), text, LINES, 9)
 
 
-def test_golden_data_is_what_the_checkpoint_computes(toy_golden, toy_checkpoint):
+def test_golden_data_matches_the_checkpoint(toy_golden, toy_checkpoint):
     live = open_checkpoint(toy_checkpoint)
     golden_data = record_translation(live.references, live.text, toy_golden.sentences[:9], 20)
     assert golden_data.sources == toy_golden.sources[:9]
-    assert [one.text for one in golden_data.greedy] == [one.text for one in toy_golden.greedy[:9]]
-    assert [[one.tokens for one in n_best] for n_best in golden_data.n_best] == [
-        [one.tokens for one in n_best] for n_best in toy_golden.n_best[:9]
+    assert [hypothesis.text for hypothesis in golden_data.greedy] == [
+        hypothesis.text for hypothesis in toy_golden.greedy[:9]
+    ]
+    assert [[hypothesis.tokens for hypothesis in n_best] for n_best in golden_data.n_best] == [
+        [hypothesis.tokens for hypothesis in n_best] for n_best in toy_golden.n_best[:9]
     ]
     assert golden_data.vocabulary == toy_golden.vocabulary
     rows = slice(0, golden_data.steps()[-1].stop)
@@ -62,10 +64,10 @@ def test_golden_data_is_what_the_checkpoint_computes(toy_golden, toy_checkpoint)
 
 def test_recording_survives_its_files(recorded):
     _, _, golden_data = recorded
-    back = Golden.load(golden_data.files())
-    assert back == golden_data
-    assert back.arrays.keys() == golden_data.arrays.keys()
-    assert all(np.array_equal(back.arrays[name], golden_data.arrays[name]) for name in golden_data.arrays)
+    loaded = Golden.load(golden_data.files())
+    assert loaded == golden_data
+    assert loaded.arrays.keys() == golden_data.arrays.keys()
+    assert all(np.array_equal(loaded.arrays[name], golden_data.arrays[name]) for name in golden_data.arrays)
 
 
 def test_recording_twice_writes_the_same_bytes(recorded):
@@ -103,15 +105,15 @@ def test_long_sentence_is_truncated():
 def test_noise_is_the_difference_of_two_precisions(recorded):
     model, text, golden_data = recorded
     reference = ModelReferences(model).reference
-    flat = recorder.record(reference, reference, text, LINES, golden_data.search, 9)
-    assert (flat.arrays["steps.noise"] == 0).all()
-    assert {one.noise for one in flat.greedy} == {0.0}
-    assert flat.sources == golden_data.sources
+    noiseless = recorder.record(reference, reference, text, LINES, golden_data.search, 9)
+    assert (noiseless.arrays["steps.noise"] == 0).all()
+    assert {hypothesis.noise for hypothesis in noiseless.greedy} == {0.0}
+    assert noiseless.sources == golden_data.sources
 
 
 def test_batch_equals_single_sentences(recorded):
     model, _, golden_data = recorded
-    targets = [one.tokens for one in golden_data.greedy]
+    targets = [hypothesis.tokens for hypothesis in golden_data.greedy]
     runs = [
         run_teacher_forced(ModelReferences(model).reference, golden_data.sources, targets, batch) for batch in (1, 7)
     ]
@@ -149,9 +151,9 @@ def test_change_of_a_rare_token_changes_only_the_projections():
 
 
 def test_digest_distinguishes_vocabularies():
-    one = Text.train("words", [("a b c", "a b c")], 9, 9).target
+    vocabulary = Text.train("words", [("a b c", "a b c")], 9, 9).target
     other = Text.train("words", [("a c b", "a c d")], 9, 9).target
-    assert recorder.vocabulary_digest(one) == recorder.vocabulary_digest(
-        type(one)(["<pad>", "<unk>", "<s>", "</s>", *"abc"])
+    assert recorder.vocabulary_digest(vocabulary) == recorder.vocabulary_digest(
+        type(vocabulary)(["<pad>", "<unk>", "<s>", "</s>", *"abc"])
     )
-    assert recorder.vocabulary_digest(one) != recorder.vocabulary_digest(other)
+    assert recorder.vocabulary_digest(vocabulary) != recorder.vocabulary_digest(other)

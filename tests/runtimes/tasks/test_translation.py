@@ -13,7 +13,6 @@ import edge_attn
 from edge_attn.decoding.decoder import teacher_force
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, InputError, UsageError
-from edge_attn.runtimes.tasks import batching
 from edge_attn.runtimes.tasks.translation import SourceCutWarning, Translation, Translator
 from edge_attn.text.tokenizers import EOS
 
@@ -51,8 +50,8 @@ def test_log_probability_is_the_sum_of_the_steps(model):
 def test_model_translates_held_out_sentences(model, toy_pairs):
     pairs = [line.split("\t") for line in toy_pairs.read_text(encoding="utf-8").splitlines()]
     translations = model.translate([source for source, _ in pairs])
-    right = sum(t.text == target for t, (_, target) in zip(translations, pairs, strict=True))
-    assert right >= 0.95 * len(pairs)
+    exact = sum(t.text == target for t, (_, target) in zip(translations, pairs, strict=True))
+    assert exact >= 0.95 * len(pairs)
 
 
 def test_n_best_are_ordered_and_different(model):
@@ -209,20 +208,10 @@ def test_checkpoint_on_an_unknown_runtime_is_refused(toy_checkpoint):
 
 
 def test_translation_is_a_frozen_value():
-    one = Translation("a", -1.0, -2.0, ("a",), ("b", "</s>"), np.ones((2, 2)))
-    assert one == dataclasses.replace(one, alignment=None)
+    translation = Translation("a", -1.0, -2.0, ("a",), ("b", "</s>"), np.ones((2, 2)))
+    assert translation == dataclasses.replace(translation, alignment=None)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        one.text = "b"
-
-
-@pytest.mark.parametrize(("max_batch", "largest"), [(None, 8), (3, 3)])
-def test_batches_have_similar_lengths_and_each_sentence_once(max_batch, largest):
-    sources = {i: [0] * (1 + i % 7) for i in range(50)}
-    batches = list(batching.by_length(sources, 12, max_batch))
-    assert sorted(i for batch in batches for i in batch) == list(range(50))
-    assert all(len(batch) * max(len(sources[i]) for i in batch) <= 12 for batch in batches)
-    assert max(map(len, batches)) == largest
-    assert list(batching.by_length({3: [0] * 40}, 12, max_batch)) == [[3]]
+        translation.text = "b"
 
 
 def test_search_defaults_are_those_of_the_config(model):
@@ -292,7 +281,7 @@ def test_every_option_agrees_on_torch_and_the_bundle(model, toy_checkpoint):
         SearchConfig(2, max_length=20, alternatives=3),
         SearchConfig(1, 4, max_length=20, sample=True, temperature=2.0, seed=9),
     ):
-        expected, translations = (one.translate(sentences, config=config) for one in (reference, model))
+        expected, translations = (m.translate(sentences, config=config) for m in (reference, model))
         assert [[h.tokens for h in t.n_best] for t in translations] == [[h.tokens for h in t.n_best] for t in expected]
         for a, b in zip(translations, expected, strict=True):
             np.testing.assert_allclose([h.score for h in a.n_best], [h.score for h in b.n_best], atol=1e-4)

@@ -17,24 +17,23 @@ from edge_attn.runtimes.tasks.unk_replacement import read_phrase_table, replace_
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import SPECIAL, UNK, CharacterTokenizer
 
-READY = EMBEDDED_BUNDLE
 NO_ATTENTION = KINDS_FOLDER / "none-gru.zip"
 PROBABILITIES = {"<s>": {"a": 0.9, "b": 0.1}, "a": {"<unk>": 0.9, "</s>": 0.1}, "<unk>": {"b": 1.0}, "b": {"</s>": 1.0}}
 """Probability of each token after another; the most likely sentence is `a <unk> b`."""
 
 
-def attend(place: int) -> list[int]:
-    """Return the attended position after each token: `place` after `a`, before the unknown word; else the first."""
-    return [place if name == "a" else 0 for name in NAMES]
+def attend(position: int) -> list[int]:
+    """Return the attended position after each token: `position` after `a`, before the unknown word; else the first."""
+    return [position if name == "a" else 0 for name in NAMES]
 
 
 @pytest.mark.parametrize(
-    ("place", "text"),
+    ("position", "text"),
     [(0, "a b b"), (1, "a Zebra-7 b"), (2, "a zebra-7 b"), (3, "a <unk> b"), (4, "a b b")],
     ids=["a known word", "unknown", "original case", "the text of a special symbol", "the end symbol is not a word"],
 )
-def test_unknown_word_becomes_the_attended_word(place, text):
-    model = translator(TableModel(table(PROBABILITIES), attend(place)))
+def test_unknown_word_becomes_the_attended_word(position, text):
+    model = translator(TableModel(table(PROBABILITIES), attend(position)))
     [translation] = model.translate(["b  Zebra-7\tzebra-7 <unk>"], replace_unknown=True)
     assert translation.text == text
     assert translation.tokens == tuple(text.split())
@@ -47,9 +46,9 @@ def test_unknown_word_becomes_the_attended_word(place, text):
     )
 
 
-@pytest.mark.parametrize(("place", "text"), [(0, "a le b b"), (1, "a Zebra b"), (2, "a zèbre b")])
-def test_phrase_table_precedes_the_copy(place, text):
-    model = translator(TableModel(table(PROBABILITIES), attend(place)))
+@pytest.mark.parametrize(("position", "text"), [(0, "a le b b"), (1, "a Zebra b"), (2, "a zèbre b")])
+def test_phrase_table_precedes_the_copy(position, text):
+    model = translator(TableModel(table(PROBABILITIES), attend(position)))
     phrases = {"b": "le b", "zebra": "zèbre", "<unk>": "never"}
     [translation] = model.translate(["b Zebra zebra"], replace_unknown=True, phrase_table=phrases)
     assert translation.text == text
@@ -75,10 +74,10 @@ def test_word_of_a_character_model_is_a_character():
     entries = [*SPECIAL, "a", "b", "c"]
     text = Text("characters", CharacterTokenizer(entries), CharacterTokenizer(entries))
     texts = [
-        translator(TableModel(table(PROBABILITIES), attend(place)), text)
+        translator(TableModel(table(PROBABILITIES), attend(position)), text)
         .translate(["é ☃"], replace_unknown=True)[0]
         .text
-        for place in range(3)
+        for position in range(3)
     ]
     assert texts == ["aéb", "a☃b", "a☃b"]  # white space is not a word: the next best position
 
@@ -95,13 +94,13 @@ def test_word_of_a_character_model_is_a_character():
 )
 def test_word_of_sentencepiece_is_a_piece_without_mark(sentence, pieces, table_, text):
     """`None` is an unknown piece, and attends to the sentence's unknown piece, or to its last."""
-    model = edge_attn.load(READY)
+    model = edge_attn.load(EMBEDDED_BUNDLE)
     ids = model.text.source.encode(sentence)
     surface_forms = model.text.source.surface_forms(sentence)
-    place = ids.index(UNK) if UNK in ids else len(ids) - 1
+    position = ids.index(UNK) if UNK in ids else len(ids) - 1
     tokens = tuple(UNK if piece is None else model.text.target._model.piece_to_id(piece) for piece in pieces)
     weights = np.full((len(pieces), len(ids) + 1), 0.1)
-    weights[:, place] = 0.5
+    weights[:, position] = 0.5
     weights[:, -1] = 0.9
     hypothesis = Hypothesis(tokens, 0.0, 0.0, False, weights)
     replaced = replace_unknown_tokens(hypothesis, model.text.target.pieces(tokens), surface_forms, table_)
@@ -115,8 +114,8 @@ def test_mark_alone_is_not_a_word():
 
 
 def test_embedded_model_copies_unknown_words():
-    [plain] = edge_attn.load(READY).translate(["I like ☃."])
-    [translation] = edge_attn.load(READY).translate(["I like ☃."], replace_unknown=True)
+    [plain] = edge_attn.load(EMBEDDED_BUNDLE).translate(["I like ☃."])
+    [translation] = edge_attn.load(EMBEDDED_BUNDLE).translate(["I like ☃."], replace_unknown=True)
     assert "⁇" in plain.text
     assert translation.text == "J'aime ☃."
     assert translation.tokens == tuple("☃" if token == "<unk>" else token for token in plain.tokens)
@@ -168,7 +167,7 @@ def test_invalid_phrase_table_is_refused_with_its_line(tmp_path, content, error)
 def run(edge_attn_cli, tmp_path):
     """Return a function that translates a line with the embedded model."""
 
-    def run(*options: object, bundle: Path = READY, **expected: object):
+    def run(*options: object, bundle: Path = EMBEDDED_BUNDLE, **expected: object):
         (tmp_path / "input").write_text("I like ☃.\n", encoding="utf-8")
         return edge_attn_cli("translate", bundle, "--input", tmp_path / "input", *options, **expected)
 

@@ -55,9 +55,9 @@ def test_verdict_requires_tested_levels_that_pass(levels, verdict, code):
 def test_nan_and_infinity_never_pass(value):
     result = report(level(0.0, value))
     assert result.exit_code == 1
-    shown = json.loads(result.json(), parse_constant=pytest.fail)["levels"][0]["findings"]
-    assert [finding["ok"] for finding in shown] == [True, False]
-    assert shown[1]["value"] == str(value)
+    findings = json.loads(result.json(), parse_constant=pytest.fail)["levels"][0]["findings"]
+    assert [finding["ok"] for finding in findings] == [True, False]
+    assert findings[1]["value"] == str(value)
     assert ElementTree.fromstring(result.junit().partition("?>")[2]).get("failures") == "1"
     assert "FAIL L1 max_abs tensor.1" in str(result)
 
@@ -83,7 +83,7 @@ def fits(value: Any, schema: dict[str, Any], where: str = "report") -> None:
         fits(item, schema["items"], f"{where}[{i}]")
 
 
-FLIPS = [TokenMismatch(3, "greedy", 2, 7, 8, 1e-6, 1e-5), TokenMismatch(4, "beam", 0, 7, -1, INF, 0.0)]
+MISMATCHES = [TokenMismatch(3, "greedy", 2, 7, 8, 1e-6, 1e-5), TokenMismatch(4, "beam", 0, 7, -1, INF, 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ FLIPS = [TokenMismatch(3, "greedy", 2, 7, 8, 1e-6, 1e-5), TokenMismatch(4, "beam
     [
         report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED),
         report(level(NAN), overrides={"L1.max_abs": 0.5, "L2.kl": 1.0}),
-        report(LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=FLIPS)),
+        report(LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=MISMATCHES)),
     ],
 )
 def test_json_matches_the_schema(example):
@@ -102,20 +102,24 @@ def test_json_matches_the_schema(example):
 
 def test_schema_check_fails_on_wrong_content():
     content = report(HOLDS).content()
-    for wrong in ({**content, "verdict": "maybe"}, {**content, "sentences": "3"}, {**content, "overrides": {"a": "b"}}):
+    for invalid in (
+        {**content, "verdict": "maybe"},
+        {**content, "sentences": "3"},
+        {**content, "overrides": {"a": "b"}},
+    ):
         with pytest.raises(AssertionError):
-            fits(wrong, SCHEMA)
+            fits(invalid, SCHEMA)
 
 
 def test_mismatches_are_reported_with_their_excuse():
-    content = report(LevelResult("L3", "fails", mismatches=FLIPS)).content()
-    assert [flip["excused"] for flip in content["levels"][0]["flips"]] == [True, False]
+    content = report(LevelResult("L3", "fails", mismatches=MISMATCHES)).content()
+    assert [entry["excused"] for entry in content["levels"][0]["flips"]] == [True, False]
     assert content["levels"][0]["flips"][1]["margin"] == "inf"
 
 
 def test_junit_has_one_case_per_measurement():
-    flips = LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=FLIPS)
-    suite = ElementTree.fromstring(report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED, flips).junit().partition("?>")[2])
+    failed = LevelResult("L3", "fails", measurements=[Measurement("L3", "tokens", 0.5, 0.0)], mismatches=MISMATCHES)
+    suite = ElementTree.fromstring(report(HOLDS, FAILS, NOT_TESTED, NOT_REQUESTED, failed).junit().partition("?>")[2])
     assert suite.tag == "testsuite"
     assert "a <b>" in suite.get("name")
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}

@@ -37,9 +37,9 @@ def test_good_bundle_passes_verification(toy_bundle, toy_golden):
     assert report.sentences == len(toy_golden.sentences)
     assert report.provider == "CPUExecutionProvider"
     assert not any(level.mismatches for level in report.levels)
-    shown = str(report)
-    assert "L4 corpus: BLEU and chrF: not requested" in shown
-    assert shown.endswith("parity holds")
+    text = str(report)
+    assert "L4 corpus: BLEU and chrF: not requested" in text
+    assert text.endswith("parity holds")
     names = {f"{f.level}.{f.name.partition(' ')[0]}" for level in report.levels for f in level.measurements}
     assert names >= {"L1.max_abs", "L1.p99", "L1.relative", "L1.cosine", "L1.alignment", "L1.state"}
     assert names >= {"L2.log_prob", "L2.rest", "L2.projection", "L2.kl", "L2.top1"}

@@ -145,9 +145,9 @@ def test_ignored_parents_do_not_change_greedy_search(opened, tmp_path):
         levels=["L3"],
         options=RuntimeOptions(threads=1),
     )
-    wrong = {finding.name for finding in report.levels[3].measurements if not finding.ok}
-    assert "n_best beam" in wrong
-    assert "tokens greedy" not in wrong
+    failed = {item.name for item in report.levels[3].measurements if not item.ok}
+    assert "n_best beam" in failed
+    assert "tokens greedy" not in failed
 
 
 def test_fault_in_a_rare_token_fails_only_the_projections(tmp_path):

@@ -57,12 +57,11 @@ OUTPUTS = (
 @pytest.mark.parametrize(("graph", "output"), OUTPUTS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_fail_verification(opened, toy, toy_golden, graph, output, value):
-    def change(ran: str, outputs: dict[str, np.ndarray]) -> None:
-        if ran == graph:
+    def change(name: str, outputs: dict[str, np.ndarray]) -> None:
+        if name == graph:
             outputs[output][...] = value
 
-    few = first(toy_golden, 6)
-    report = check(opened, Faulty(toy, change), few)
+    report = check(opened, Faulty(toy, change), first(toy_golden, 6))
     assert report.exit_code == 1
     content = json.loads(report.json())
     assert content["verdict"] == "fails"
@@ -164,13 +163,13 @@ def test_alignments_of_the_previous_step_fail(opened, toy, toy_golden):
 # ---- mismatches that a margin excuses
 
 
-def tie_breaker(least: float) -> Callable[[str, dict[str, np.ndarray]], None]:
-    """Return a change that takes the second best candidate if it is less than `least` behind."""
+def tie_breaker(limit: float) -> Callable[[str, dict[str, np.ndarray]], None]:
+    """Return a change that takes the second best candidate if it is less than `limit` behind."""
 
     def change(graph: str, outputs: dict[str, np.ndarray]) -> None:
         if graph == "step":
             best = outputs["candidates"]
-            near = best[..., 0] - best[..., 1] < least
+            near = best[..., 0] - best[..., 1] < limit
             ids = outputs["candidate_ids"][near]
             ids[:, [0, 1]] = ids[:, [1, 0]]
             outputs["candidate_ids"][near] = ids
@@ -184,7 +183,7 @@ def greedy_only(toy_golden) -> Golden:
     arrays = {name: rows for name, rows in toy_golden.arrays.items() if name != "beam.alignment"}
     config = dataclasses.replace(toy_golden.search, beam=1, n_best=1)
     return dataclasses.replace(
-        toy_golden, search=config, n_best=tuple((one,) for one in toy_golden.greedy), arrays=arrays
+        toy_golden, search=config, n_best=tuple((greedy,) for greedy in toy_golden.greedy), arrays=arrays
     )
 
 
@@ -194,8 +193,8 @@ def with_noise(toy_golden: Golden, noise: np.ndarray) -> Golden:
 
 def test_mismatch_is_excused_only_below_the_noise(opened, toy, greedy_only):
     margins = -np.diff(greedy_only.arrays["steps.top_log_probs"][:, :2], axis=1)[:, 0]
-    least = float(np.sort(margins)[0] * 1.001)
-    runtime = Faulty(toy, tie_breaker(least))
+    limit = float(np.sort(margins)[0] * 1.001)
+    runtime = Faulty(toy, tie_breaker(limit))
     row = int(margins.argmin())
     sentence = next(i for i, part in enumerate(greedy_only.steps()) if part.start <= row < part.stop)
     noise = np.zeros(len(margins), np.float32)
