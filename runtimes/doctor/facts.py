@@ -32,8 +32,6 @@ OLDEST_L4T = (36, 4, 0)
 """JetPack 6.1, the first with TensorRT 10.3."""
 ORIN = 234
 """Orin's chip number. NVIDIA has no JetPack 6 for earlier chips."""
-NO_DEVICE = 100
-"""CUDA_ERROR_NO_DEVICE, a code of cuInit."""
 BINDINGS = "python3*/dist-packages/tensorrt/__init__.py"
 PACKAGES = ("libnvinfer11", "libnvinfer10", "python3-libnvinfer", "nvidia-jetpack")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -113,31 +111,14 @@ class Facts:
 
     @property
     def has_card(self) -> bool:
-        """True if an NVIDIA display controller is plugged in, even without a driver. A container shows its host's."""
-        devices = [path.removesuffix("vendor") for path in self.machine.glob("/sys/bus/pci/devices/*/vendor")]
-        displays = [device for device in devices if self.read_text(device + "class").startswith("0x03")]
-        return not self.in_container and any(self.read_text(device + "vendor") == "0x10de" for device in displays)
+        """True if an NVIDIA device is plugged in, even without a driver. A container shows its host's."""
+        vendors = self.machine.glob("/sys/bus/pci/devices/*/vendor")
+        return not self.in_container and any(self.read_text(vendor) == "0x10de" for vendor in vendors)
 
     @cached_property
     def nvidia_smi(self) -> tuple[int, str]:
         """Exit code and output of nvidia-smi."""
         return self.machine.run("nvidia-smi")
-
-    @property
-    def driver(self) -> str:
-        """Driver version that nvidia-smi prints; empty if there is none."""
-        version = re.search(r"(?:Driver|KMD) Version: ([\d.]+)", self.nvidia_smi[1])
-        return version[1] if version else ""
-
-    @property
-    def has_driver(self) -> bool:
-        """True if NVIDIA's driver is loaded, even if CUDA cannot use it."""
-        return self.is_jetson or self.nvidia_smi[0] == 0 or bool(self.driver)
-
-    @property
-    def cuda_code(self) -> int:
-        """Error code of cuInit; 0 if it worked or there is no libcuda."""
-        return int(self.probe("cuda").get("code", 0))
 
     @property
     def cuda(self) -> tuple[int, int]:
@@ -154,16 +135,6 @@ class Facts:
     def cudart_wheel(self) -> str:
         suffix = "" if self.cuda[0] >= 13 else f"-cu{self.cuda[0]}"
         return f"nvidia-cuda-runtime{suffix}<{self.cuda[0] + 1}"
-
-    @property
-    def install_driver(self) -> str:
-        """Command that installs NVIDIA's driver, or opens its page on an unknown system."""
-        systems = re.findall(r"^ID(?:_LIKE)?=(.*)$", self.read_text("/etc/os-release"), re.MULTILINE)
-        if "ubuntu" in " ".join(systems):
-            return "sudo ubuntu-drivers install && sudo reboot"
-        if "debian" in " ".join(systems):
-            return "sudo apt update && sudo apt install nvidia-driver && sudo reboot"
-        return "xdg-open https://www.nvidia.com/drivers"
 
     # ---- Python, TensorRT and ONNX Runtime
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from edge_attn.runtimes.doctor.facts import Facts
-from edge_attn.runtimes.doctor.machine import TIMED_OUT
+from edge_attn.runtimes.doctor.machine import NO_COMMAND, TIMED_OUT
 
 
 def board(m: Facts) -> str:
@@ -29,15 +29,15 @@ def system(m: Facts) -> str:
 
 
 def gpu(m: Facts) -> str:
-    driver = f", driver {m.driver}" if m.driver else ""
+    code, output = m.nvidia_smi
+    version = re.search(r"(?:Driver|KMD) Version: ([\d.]+)", output)
+    driver = f", driver {version[1]}" if version else ""
     if m.gpus:
         gpus = [f"{gpu['name']}, compute capability {'.'.join(map(str, gpu['capability']))}" for gpu in m.gpus]
         shared = " shared with the CPU" if m.is_jetson else ""
         return f"{'; '.join(gpus)}, {m.gpus[0]['memory'] / 2**30:.1f} GiB{shared}{driver}"
-    code, output = m.nvidia_smi
-    smi = "; nvidia-smi does not answer" if code == TIMED_OUT else ""
-    if output and not m.has_driver:
-        smi = f"; nvidia-smi: {output.splitlines()[0]}"
+    answer = "no answer" if code == TIMED_OUT else output.partition("\n")[0]
+    smi = f"; nvidia-smi: {answer}" if code not in (0, NO_COMMAND) else ""
     return f"no GPU that CUDA can use ({m.error('cuda') or 'there is no device'}){driver}{smi}"
 
 

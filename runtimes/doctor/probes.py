@@ -91,7 +91,6 @@ def cuda() -> dict[str, Any]:
             result["driver"] = _int(driver.cuDriverGetVersion)
             result["devices"] = [_device(driver, index) for index in range(_int(driver.cuDeviceGetCount))]
         else:
-            result["code"] = code
             result["error"] = f"cuInit returned CUDA error {code}"
     except (OSError, AttributeError) as error:
         result["error"] = str(error)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge_attn import __version__
-from edge_attn.runtimes.doctor.facts import CPU, CUDA, NO_DEVICE, Facts
+from edge_attn.runtimes.doctor.facts import CPU, CUDA, Facts
 from edge_attn.runtimes.doctor.machine import NO_ANSWER, NO_COMMAND
 
 OK, NOTE, FAULT = "ok", "note", "fault"
@@ -34,10 +34,10 @@ REBOOT = "sudo reboot"
 JOIN_GROUPS = "sudo usermod -aG video,render $USER && sudo reboot"
 SHOW_GPU = "unset CUDA_VISIBLE_DEVICES"
 HIDE_GPU = "CUDA_VISIBLE_DEVICES= edge-attn doctor"
-IMAGE = "--entrypoint edge-attn IMAGE doctor"
-DOCKER = f"docker run --rm -it --gpus all -e NVIDIA_DRIVER_CAPABILITIES=compute,utility {IMAGE}"
-DOCKER_JETSON = f"sudo docker run --rm -it --runtime nvidia -e NVIDIA_VISIBLE_DEVICES=all {IMAGE}"
-L4T_CUDA = "sudo apt install --reinstall $(dpkg-query -W -f '${{Package}} ' 'nvidia-l4t-cuda*') && sudo reboot"
+DOCKER_JETSON = (
+    "sudo docker run --rm -it --runtime nvidia -e NVIDIA_VISIBLE_DEVICES=all --entrypoint edge-attn IMAGE doctor"
+)
+INSTALL_DRIVER = "sudo ubuntu-drivers install && sudo reboot"
 CUDART_PACKAGE = f"{APT} cuda-cudart-{{m.cuda[0]}}-{{m.cuda[1]}}"
 CUDART_WHEEL = "{m.pip} install '{m.cudart_wheel}'"
 TENSORRT = "{m.pip} install 'edge-attn[trt]'"
@@ -65,8 +65,11 @@ OWN_CACHE = 'sudo mkdir -p "{m.cache.folder}" && sudo chown -R $USER "{m.cache.f
 
 OLD_L4T = "edge-attn needs JetPack 6.1 or newer (TensorRT 10.3, Python 3.10): flash the board from another PC"
 UNKNOWN_L4T = "newer than this version of edge-attn knows, or a container that does not name its L4T release"
-RESTART = "NVIDIA's driver does not work: restart the machine"
+MORE_CAUSES = "see docs/jetson.md, 'If doctor does not name your problem'"
+RESTART = f"NVIDIA's driver does not work: restart the machine; if that does not help, {MORE_CAUSES}"
+NO_DRIVER = "NVIDIA's driver is missing; on another system than Ubuntu see https://www.nvidia.com/drivers"
 DAMAGED = "its files are damaged: install it again"
+HIDDEN_GPU = "CUDA_VISIBLE_DEVICES may hide the GPU"
 NO_RUNTIME = "start the container with NVIDIA's runtime, which mounts the board's driver"
 NO_CUDART = "the runtimes trt and ort-cuda need a libcudart of CUDA {m.cuda[0]}"
 NO_WHEEL = "a TensorRT wheel does not fit a Jetson, and hides the board's own TensorRT"
@@ -75,7 +78,7 @@ ON_HOST = "the board's driver needs this library; a container gets it from its h
 HIDDEN = "this virtual environment does not see the system's packages; the command keeps what is installed in it"
 OTHER_PYTHON = "it works only with the system's Python {m.bindings_python}: create an environment of that Python"
 NO_CODE = "onnxruntime-gpu of the package index has no code for a Jetson, and the runtime trt does not need it"
-OLD_DRIVER = "the driver is older than the CUDA that this onnxruntime was built with"
+OLD_DRIVER = "the driver is older than the CUDA of this onnxruntime; elsewhere than on Ubuntu see nvidia.com/drivers"
 NO_LIBRARY = "this onnxruntime-gpu lacks the libraries of its CUDA and cuDNN, or code for this GPU"
 LITTLE_MEMORY = f"too little for building an engine, which needs {BUILD_MEMORY // GIB} GiB"
 STOP_DESKTOP = f"{LITTLE_MEMORY}: stop the desktop, which also uses the GPU"
@@ -101,13 +104,10 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (OK, lambda m: m.gpus, "", ""),
         (NOTE, lambda m: m.is_cpu_board, "only the CPU of this board is used", ""),
         (FAULT, lambda m: m.is_jetson and m.python.get("denied"), "this user may not open the GPU", JOIN_GROUPS),
-        (FAULT, lambda m: not m.has_driver and m.nvidia_smi[0] != NO_COMMAND, RESTART, REBOOT),
-        (FAULT, lambda m: m.cuda_code not in (0, NO_DEVICE), RESTART, REBOOT),
-        (FAULT, lambda m: m.cuda_code and m.has_driver, "CUDA_VISIBLE_DEVICES may hide the GPU", SHOW_GPU),
         (FAULT, lambda m: m.is_jetson and m.in_container, NO_RUNTIME, DOCKER_JETSON),
-        (FAULT, lambda m: m.is_jetson, "CUDA's driver is missing or damaged", L4T_CUDA),
-        (FAULT, lambda m: m.has_driver and m.in_container, "the container lacks CUDA's driver", DOCKER),
-        (FAULT, lambda m: m.has_driver or m.has_card, "CUDA's driver is missing", "{m.install_driver}"),
+        (FAULT, lambda m: "error 100" in m.error("cuda") and m.nvidia_smi[0] == 0, HIDDEN_GPU, SHOW_GPU),
+        (FAULT, lambda m: m.is_jetson or m.nvidia_smi[0] != NO_COMMAND, RESTART, REBOOT),
+        (FAULT, lambda m: m.has_card, NO_DRIVER, INSTALL_DRIVER),
         (NOTE, lambda m: True, "no NVIDIA GPU: only the CPU runs bundles here", ""),
     ),
     "cuda": (
@@ -146,7 +146,7 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (OK, lambda m: not m.provider_error(CUDA), "", ""),
         (FAULT, lambda m: m.is_jetson, NO_CODE, REPLACE_ORT),
         (NOTE, lambda m: not m.gpus, f"there is no GPU for {CUDA}", ""),
-        (FAULT, lambda m: "driver version" in m.provider_error(CUDA), OLD_DRIVER, "{m.install_driver}"),
+        (FAULT, lambda m: "driver version" in m.provider_error(CUDA), OLD_DRIVER, INSTALL_DRIVER),
         (FAULT, lambda m: True, NO_LIBRARY, ORT_LIBRARIES),
     ),
     "memory": (

@@ -12,7 +12,7 @@ from paths import PROJECT
 
 from edge_attn.cli import cli
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS
-from edge_attn.runtimes.doctor.repairs import DOCKER_JETSON
+from edge_attn.runtimes.doctor.repairs import DOCKER_JETSON, MORE_CAUSES
 
 if not (PROJECT / "docs").is_dir():
     pytest.skip("needs the checkout: docs/ is not in the wheel", allow_module_level=True)
@@ -83,6 +83,10 @@ def test_image_requests_the_gpu(name: str):
 def test_docker_command_requests_the_gpu_from_any_image():
     assert "--runtime nvidia -e NVIDIA_VISIBLE_DEVICES=all " in DOCKER_JETSON
     assert f"`{DOCKER_JETSON}`" in PAGE
+
+
+def test_advice_of_doctor_names_a_heading():
+    assert f"\n### {MORE_CAUSES.split(chr(39))[1]}\n" in PAGE
 
 
 def test_wheel_is_built_before_the_image():

@@ -111,7 +111,7 @@ FAULTY = {
     },
     "x86-gpu-driver-mismatch": {"gpu": ("Driver/library version mismatch", REBOOT)},
     "x86-gpu-hangs": {
-        "gpu": ("nvidia-smi does not answer", REBOOT),
+        "gpu": ("nvidia-smi: no answer", REBOOT),
         "onnxruntime": ("no answer within 60 s", "CUDA_VISIBLE_DEVICES= edge-attn doctor"),
         "runtimes": ("none is ready", "CUDA_VISIBLE_DEVICES= edge-attn doctor"),
     },
