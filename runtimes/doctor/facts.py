@@ -12,26 +12,10 @@ from edge_attn.runtimes.system_memory import SystemMemory, system_memory
 from edge_attn.runtimes.trt.api import OLDEST
 from edge_attn.runtimes.versions import parse_version
 
-JETPACKS: dict[tuple[int, ...], str] = {
-    (32, 1, 0): "4",
-    (34, 1, 0): "5.0",
-    (35, 1, 0): "5",
-    (36, 2, 0): "6.0",
-    (36, 4, 0): "6.1",
-    (36, 4, 3): "6.2",
-    (36, 4, 4): "6.2.1",
-    (36, 5, 0): "6.2.2",
-    (36, 5, 2): "6.2.3",
-    (38, 2, 0): "7.0",
-    (38, 4, 0): "7.1",
-    (39, 2, 0): "7.2",
-    (39, 2, 1): "7.2.1",
-}
-"""First L4T release of each JetPack."""
+JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
+"""JetPack by major number of L4T. docs/jetson.md lists the releases."""
 OLDEST_L4T = (36, 4, 0)
 """JetPack 6.1, the first with TensorRT 10.3."""
-ORIN = 234
-"""Orin's chip number. NVIDIA has no JetPack 6 for earlier chips."""
 BINDINGS = "python3*/dist-packages/tensorrt/__init__.py"
 PACKAGES = ("libnvinfer11", "libnvinfer10", "python3-libnvinfer", "nvidia-jetpack")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -47,36 +31,18 @@ class Facts:
     # ---- board and system
 
     @cached_property
-    def chip(self) -> int:
-        """Number of a Jetson's chip, 234 for Orin and 264 for Thor; 0 elsewhere."""
-        number = re.search(r"^nvidia,tegra(\d{3})$", self.read_text("/proc/device-tree/compatible"), re.MULTILINE)
-        return int(number[1]) if number else 0
-
-    @cached_property
     def l4t(self) -> tuple[int, ...]:
         """Release of L4T, NVIDIA's Linux for Jetson; empty elsewhere, and in a container that does not name it."""
         release = re.search(r"# R(\d+) \(release\), REVISION: (\d+)\.(\d+)", self.read_text("/etc/nv_tegra_release"))
         return tuple(map(int, release.groups())) if release else ()
 
     @property
-    def is_cpu_board(self) -> bool:
-        """True for a Jetson older than Orin: its TensorRT is too old, so only its CPU is used."""
-        return 0 < self.chip < ORIN
-
-    @property
     def is_jetson(self) -> bool:
-        return bool(self.chip or self.l4t)
+        return bool(self.l4t) or "nvidia,tegra" in self.read_text("/proc/device-tree/compatible")
 
     @property
     def is_old_l4t(self) -> bool:
         return bool(self.l4t) and self.l4t < OLDEST_L4T
-
-    @cached_property
-    def jetpack(self) -> str:
-        """JetPack's version; empty if it is unknown."""
-        installed = re.split(r"[+-]b", self.packages.get("nvidia-jetpack", ""))[0]
-        releases = [release for release in JETPACKS if release <= self.l4t and release[0] == self.l4t[0]]
-        return installed or (JETPACKS[max(releases)] if releases else "")
 
     @cached_property
     def packages(self) -> dict[str, str]:
@@ -101,13 +67,14 @@ class Facts:
 
     @property
     def gpus(self) -> list[dict[str, Any]]:
-        """GPUs that CUDA's driver lists and edge-attn can use."""
-        return [] if self.is_cpu_board else self.probe("cuda").get("devices", [])
+        """GPUs that CUDA's driver lists."""
+        devices: list[dict[str, Any]] = self.probe("cuda").get("devices", [])
+        return devices
 
     @property
     def builds_engines(self) -> bool:
         """True if TensorRT can use a GPU here, or should be able to on this board."""
-        return bool(self.gpus) or (self.is_jetson and not self.is_cpu_board)
+        return bool(self.gpus or self.is_jetson) and not self.is_old_l4t
 
     @property
     def has_card(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from edge_attn.runtimes.doctor.facts import Facts
+from edge_attn.runtimes.doctor.facts import JETPACK, Facts
 from edge_attn.runtimes.doctor.machine import NO_COMMAND, TIMED_OUT
 
 
@@ -13,8 +13,8 @@ def board(m: Facts) -> str:
     if not m.is_jetson:
         return "no Jetson"
     model = m.read_text("/proc/device-tree/model") or "a Jetson without a model name"
-    jetpack = f"JetPack {m.jetpack}" if m.jetpack else "an unknown JetPack"
-    return f"{model}, {jetpack} (L4T {'.'.join(map(str, m.l4t)) or 'unknown'})"
+    jetpack = JETPACK.get(m.l4t[0], "unknown") if m.l4t else "unknown"
+    return f"{model}, JetPack {jetpack} (L4T {'.'.join(map(str, m.l4t)) or 'unknown'})"
 
 
 def system(m: Facts) -> str:

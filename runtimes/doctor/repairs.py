@@ -63,8 +63,7 @@ OWN_CACHE = 'sudo mkdir -p "{m.cache.folder}" && sudo chown -R $USER "{m.cache.f
 
 # ---- sentences that are long or used twice
 
-OLD_L4T = "edge-attn needs JetPack 6.1 or newer (TensorRT 10.3, Python 3.10): flash the board from another PC"
-UNKNOWN_L4T = "newer than this version of edge-attn knows, or a container that does not name its L4T release"
+OLD_L4T = "the GPU needs JetPack 6.1 or newer: flash the board from another PC; boards before Orin run only ort-cpu"
 MORE_CAUSES = "see docs/jetson.md, 'If doctor does not name your problem'"
 RESTART = f"NVIDIA's driver does not work: restart the machine; if that does not help, {MORE_CAUSES}"
 NO_DRIVER = "NVIDIA's driver is missing; on another system than Ubuntu see https://www.nvidia.com/drivers"
@@ -94,15 +93,10 @@ ONNXRUNTIME: tuple[Row, ...] = (
     (FAULT, lambda m: not m.loads("onnxruntime"), "the runtime ort-cpu and `edge-attn optimize` need it", ORT),
 )
 REPAIRS: Mapping[str, tuple[Row, ...]] = {
-    "board": (
-        (NOTE, lambda m: m.is_cpu_board, "it has no JetPack 6: only ort-cpu runs, with Python 3.10 or newer", ""),
-        (FAULT, lambda m: m.is_old_l4t, OLD_L4T, "sdkmanager"),
-        (NOTE, lambda m: m.is_jetson and not m.jetpack, UNKNOWN_L4T, ""),
-    ),
+    "board": ((FAULT, lambda m: m.is_old_l4t, OLD_L4T, "sdkmanager"),),
     "system": (),
     "gpu": (
         (OK, lambda m: m.gpus, "", ""),
-        (NOTE, lambda m: m.is_cpu_board, "only the CPU of this board is used", ""),
         (FAULT, lambda m: m.is_jetson and m.python.get("denied"), "this user may not open the GPU", JOIN_GROUPS),
         (FAULT, lambda m: m.is_jetson and m.in_container, NO_RUNTIME, DOCKER_JETSON),
         (FAULT, lambda m: "error 100" in m.error("cuda") and m.nvidia_smi[0] == 0, HIDDEN_GPU, SHOW_GPU),
@@ -118,8 +112,7 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (NOTE, lambda m: True, NO_CUDART, CUDART_WHEEL),
     ),
     "tensorrt": (
-        (NOTE, lambda m: not m.builds_engines, "not used without a GPU", ""),
-        (NOTE, lambda m: m.is_old_l4t, "the TensorRT of JetPack {m.jetpack} is too old", ""),
+        (NOTE, lambda m: not m.builds_engines, "not used: it needs a GPU, and on a board JetPack 6.1", ""),
         (FAULT, lambda m: m.wheel_replaces_tensorrt, NO_WHEEL, REMOVE_WHEELS),
         (FAULT, lambda m: m.is_old_tensorrt and m.is_jetson, OLD_L4T, "sdkmanager"),
         (FAULT, lambda m: m.is_old_tensorrt, "edge-attn needs TensorRT 10.3 or newer", NEWER_TENSORRT),

@@ -11,7 +11,6 @@ from machines import DOCKER, MACHINES, NAMES, PIP, REBOOT, checks, recorded
 
 from edge_attn import __version__
 from edge_attn.runtimes.doctor.check import doctor
-from edge_attn.runtimes.doctor.facts import Facts
 from edge_attn.runtimes.doctor.findings import FINDINGS
 from edge_attn.runtimes.doctor.machine import Machine
 from edge_attn.runtimes.doctor.repairs import FAULT, NOTE, OK, REPAIRS
@@ -20,7 +19,7 @@ from edge_attn.runtimes.doctor.repairs import FAULT, NOTE, OK, REPAIRS
 
 HEALTHY = {
     "orin-jetpack-6.2": {
-        "board": "Developer Kit Super, JetPack 6.2 (L4T 36.4.3)",
+        "board": "Developer Kit Super, JetPack 6 (L4T 36.4.3)",
         "system": "Ubuntu 22.04.5 LTS on aarch64; Python 3.10.12",
         "gpu": "Orin, compute capability 8.7, 7.4 GiB shared with the CPU, driver 540.4.0",
         "cuda": "CUDA 12.6; libcudart 12.6",
@@ -32,7 +31,7 @@ HEALTHY = {
         "runtimes": "trt, ort-cpu",
     },
     "orin-jetpack-7.2": {
-        "board": "JetPack 7.2 (L4T 39.2.0)",
+        "board": "JetPack 7 (L4T 39.2.0)",
         "system": "Python 3.12.3",
         "gpu": "Orin, compute capability 8.7",
         "cuda": "CUDA 13.2; libcudart 13.2",
@@ -41,7 +40,7 @@ HEALTHY = {
         "runtimes": "trt, ort-cpu",
     },
     "thor-jetpack-7.2": {
-        "board": "NVIDIA Jetson AGX Thor Developer Kit, JetPack 7.2",
+        "board": "NVIDIA Jetson AGX Thor Developer Kit, JetPack 7 (L4T",
         "gpu": "NVIDIA Thor, compute capability 11.0",
         "tensorrt": "10.16.2.10",
         "memory": "118.5 GiB available of 122.9 GiB",
@@ -71,7 +70,7 @@ FAULTY = {
         "gpu": ("no GPU that CUDA can use", DOCKER),
         "tensorrt": ("libnvdla_compiler.so", DOCKER),
     },
-    "orin-jetpack-5.1": {"board": ("JetPack 5.1.2 (L4T 35.4.1)", "sdkmanager")},
+    "orin-jetpack-5.1": {"board": ("JetPack 5 (L4T 35.4.1)", "sdkmanager")},
     "orin-no-swap": {"memory": ("2.9 GiB available of 7.4 GiB, swap none", SWAP)},
     "orin-onnxruntime-gpu": {
         "providers": ("no kernel image", f"{PIP} uninstall -y onnxruntime-gpu && {PIP} install 'edge-attn[cpu]'")
@@ -202,28 +201,20 @@ def test_every_row_has_a_status_and_every_fault_a_command():
 
 
 @pytest.mark.parametrize(
-    ("line", "jetpack"),
+    ("release", "jetpack", "is_old"),
     [
-        ("# R35 (release), REVISION: 4.1, GCID: 33958178", "5"),
-        ("# R36 (release), REVISION: 3.0, GCID: 36191598", "6.0"),
-        ("# R36 (release), REVISION: 4.0, GCID: 1", "6.1"),
-        ("# R36 (release), REVISION: 4.3, GCID: 38968081", "6.2"),
-        ("# R36 (release), REVISION: 4.7, GCID: 1", "6.2.1"),
-        ("# R36 (release), REVISION: 5.0, GCID: 1", "6.2.2"),
-        ("# R38 (release), REVISION: 2.0, GCID: 41844464", "7.0"),
-        ("# R38 (release), REVISION: 4.0, GCID: 1", "7.1"),
-        ("# R39 (release), REVISION: 2.0, GCID: 45755727", "7.2"),
-        ("# R39 (release), REVISION: 2.1, GCID: 46758480", "7.2.1"),
-        ("# R40 (release), REVISION: 1.0, GCID: 1", ""),
+        ("# R35 (release), REVISION: 4.1, GCID: 33958178", "JetPack 5 (L4T 35.4.1)", True),
+        ("# R36 (release), REVISION: 3.0, GCID: 36191598", "JetPack 6 (L4T 36.3.0)", True),
+        ("# R36 (release), REVISION: 4.0, GCID: 1", "JetPack 6 (L4T 36.4.0)", False),
+        ("# R38 (release), REVISION: 2.0, GCID: 41844464", "JetPack 7 (L4T 38.2.0)", False),
+        ("# R39 (release), REVISION: 2.1, GCID: 46758480", "JetPack 7 (L4T 39.2.1)", False),
+        ("# R40 (release), REVISION: 1.0, GCID: 1", "JetPack unknown (L4T 40.1.0)", False),
     ],
 )
-def test_l4t_release_gives_jetpack_version(line, jetpack):
-    """If the package nvidia-jetpack is not installed, the release of L4T tells."""
-    files = {"/etc/nv_tegra_release": line}
-    bare = dataclasses.replace(recorded("x86-no-gpu"), read_text=lambda path: files.get(path, ""))
-    facts = Facts(bare)
-    assert facts.is_jetson
-    assert facts.jetpack == jetpack
+def test_old_l4t_release_is_a_fault(release, jetpack, is_old):
+    result = checks(doctor(recorded("orin-jetpack-6.2", files={"/etc/nv_tegra_release": [release]})))["board"]
+    assert result.finding.endswith(jetpack)
+    assert result.status == ("fault" if is_old else "ok")
 
 
 # ---- missing parts
