@@ -16,8 +16,6 @@ JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 """JetPack by major number of L4T. docs/jetson.md lists the releases."""
 OLDEST_L4T = (36, 4, 0)
 """JetPack 6.1, the first with TensorRT 10.3."""
-BINDINGS = "python3*/dist-packages/tensorrt/__init__.py"
-PACKAGES = ("libnvinfer11", "libnvinfer10", "python3-libnvinfer", "nvidia-jetpack")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
@@ -43,12 +41,6 @@ class Facts:
     @property
     def is_old_l4t(self) -> bool:
         return bool(self.l4t) and self.l4t < OLDEST_L4T
-
-    @cached_property
-    def packages(self) -> dict[str, str]:
-        """Version of each of PACKAGES that apt installed."""
-        command = ("dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package} ${Version}\n", *PACKAGES)
-        return dict(re.findall(r"^ii\s+(\S+) (\S+)$", self.machine.run(*command)[1], re.MULTILINE))
 
     @property
     def in_container(self) -> bool:
@@ -121,50 +113,23 @@ class Facts:
         """Return why an installed library does not load; empty if it loads or is absent."""
         return str(self.probe(library).get("error", ""))
 
-    @cached_property
-    def bindings(self) -> dict[str, str]:
-        """Folder of the system's TensorRT bindings, by Python version."""
-        paths = [path for start in ("/usr/lib", "/usr/local/lib") for path in self.machine.glob(f"{start}/{BINDINGS}")]
-        return {re.split(r"/python(3[\d.]*)/", path)[1]: path.removesuffix("/tensorrt/__init__.py") for path in paths}
-
     @property
-    def bindings_python(self) -> str:
-        """Python version of the system's bindings: this Python's if there are such, else the newest."""
-        version = ".".join(self.python["version"].split(".")[:2])
-        return version if version in self.bindings else max(self.bindings, key=parse_version)
+    def bindings(self) -> list[str]:
+        """TensorRT's bindings for the system's Python."""
+        return self.machine.glob("/usr/lib/python3*/dist-packages/tensorrt/__init__.py")
 
     @property
     def is_system_venv(self) -> bool:
-        """True in a virtual environment of the system's Python for which the bindings were built."""
-        fits = self.python["version"].startswith(f"{self.bindings_python}.")
-        return bool(fits) and self.python["base_prefix"] == "/usr" != self.python["prefix"]
+        """True in a virtual environment of the system's Python, for which the bindings were built."""
+        version = ".".join(self.python["version"].split(".")[:2])
+        is_venv = self.python["base_prefix"] == "/usr" != self.python["prefix"]
+        return is_venv and self.bindings[-1].startswith(f"/usr/lib/python{version}/")
 
     @property
-    def libnvinfer(self) -> str:
-        """Newest installed package of TensorRT's library; empty if there is none."""
-        return next((name for name in PACKAGES[:2] if name in self.packages), "")
-
-    @cached_property
     def tensorrt_wheels(self) -> str:
         """Names of TensorRT's packages that pip installed. Those of apt are in /usr/lib."""
-        packages = [
-            (name, folder) for name, _, folder in self.python.get("packages", []) if name.startswith("tensorrt")
-        ]
-        return " ".join(name for name, folder in packages if not folder.startswith("/usr/lib/") and "-rtx" not in name)
-
-    @property
-    def wheel_replaces_tensorrt(self) -> bool:
-        """True if a wheel loads in place of the board's own TensorRT, which has another version."""
-        own = self.packages.get(self.libnvinfer, "")
-        if not (self.is_jetson and own and self.tensorrt_wheels and self.loads("tensorrt")):
-            return False
-        result = self.probe("tensorrt")
-        is_own = result["file"].startswith("/usr/lib/")
-        return not is_own and parse_version(own)[:3] != parse_version(result["version"])[:3]
-
-    @property
-    def is_old_tensorrt(self) -> bool:
-        return self.loads("tensorrt") and parse_version(self.probe("tensorrt")["version"]) < OLDEST
+        packages = [name for name, _, folder in self.python.get("packages", []) if not folder.startswith("/usr/lib/")]
+        return " ".join(name for name in packages if re.match("tensorrt(?!-rtx)", name))
 
     @property
     def wheel_cuda(self) -> int:
@@ -172,9 +137,13 @@ class Facts:
         return max(map(int, re.findall(r"tensorrt-cu(\d\d)", self.tensorrt_wheels)), default=0)
 
     @property
-    def is_wheel_too_new(self) -> bool:
-        """True if TensorRT's wheel was built for a newer CUDA than the driver supports."""
-        return self.loads("tensorrt") and 0 < self.cuda[0] < self.wheel_cuda
+    def wheel_fits(self) -> bool:
+        """False if TensorRT's wheel is on a board, or was built for a newer CUDA than the driver supports."""
+        return not self.wheel_cuda or not (self.is_jetson or 0 < self.cuda[0] < self.wheel_cuda)
+
+    @property
+    def is_old_tensorrt(self) -> bool:
+        return self.loads("tensorrt") and parse_version(self.probe("tensorrt")["version"]) < OLDEST
 
     @property
     def onnxruntimes(self) -> list[list[str]]:
@@ -205,9 +174,9 @@ class Facts:
     def runtimes(self) -> list[str]:
         """Runtimes whose libraries load, the best first. Only `verify` proves that they compute the right values."""
         runs, has_gpu = self.probe("onnxruntime").get("runs", []), bool(self.gpus)
-        is_tensorrt_wrong = self.wheel_replaces_tensorrt or self.is_old_tensorrt or self.is_wheel_too_new
+        is_tensorrt_usable = self.loads("tensorrt") and self.wheel_fits and not self.is_old_tensorrt
         usable = {
-            "trt": has_gpu and self.has_cudart and self.loads("tensorrt") and not is_tensorrt_wrong,
+            "trt": has_gpu and self.has_cudart and is_tensorrt_usable,
             "trt-rtx": has_gpu and self.loads("tensorrt_rtx") and not self.is_jetson,
             "ort-cuda": CUDA in runs,
             "ort-cpu": CPU in runs,

@@ -51,12 +51,9 @@ def cuda(m: Facts) -> str:
 
 
 def tensorrt(m: Facts) -> str:
-    if m.loads("tensorrt") or m.error("tensorrt") or not (m.bindings or m.libnvinfer):
-        return _library(m, "tensorrt")
-    if not m.bindings:
-        return f"the library {m.packages[m.libnvinfer]} without its Python bindings"
-    system = " ".join(["the system's TensorRT", m.packages.get("python3-libnvinfer", "")]).strip()
-    return f"{system} in {m.bindings[m.bindings_python]} is not on the path of {m.python['executable']}"
+    if m.bindings and not m.probe("tensorrt"):
+        return f"{m.bindings[-1]} is not on the path of {m.python['executable']}"
+    return _library(m, "tensorrt")
 
 
 def tensorrt_rtx(m: Facts) -> str:

@@ -46,9 +46,9 @@ REPLACE_TENSORRT = "{m.pip} install --force-reinstall tensorrt"
 REMOVE_WHEELS = "{m.pip} uninstall -y {m.tensorrt_wheels}"
 OLDER_WHEEL = f"{REMOVE_WHEELS} && {{m.pip}} install tensorrt-cu{{m.cuda[0]}}"
 BINDINGS = f"{APT} python3-libnvinfer"
-LIBNVINFER = f"{APT} --reinstall {{m.libnvinfer}} python3-libnvinfer"
+LIBNVINFER = f"{APT} --reinstall libnvinfer10 python3-libnvinfer"
 DLA_COMPILER = f"{APT} nvidia-l4t-dla-compiler"
-SYSTEM_VENV = "/usr/bin/python{m.bindings_python} -m venv --system-site-packages"
+SYSTEM_VENV = "/usr/bin/python3 -m venv --system-site-packages"
 SAME_VENV = f'{SYSTEM_VENV} "{{m.python[prefix]}}"'
 NEW_VENV = f"{SYSTEM_VENV} .venv && .venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'"
 RTX = "tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
@@ -75,7 +75,7 @@ NO_WHEEL = "a TensorRT wheel does not fit a Jetson, and hides the board's own Te
 NEW_WHEEL = "it was built for CUDA {m.wheel_cuda}, and the driver supports CUDA {m.cuda[0]}"
 ON_HOST = "the board's driver needs this library; a container gets it from its host"
 HIDDEN = "this virtual environment does not see the system's packages; the command keeps what is installed in it"
-OTHER_PYTHON = "it works only with the system's Python {m.bindings_python}: create an environment of that Python"
+OTHER_PYTHON = "it works only with the system's Python: create an environment of that Python"
 NO_CODE = "onnxruntime-gpu of the package index has no code for a Jetson, and the runtime trt does not need it"
 OLD_DRIVER = "the driver is older than the CUDA of this onnxruntime; elsewhere than on Ubuntu see nvidia.com/drivers"
 NO_LIBRARY = "this onnxruntime-gpu lacks the libraries of its CUDA and cuDNN, or code for this GPU"
@@ -113,19 +113,17 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     ),
     "tensorrt": (
         (NOTE, lambda m: not m.builds_engines, "not used: it needs a GPU, and on a board JetPack 6.1", ""),
-        (FAULT, lambda m: m.wheel_replaces_tensorrt, NO_WHEEL, REMOVE_WHEELS),
-        (FAULT, lambda m: m.is_old_tensorrt and m.is_jetson, OLD_L4T, "sdkmanager"),
+        (FAULT, lambda m: m.is_jetson and m.wheel_cuda, NO_WHEEL, REMOVE_WHEELS),
         (FAULT, lambda m: m.is_old_tensorrt, "edge-attn needs TensorRT 10.3 or newer", NEWER_TENSORRT),
-        (FAULT, lambda m: m.is_wheel_too_new, NEW_WHEEL, OLDER_WHEEL),
+        (FAULT, lambda m: m.loads("tensorrt") and not m.wheel_fits, NEW_WHEEL, OLDER_WHEEL),
         (OK, lambda m: m.loads("tensorrt"), "", ""),
         (FAULT, lambda m: m.error("tensorrt") and not m.is_jetson, DAMAGED, REPLACE_TENSORRT),
-        (FAULT, lambda m: m.error("tensorrt") and m.tensorrt_wheels, NO_WHEEL, REMOVE_WHEELS),
         (FAULT, lambda m: m.error("tensorrt") and m.in_container and not m.gpus, NO_RUNTIME, DOCKER_JETSON),
         (FAULT, lambda m: "libnvdla" in m.error("tensorrt") and m.l4t < (39,), ON_HOST, DLA_COMPILER),
         (FAULT, lambda m: m.error("tensorrt"), DAMAGED, LIBNVINFER),
         (FAULT, lambda m: m.bindings and m.is_system_venv, HIDDEN, SAME_VENV),
         (FAULT, lambda m: m.bindings, OTHER_PYTHON, NEW_VENV),
-        (FAULT, lambda m: m.is_jetson or m.libnvinfer, "NVIDIA's apt server has the Python bindings", BINDINGS),
+        (FAULT, lambda m: m.is_jetson, "NVIDIA's apt server has the Python bindings", BINDINGS),
         (NOTE, lambda m: True, "the runtime trt needs it", TENSORRT),
     ),
     "tensorrt-rtx": (

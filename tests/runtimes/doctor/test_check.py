@@ -77,8 +77,8 @@ FAULTY = {
     },
     "orin-other-python": {
         "tensorrt": (
-            "/usr/lib/python3.10/dist-packages is not on the path of /home/user/.venv/bin/python",
-            "/usr/bin/python3.10 -m venv --system-site-packages .venv && "
+            "/usr/lib/python3.10/dist-packages/tensorrt/__init__.py is not on the path of /home/user/.venv/bin/python",
+            "/usr/bin/python3 -m venv --system-site-packages .venv && "
             f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'",
         )
     },
@@ -88,8 +88,8 @@ FAULTY = {
     },
     "orin-venv-without-system-packages": {
         "tensorrt": (
-            "10.3.0.30-1+cuda12.5 in /usr/lib/python3.10/dist-packages is not on the path",
-            '/usr/bin/python3.10 -m venv --system-site-packages "/home/user/.venv"',
+            "/usr/lib/python3.10/dist-packages/tensorrt/__init__.py is not on the path",
+            '/usr/bin/python3 -m venv --system-site-packages "/home/user/.venv"',
         )
     },
     "orin-wheel-hides-tensorrt": {
@@ -98,9 +98,7 @@ FAULTY = {
             f"{PIP} uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs",
         )
     },
-    "orin-without-bindings": {
-        "tensorrt": ("without its Python bindings", "sudo apt update && sudo apt install python3-libnvinfer")
-    },
+    "orin-without-bindings": {"tensorrt": ("not installed", "sudo apt update && sudo apt install python3-libnvinfer")},
     "orin-without-dla-compiler": {
         "tensorrt": ("libnvdla_compiler.so", "sudo apt update && sudo apt install nvidia-l4t-dla-compiler")
     },

@@ -85,6 +85,10 @@ def test_board_before_orin_has_one_fault(chip, release, model, tensorrt):
 
 CONDA = {"prefix": "/opt/conda", "base_prefix": "/opt/conda", "executable": "/opt/conda/bin/python"}
 SPACED = {"prefix": "/home/user/my env", "executable": "/home/user/my env/bin/python"}
+NEW_VENV = (
+    "/usr/bin/python3 -m venv --system-site-packages .venv && "
+    f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'"
+)
 NVDLA = {"error": "ImportError: libnvdla_compiler.so: cannot open shared object file"}
 OLD = {"version": "8.6.2", "file": "/usr/lib/python3.10/dist-packages/tensorrt/__init__.py"}
 LIBRARY = {"error": "ImportError: libnvinfer.so.10: cannot open shared object file"}
@@ -101,23 +105,17 @@ RTX = ["tensorrt-rtx-cu13-libs", "1.7.1.116", "/home/user/.venv/lib/python3.10/s
 @pytest.mark.parametrize(
     ("machine", "probes", "name", "command"),
     [
-        (
-            "orin-venv-without-system-packages",
-            {"python": CONDA},
-            "tensorrt",
-            "/usr/bin/python3.10 -m venv --system-site-packages .venv && "
-            f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'",
-        ),
+        ("orin-venv-without-system-packages", {"python": CONDA}, "tensorrt", NEW_VENV),
         (
             "orin-venv-without-system-packages",
             {"python": SPACED},
             "tensorrt",
-            '/usr/bin/python3.10 -m venv --system-site-packages "/home/user/my env"',
+            '/usr/bin/python3 -m venv --system-site-packages "/home/user/my env"',
         ),
+        ("orin-venv-without-system-packages", {"python": {"version": "3.11.9"}}, "tensorrt", NEW_VENV),
         ("orin-jetpack-7.2", {"tensorrt": NVDLA}, "tensorrt", REINSTALL),
         ("orin-jetpack-6.2", {"tensorrt": LIBRARY}, "tensorrt", REINSTALL),
         ("x86-gpu", {"tensorrt": {"error": "it broke"}}, "tensorrt", f"{PIP} install --force-reinstall tensorrt"),
-        ("orin-jetpack-6.2", {"tensorrt": OLD}, "tensorrt", "sdkmanager"),
         ("x86-gpu", {"tensorrt": OLD}, "tensorrt", f"{PIP} install --upgrade 'edge-attn[trt]'"),
         (
             "x86-gpu",
@@ -186,33 +184,10 @@ def test_apt_package_is_not_removed_as_a_wheel():
     assert check("orin-jetpack-6.2", "tensorrt", probes=probes).command == REINSTALL
 
 
-@pytest.mark.parametrize(
-    "libraries", [["libnvinfer10 10.16.2.10-1+cuda13.2"], ["libnvinfer11 11.4.1.5-1+cuda13.3"], []]
-)
-def test_newer_tensorrt_from_apt_is_ok(libraries):
-    commands = {"dpkg-query": [1, "ii  python3-libnvinfer 11.4.1.5-1+cuda13.3", *(f"ii  {line}" for line in libraries)]}
+def test_newer_tensorrt_from_apt_is_ok():
     probes = {"tensorrt": {"version": "11.4.1", "file": "/usr/lib/python3.12/dist-packages/tensorrt/__init__.py"}}
-    result = check("thor-jetpack-7.2", "tensorrt", commands=commands, probes=probes)
+    result = check("thor-jetpack-7.2", "tensorrt", probes=probes)
     assert (result.status, result.command) == ("ok", "")
-
-
-@pytest.mark.parametrize(
-    ("tensorrt", "packages", "command"),
-    [
-        ({}, [], f"{APT} python3-libnvinfer"),
-        ({"error": "it broke"}, [], f"{APT} --reinstall libnvinfer11 python3-libnvinfer"),
-        (
-            {"version": "10.16.2.10", "file": "/srv/tensorrt/__init__.py"},
-            [["tensorrt", "10.16.2.10", "/srv"]],
-            f"{PIP} uninstall -y tensorrt",
-        ),
-    ],
-)
-def test_library_of_tensorrt_11_is_recognized(tensorrt, packages, command):
-    commands = {"dpkg-query": [1, "ii  libnvinfer10 10.16.2.10-1+cuda13.2", "ii  libnvinfer11 11.4.1.5-1+cuda13.3"]}
-    probes = {"tensorrt": tensorrt, "python": python("thor-jetpack-7.2", *packages)}
-    result = check("thor-jetpack-7.2", "tensorrt", commands=commands, probes=probes, paths=[])
-    assert (result.status, result.command) == ("fault", command)
 
 
 def test_damaged_tensorrt_is_no_fault_without_a_gpu():
