@@ -19,6 +19,8 @@ DEVICE = {name: where for name, where in registry.VERBS.items() if where.startsw
 
 @pytest.mark.parametrize(("table", "name"), [(t, n) for t, rows in OURS.items() for n in rows])
 def test_row_resolves(table, name):
+    if OURS[table][name].startswith("edge_attn.models."):
+        pytest.importorskip("torch", reason="torch is not installed: a device needs none")
     assert resolve("row", OURS[table], name) is not None
 
 
