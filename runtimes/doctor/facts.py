@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from edge_attn.runtimes.doctor.machine import CacheUsage, Machine
+from edge_attn.runtimes.doctor.probes import CPU, CUDA
 from edge_attn.runtimes.system_memory import SystemMemory, system_memory
 from edge_attn.runtimes.trt.api import OLDEST
 from edge_attn.runtimes.versions import parse_version
@@ -16,7 +17,7 @@ JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 """JetPack by major number of L4T. docs/jetson.md lists the releases."""
 OLDEST_L4T = (36, 4, 0)
 """JetPack 6.1, the first with TensorRT 10.3."""
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
 
 class Facts:
@@ -147,14 +148,8 @@ class Facts:
 
     @property
     def onnxruntimes(self) -> list[list[str]]:
-        """Name, version and folder of each package that contains the module onnxruntime."""
-        extensions = ("onnxruntime-genai", "onnxruntime-extensions", "onnxruntime-tools")
-        packages = [package for package in self.python.get("packages", []) if not package[0].startswith(extensions)]
-        return [package for package in packages if package[0].startswith(("onnxruntime", "ort-nightly"))]
-
-    @property
-    def onnxruntime_names(self) -> str:
-        return " ".join(name for name, *_ in self.onnxruntimes) or "onnxruntime"
+        """Name, version and folder of each package of ONNX Runtime."""
+        return [package for package in self.python.get("packages", []) if package[0] in ONNXRUNTIMES]
 
     @property
     def onnxruntimes_collide(self) -> bool:

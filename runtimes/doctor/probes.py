@@ -11,14 +11,12 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
-import io
 import json
 import os
 import platform
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +34,8 @@ GRAPH = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
 )
 """ONNX model y = x + x of one float (IR version 8, opset 18)."""
-PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
-"""Providers that edge-attn uses."""
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+"""Providers of ONNX Runtime that edge-attn uses."""
 GPU_FILES = ("dev/nvmap", "dev/nvidiactl", "dev/dri/renderD*")
 COMPUTE_CAPABILITY = (75, 76)
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
@@ -57,11 +55,11 @@ def is_installed(module: str) -> bool:
 
 
 def python() -> dict[str, Any]:
-    """Return this interpreter, its import path, and its packages that concern doctor."""
+    """Return this interpreter, its packages of ONNX Runtime and TensorRT, and the GPU files that it may not read."""
     packages = set()
     for package in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", str(package.metadata["Name"] or "")).lower()
-        if name.startswith(("onnxruntime", "ort-nightly", "tensorrt", "numpy", "edge-attn")):
+        if name.startswith(("onnxruntime", "tensorrt")):
             packages.add((name, package.version, str(package.locate_file(""))))
     return {
         "version": platform.python_version(),
@@ -69,7 +67,6 @@ def python() -> dict[str, Any]:
         "executable": sys.executable,
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
-        "path": list(sys.path),
         "packages": sorted(map(list, packages)),
         "denied": denied(),
     }
@@ -130,59 +127,35 @@ def _import(name: str) -> dict[str, Any]:
 
 
 def onnxruntime() -> dict[str, Any]:
-    """Return the module, the providers that it lists, those that run a graph, and why the others do not."""
+    """Return the module, the providers that run a graph, and why the others of this build do not."""
     result = _import(MODULES["onnxruntime"])
     if "version" not in result:
         return result
     module = importlib.import_module(MODULES["onnxruntime"])
-    if not hasattr(module, "InferenceSession"):
-        return {**result, "error": "the module onnxruntime is empty: it has no InferenceSession"}
-    if hasattr(module, "preload_dlls"):  # loads the CUDA libraries of wheels
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what is missing
-            module.preload_dlls()
-    listed = list(module.get_available_providers())
-    errors = {provider: _provider_error(module, provider) for provider in PROVIDERS if provider in listed}
-    runs = [provider for provider, error in errors.items() if error is None]
-    reasons = {provider: error for provider, error in errors.items() if error is not None}
-    return {**result, "listed": listed, "runs": runs, "reasons": reasons}
+    listed = module.get_available_providers()
+    errors = {provider: _provider_error(module, provider) for provider in (CPU, CUDA) if provider in listed}
+    runs = [provider for provider, error in errors.items() if not error]
+    return {**result, "runs": runs, "reasons": {provider: error for provider, error in errors.items() if error}}
 
 
-def _provider_error(module: Any, provider: str) -> str | None:
-    """Return why the provider does not run a graph of one node; None if it does."""
+def _provider_error(module: Any, provider: str) -> str:
+    """Return why the provider does not run a graph of one node; empty if it does."""
     import numpy as np
 
+    from edge_attn.runtimes.ort.cuda import FAILURE, provider_fault
+
+    fault = provider_fault(provider)
+    if fault is not None:
+        return fault.partition("; ")[0]
     try:
-        with _standard_error() as file:
-            session = module.InferenceSession(GRAPH, providers=list(dict.fromkeys([provider, PROVIDERS[0]])))
-            loaded = session.get_providers()
-            result = session.run(None, {"x": np.ones(1, np.float32)})[0][0]
-            file.seek(0)
-            messages = file.read().decode(errors="replace")
+        session = module.InferenceSession(GRAPH, providers=list(dict.fromkeys([provider, CPU])), enable_fallback=0)
+        result = session.run(None, {"x": np.ones(1, np.float32)})[0][0]
     except Exception as error:  # ONNX Runtime's errors share no class but Exception
-        return _reason(str(error)) or type(error).__name__
-    if provider not in loaded:
-        return _reason(messages) or f"the session has only {', '.join(loaded)}"
-    return None if result == 2 else f"1 + 1 gave {result}"
-
-
-@contextlib.contextmanager
-def _standard_error() -> Iterator[Any]:
-    """Redirect standard error, to which C++ code prints, into a file."""
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield file
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def _reason(text: str) -> str:
-    """Return the part of ONNX Runtime's message that names the cause."""
-    cause = re.search(r"with error: ([^\n]+)", text) or re.search(r"((?:CUDA|CUBLAS|CUDNN) failure [^;\n]+)", text)
-    line = cause[1] if cause else next((line for line in text.splitlines() if line.strip()), "")
-    return line.strip()[:300]
+        failure = FAILURE.search(str(error))
+        return failure[0].strip() if failure else f"{type(error).__name__}: {error}"
+    if provider not in session.get_providers():
+        return "the session does not use it"
+    return "" if result == 2 else f"1 + 1 gave {result}"
 
 
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {

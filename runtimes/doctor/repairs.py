@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge_attn import __version__
-from edge_attn.runtimes.doctor.facts import CPU, CUDA, Facts
+from edge_attn.runtimes.doctor.facts import ONNXRUNTIMES, Facts
 from edge_attn.runtimes.doctor.machine import NO_ANSWER, NO_COMMAND
+from edge_attn.runtimes.doctor.probes import CPU, CUDA
 
 OK, NOTE, FAULT = "ok", "note", "fault"
 """A note needs no repair. Every fault has a command."""
@@ -54,7 +55,7 @@ NEW_VENV = f"{SYSTEM_VENV} .venv && .venv/bin/pip install 'edge_attn-{__version_
 RTX = "tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
 REPLACE_RTX = f"{{m.pip}} install --force-reinstall --only-binary=:all: {RTX}"
 ORT = "{m.pip} install 'edge-attn[{m.onnxruntime_extra}]'"
-REPLACE_ORT = f"{{m.pip}} uninstall -y {{m.onnxruntime_names}} && {ORT}"
+REPLACE_ORT = f"{{m.pip}} uninstall -y {' '.join(ONNXRUNTIMES)} && {ORT}"
 ORT_LIBRARIES = "{m.pip} install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
 NO_DESKTOP = "sudo systemctl isolate multi-user.target"
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
@@ -108,7 +109,7 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (NOTE, lambda m: not m.gpus, "not used without a GPU", ""),
         (OK, lambda m: m.has_cudart, "", ""),
         (FAULT, lambda m: m.is_jetson, NO_CUDART, CUDART_PACKAGE),
-        (FAULT, lambda m: m.loads("tensorrt") or "gpu" in m.onnxruntime_names, NO_CUDART, CUDART_WHEEL),
+        (FAULT, lambda m: m.loads("tensorrt"), NO_CUDART, CUDART_WHEEL),
         (NOTE, lambda m: True, NO_CUDART, CUDART_WHEEL),
     ),
     "tensorrt": (

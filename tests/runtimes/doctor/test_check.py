@@ -73,7 +73,10 @@ FAULTY = {
     "orin-jetpack-5.1": {"board": ("JetPack 5 (L4T 35.4.1)", "sdkmanager")},
     "orin-no-swap": {"memory": ("2.9 GiB available of 7.4 GiB, swap none", SWAP)},
     "orin-onnxruntime-gpu": {
-        "providers": ("no kernel image", f"{PIP} uninstall -y onnxruntime-gpu && {PIP} install 'edge-attn[cpu]'")
+        "providers": (
+            "no kernel image",
+            f"{PIP} uninstall -y onnxruntime onnxruntime-gpu && {PIP} install 'edge-attn[cpu]'",
+        )
     },
     "orin-other-python": {
         "tensorrt": (

@@ -139,13 +139,13 @@ RTX = ["tensorrt-rtx-cu13-libs", "1.7.1.116", "/home/user/.venv/lib/python3.10/s
             "x86-gpu",
             {"onnxruntime": {"error": "it broke"}},
             "onnxruntime",
-            f"{PIP} uninstall -y onnxruntime-gpu && {PIP} install 'edge-attn[gpu]'",
+            f"{PIP} uninstall -y onnxruntime onnxruntime-gpu && {PIP} install 'edge-attn[gpu]'",
         ),
         (
             "x86-no-gpu",
             {"onnxruntime": {"version": "1", "file": "f", "runs": [], "reasons": {"CPUExecutionProvider": "no"}}},
             "providers",
-            f"{PIP} uninstall -y onnxruntime && {PIP} install 'edge-attn[cpu]'",
+            f"{PIP} uninstall -y onnxruntime onnxruntime-gpu && {PIP} install 'edge-attn[cpu]'",
         ),
         (
             "x86-gpu",
