@@ -93,8 +93,7 @@ def memory(m: Facts) -> str:
 
 
 def cache(m: Facts) -> str:
-    engines = f"{m.cache.engines} engine{'s' * (m.cache.engines != 1)}, {m.cache.size / 1e6:.1f} MB"
-    return f"{m.cache.folder}: {engines}; {m.cache.free / 2**30:.1f} GiB free on its disk"
+    return f"{m.cache.folder}: {m.cache.free / 2**30:.1f} GiB free on its disk"
 
 
 def runtimes(m: Facts) -> str:

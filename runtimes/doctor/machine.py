@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -38,13 +37,11 @@ CHILD = "import sys; sys.path[:] = sys.argv[2:]; from edge_attn.runtimes.doctor.
 
 @dataclass(frozen=True)
 class CacheUsage:
-    """Use of the engine cache and of its disk, sizes in bytes."""
+    """Folder of the engine cache, which need not exist yet."""
 
     folder: str
-    engines: int
-    size: int
-    """Size of all files in the folder."""
     free: int
+    """Free bytes on its disk."""
     writable: bool
 
 
@@ -61,7 +58,7 @@ class Machine:
     probe: Callable[[str], dict[str, Any]]
     """Return the result of a row of PROBES; {"error": ...} if it crashed or timed out."""
     usage: Callable[[], CacheUsage]
-    """Return the use of the engine cache. Raises InputError if the user has no home folder."""
+    """Return the folder of the engine cache. Raises InputError if the user has no home folder."""
 
 
 def here() -> Machine:
@@ -76,7 +73,7 @@ def here() -> Machine:
 
 
 def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:
-    """Run a command in the C locale, and kill its process group at the timeout.
+    """Run a command in the C locale, and kill it at the timeout.
 
     The output goes to a file: a pipe stays open as long as any child of the command lives.
     """
@@ -84,19 +81,14 @@ def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
         except OSError:
             return NO_COMMAND, ""
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(KILL_TIMEOUT)
             return TIMED_OUT, ""
@@ -127,19 +119,13 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> dict[str, Any]:
 
 
 def usage() -> CacheUsage:
-    """Return the use of the engine cache, or of the disk where it would be created.
+    """Return the folder of the engine cache, and the free space where it is or would be created.
 
     Raises:
         InputError: the user has no home folder.
     """
-    folder = cache_folder(None)
-    sizes = {}
-    for file in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # a file may be deleted meanwhile
-            sizes[file] = 0 if file.is_dir() else file.lstat().st_size
-    existing = folder / "engines"
+    folder = existing = cache_folder(None) / "engines"
     while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  # never raises
         existing = existing.parent
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    engines = sum(file.suffix == ".engine" for file in sizes)
-    return CacheUsage(str(folder), engines, sum(sizes.values()), shutil.disk_usage(existing).free, writable)
+    return CacheUsage(str(folder.parent), shutil.disk_usage(existing).free, writable)

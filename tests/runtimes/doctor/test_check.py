@@ -27,7 +27,7 @@ HEALTHY = {
         "onnxruntime": "onnxruntime 1.23.2",
         "providers": "a graph runs on CPUExecutionProvider",
         "memory": "5.9 GiB available of 7.4 GiB, swap 3.7 GiB",
-        "cache": "2 engines, 31.5 MB",
+        "cache": "/home/user/.cache/edge-attn: 92.0 GiB free on its disk",
         "runtimes": "trt, ort-cpu",
     },
     "orin-jetpack-7.2": {

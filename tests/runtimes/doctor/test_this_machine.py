@@ -40,36 +40,16 @@ def test_command_prints_the_report_with_its_exit_code(edge_attn_cli):
     assert "runtimes" in edge_attn_cli("doctor", code=code).stdout
 
 
-def test_absent_or_slow_commands_have_exit_codes(tmp_path):
+def test_commands_have_exit_codes():
     assert machine.run("no-such-command-here") == (machine.NO_COMMAND, "")
     assert machine.run(sys.executable, "-c", "print('text'); raise SystemExit(3)") == (3, "text")
-    code = (
-        "import pathlib, subprocess\n"
-        "child = subprocess.Popen(['sleep', '60'])\n"
-        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))\n"
-        "child.wait()"
-    )
-    start = time.perf_counter()
-    assert machine.run(sys.executable, "-c", code, timeout=1) == (machine.TIMED_OUT, "")
-    assert time.perf_counter() - start < 5
-    child = int((tmp_path / "pid").read_text())
-    for _ in range(50):  # the kernel may take a moment to end it
-        try:
-            os.kill(child, signal.SIG_DFL)
-        except ProcessLookupError:
-            break
-        if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("the child of the command still runs")
 
 
-def test_child_outside_the_killed_group_is_not_awaited(tmp_path, monkeypatch):
+def test_slow_command_is_killed_and_its_children_are_not_awaited(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "KILL_TIMEOUT", 0.2)
     pid = tmp_path / "pid"
     start = time.perf_counter()
-    assert machine.run("sh", "-c", f"setsid sleep 60 & echo $! > {pid}; sleep 60", timeout=1) == (machine.TIMED_OUT, "")
+    assert machine.run("sh", "-c", f"sleep 60 & echo $! > {pid}; wait", timeout=1) == (machine.TIMED_OUT, "")
     assert time.perf_counter() - start < 5
     os.kill(int(pid.read_text()), signal.SIGKILL)
 
@@ -189,16 +169,13 @@ def test_probe_graph_is_valid_onnx(needs_torch):
     assert [node.op_type for node in model.graph.node] == ["Add"]
 
 
-def test_cache_usage_counts_engines_and_bytes(tmp_path, monkeypatch):
+def test_usage_names_the_cache_folder_before_it_exists(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert machine.usage().engines == 0
-    assert machine.usage().writable
-    (tmp_path / "edge-attn" / "engines").mkdir(parents=True)
-    (tmp_path / "edge-attn" / "engines" / "a.engine").write_bytes(bytes(1000))
-    (tmp_path / "edge-attn" / "engines" / "a.json").write_bytes(bytes(24))
-    result = machine.usage()
-    assert (result.folder, result.engines, result.size) == (str(tmp_path / "edge-attn"), 1, 1024)
-    assert result.free > 0
+    for _ in range(2):
+        result = machine.usage()
+        assert (result.folder, result.writable) == (str(tmp_path / "edge-attn"), True)
+        assert result.free > 0
+        (tmp_path / "edge-attn" / "engines").mkdir(parents=True, exist_ok=True)
 
 
 def test_missing_home_folder_names_the_options(monkeypatch):
