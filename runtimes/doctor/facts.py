@@ -10,8 +10,6 @@ from typing import Any
 from edge_attn.runtimes.doctor.machine import CacheUsage, Machine
 from edge_attn.runtimes.doctor.probes import CPU, CUDA
 from edge_attn.runtimes.system_memory import SystemMemory, system_memory
-from edge_attn.runtimes.trt.api import OLDEST
-from edge_attn.runtimes.versions import parse_version
 
 JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 """JetPack by major number of L4T. docs/jetson.md lists the releases."""
@@ -89,12 +87,7 @@ class Facts:
     @property
     def has_cudart(self) -> bool:
         """True if there is a libcudart that the driver supports."""
-        return any(library["version"] // 1000 <= self.cuda[0] for library in self.probe("cuda").get("runtimes", []))
-
-    @property
-    def cudart_wheel(self) -> str:
-        suffix = "" if self.cuda[0] >= 13 else f"-cu{self.cuda[0]}"
-        return f"nvidia-cuda-runtime{suffix}<{self.cuda[0] + 1}"
+        return any(version // 1000 <= self.cuda[0] for version in self.probe("cuda").get("runtimes", []))
 
     # ---- Python, TensorRT and ONNX Runtime
 
@@ -133,18 +126,10 @@ class Facts:
         return " ".join(name for name in packages if re.match("tensorrt(?!-rtx)", name))
 
     @property
-    def wheel_cuda(self) -> int:
-        """CUDA's major version for which TensorRT's wheel was built; 0 if there is none."""
-        return max(map(int, re.findall(r"tensorrt-cu(\d\d)", self.tensorrt_wheels)), default=0)
-
-    @property
     def wheel_fits(self) -> bool:
         """False if TensorRT's wheel is on a board, or was built for a newer CUDA than the driver supports."""
-        return not self.wheel_cuda or not (self.is_jetson or 0 < self.cuda[0] < self.wheel_cuda)
-
-    @property
-    def is_old_tensorrt(self) -> bool:
-        return self.loads("tensorrt") and parse_version(self.probe("tensorrt")["version"]) < OLDEST
+        versions = [int(version) for version in re.findall(r"tensorrt-cu(\d\d)", self.tensorrt_wheels)]
+        return not versions or not (self.is_jetson or 0 < self.cuda[0] < max(versions))
 
     @property
     def onnxruntimes(self) -> list[list[str]]:
@@ -168,10 +153,9 @@ class Facts:
     @property
     def runtimes(self) -> list[str]:
         """Runtimes whose libraries load, the best first. Only `verify` proves that they compute the right values."""
-        runs, has_gpu = self.probe("onnxruntime").get("runs", []), bool(self.gpus)
-        is_tensorrt_usable = self.loads("tensorrt") and self.wheel_fits and not self.is_old_tensorrt
+        runs, has_gpu = self.probe("onnxruntime").get("runs", []), bool(self.gpus) and not self.is_old_l4t
         usable = {
-            "trt": has_gpu and self.has_cudart and is_tensorrt_usable,
+            "trt": has_gpu and self.has_cudart and self.loads("tensorrt") and self.wheel_fits,
             "trt-rtx": has_gpu and self.loads("tensorrt_rtx") and not self.is_jetson,
             "ort-cuda": CUDA in runs,
             "ort-cpu": CPU in runs,

@@ -20,12 +20,8 @@ def board(m: Facts) -> str:
 def system(m: Facts) -> str:
     name = re.search(r'^PRETTY_NAME="?([^"\n]+)', m.read_text("/etc/os-release"), re.MULTILINE)
     container = ", in a container" if m.in_container else ""
-    kind = "Python's own environment" if m.python["prefix"] == m.python["base_prefix"] else "virtual environment"
-    return (
-        f"{name[1] if name else 'an unknown system'} on {m.python['architecture']}{container}; "
-        f"Python {m.python['version']} ({kind} {m.python['prefix']}), "
-        f"kernel {m.read_text('/proc/sys/kernel/osrelease') or 'unknown'}"
-    )
+    python = f"Python {m.python['version']} in {m.python['prefix']}"
+    return f"{name[1] if name else 'an unknown system'} on {m.python['architecture']}{container}; {python}"
 
 
 def gpu(m: Facts) -> str:
@@ -42,10 +38,7 @@ def gpu(m: Facts) -> str:
 
 
 def cuda(m: Facts) -> str:
-    libraries = [
-        f"{library['version'] // 1000}.{library['version'] % 1000 // 10} ({library['name']})"
-        for library in m.probe("cuda").get("runtimes", [])
-    ]
+    libraries = [f"{version // 1000}.{version % 1000 // 10}" for version in m.probe("cuda").get("runtimes", [])]
     driver = f"the driver supports CUDA {m.cuda[0]}.{m.cuda[1]}; " if m.cuda[0] else ""
     return f"{driver}libcudart {', '.join(libraries)}" if libraries else f"{driver}no libcudart"
 
@@ -54,10 +47,6 @@ def tensorrt(m: Facts) -> str:
     if m.bindings and not m.probe("tensorrt"):
         return f"{m.bindings[-1]} is not on the path of {m.python['executable']}"
     return _library(m, "tensorrt")
-
-
-def tensorrt_rtx(m: Facts) -> str:
-    return _library(m, "tensorrt_rtx")
 
 
 def onnxruntime(m: Facts) -> str:
@@ -84,8 +73,6 @@ def providers(m: Facts) -> str:
 
 
 def memory(m: Facts) -> str:
-    if not m.memory.total:
-        return "/proc/meminfo cannot be read"
     limit = " (the container's limit)" if m.memory.limited else ""
     swap = f"{m.memory.swap / 2**30:.1f} GiB" if m.memory.swap else "none"
     total = f"{m.memory.total / 2**30:.1f} GiB"
@@ -96,21 +83,17 @@ def cache(m: Facts) -> str:
     return f"{m.cache.folder}: {m.cache.free / 2**30:.1f} GiB free on its disk"
 
 
-def runtimes(m: Facts) -> str:
-    return f"ready: {', '.join(m.runtimes)}" if m.runtimes else "none is ready"
-
-
 FINDINGS: Mapping[str, Callable[[Facts], str]] = {
     "board": board,
     "system": system,
     "gpu": gpu,
     "cuda": cuda,
     "tensorrt": tensorrt,
-    "tensorrt-rtx": tensorrt_rtx,
+    "tensorrt-rtx": lambda m: _library(m, "tensorrt_rtx"),
     "onnxruntime": onnxruntime,
     "providers": providers,
     "memory": memory,
     "cache": cache,
-    "runtimes": runtimes,
+    "runtimes": lambda m: f"ready: {', '.join(m.runtimes)}" if m.runtimes else "none is ready",
 }
 """The checks, in the order in which their faults must be repaired."""

@@ -83,10 +83,9 @@ def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
+            code = process.wait(timeout)
         except OSError:
             return NO_COMMAND, ""
-        try:
-            code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -99,22 +98,18 @@ def run(*command: str, timeout: float = TIMEOUT) -> tuple[int, str]:
 def probe(name: str, timeout: float = PROBE_TIMEOUT) -> dict[str, Any]:
     """Run a probe in a child process, so that a library that crashes or hangs is reported and does not end doctor.
 
-    The child has the import path of this process. The probe runs in this process if its module is absent or no child
-    can be started, as in a sandbox or an emulator.
+    The child has the import path of this process. The probe runs in this process if no child can be started, as in a
+    sandbox or an emulator.
     """
-    module = probes.MODULES.get(name)
-    if module is None or not probes.is_installed(module):
-        return probes.PROBES[name]()
     code, output = run(sys.executable, "-c", CHILD, name, *sys.path, timeout=timeout)
     if code == NO_COMMAND:
         return probes.PROBES[name]()
     if code == TIMED_OUT:
         return {"error": f"{NO_ANSWER} within {timeout:.0f} s"}
-    lines = output.splitlines()
-    answer = next((line for line in reversed(lines) if line.startswith("{")), "")
-    if code != 0 or not answer:
-        return {"error": f"Python died with exit code {code}{f': {lines[-1]}' if lines else ''}"}
-    result: dict[str, Any] = json.loads(answer)
+    last_line = output.rpartition("\n")[2]
+    if code != 0:
+        return {"error": f"Python died with exit code {code} {last_line}".strip()}
+    result: dict[str, Any] = json.loads(last_line)
     return result
 
 

@@ -1,7 +1,6 @@
 """Probes: facts that only loading a library shows, about this Python, CUDA's driver, TensorRT and ONNX Runtime.
 
-Each probe returns plain values. A probe that loads a foreign library runs in a child process (machine.py) and imports
-the library by name, so nothing is loaded before it is asked for.
+Each probe returns plain values. It runs in a child process (machine.py) and imports its library by name.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import ctypes
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -22,13 +20,6 @@ from typing import Any
 
 from edge_attn.runtimes.trt.cuda_libraries import libcudart_paths
 
-MODULES = {
-    "cuda": "ctypes",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt_rtx_bindings",
-    "onnxruntime": "onnxruntime",
-}
-"""Module that each probe loads; the other probes load nothing."""
 GRAPH = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x12"
@@ -45,13 +36,6 @@ def main(name: str) -> None:
     """Print a probe's result as one line of JSON, and exit before any library is unloaded."""
     print("\n" + json.dumps(PROBES[name]()), flush=True)
     os._exit(0)
-
-
-def is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def python() -> dict[str, Any]:
@@ -94,8 +78,8 @@ def cuda() -> dict[str, Any]:
     for name in libcudart_paths():
         with contextlib.suppress(OSError, AttributeError):
             version = _int(ctypes.CDLL(name).cudaRuntimeGetVersion)
-            if version not in [library["version"] for library in result["runtimes"]]:
-                result["runtimes"].append({"name": name, "version": version})
+            if version not in result["runtimes"]:
+                result["runtimes"].append(version)
     return result
 
 
@@ -117,21 +101,20 @@ def _device(driver: Any, index: int) -> dict[str, Any]:
 
 def _import(name: str) -> dict[str, Any]:
     """Return the module's version and file, or why it does not load; nothing if it is absent."""
-    if not is_installed(name):
-        return {}
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a damaged library may raise anything
-        return {"error": f"{type(error).__name__}: {error}"}
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == name
+        return {} if is_absent else {"error": f"{type(error).__name__}: {error}"}
     return {"version": str(getattr(module, "__version__", "")), "file": str(getattr(module, "__file__", ""))}
 
 
 def onnxruntime() -> dict[str, Any]:
     """Return the module, the providers that run a graph, and why the others of this build do not."""
-    result = _import(MODULES["onnxruntime"])
+    result = _import("onnxruntime")
     if "version" not in result:
         return result
-    module = importlib.import_module(MODULES["onnxruntime"])
+    module = importlib.import_module("onnxruntime")
     listed = module.get_available_providers()
     errors = {provider: _provider_error(module, provider) for provider in (CPU, CUDA) if provider in listed}
     runs = [provider for provider, error in errors.items() if not error]
@@ -149,19 +132,17 @@ def _provider_error(module: Any, provider: str) -> str:
         return fault.partition("; ")[0]
     try:
         session = module.InferenceSession(GRAPH, providers=list(dict.fromkeys([provider, CPU])), enable_fallback=0)
-        result = session.run(None, {"x": np.ones(1, np.float32)})[0][0]
+        session.run(None, {"x": np.ones(1, np.float32)})
     except Exception as error:  # ONNX Runtime's errors share no class but Exception
         failure = FAILURE.search(str(error))
         return failure[0].strip() if failure else f"{type(error).__name__}: {error}"
-    if provider not in session.get_providers():
-        return "the session does not use it"
-    return "" if result == 2 else f"1 + 1 gave {result}"
+    return "" if provider in session.get_providers() else "the session does not use it"
 
 
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "python": python,
     "cuda": cuda,
-    "tensorrt": lambda: _import(MODULES["tensorrt"]),
-    "tensorrt_rtx": lambda: _import(MODULES["tensorrt_rtx"]),
+    "tensorrt": lambda: _import("tensorrt"),
+    "tensorrt_rtx": lambda: _import("tensorrt_rtx_bindings"),
     "onnxruntime": onnxruntime,
 }

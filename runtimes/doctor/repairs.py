@@ -24,42 +24,33 @@ BUILD_MEMORY = 2 * GIB
 """Memory for building an engine of our size: TensorRT's libraries, CUDA's context, the workspace and the weights twice.
 An estimate, not measured on a board."""
 AMPLE_MEMORY = 4 * GIB
-SMALL_BOARD = 9 * GIB
-"""A Jetson of 8 GB, whose memory CPU and GPU share, shows less than this."""
+"""Memory with which a board, where CPU and GPU share it, needs no swap."""
 BUILD_DISK = GIB
 
 # ---- commands
 
 APT = "sudo apt update && sudo apt install"
-REBOOT = "sudo reboot"
 JOIN_GROUPS = "sudo usermod -aG video,render $USER && sudo reboot"
-SHOW_GPU = "unset CUDA_VISIBLE_DEVICES"
 HIDE_GPU = "CUDA_VISIBLE_DEVICES= edge-attn doctor"
 DOCKER_JETSON = (
     "sudo docker run --rm -it --runtime nvidia -e NVIDIA_VISIBLE_DEVICES=all --entrypoint edge-attn IMAGE doctor"
 )
 INSTALL_DRIVER = "sudo ubuntu-drivers install && sudo reboot"
 CUDART_PACKAGE = f"{APT} cuda-cudart-{{m.cuda[0]}}-{{m.cuda[1]}}"
-CUDART_WHEEL = "{m.pip} install '{m.cudart_wheel}'"
-TENSORRT = "{m.pip} install 'edge-attn[trt]'"
-NEWER_TENSORRT = "{m.pip} install --upgrade 'edge-attn[trt]'"
+CUDART_WHEEL = "{m.pip} install nvidia-cuda-runtime-cu12"
 REPLACE_TENSORRT = "{m.pip} install --force-reinstall tensorrt"
 REMOVE_WHEELS = "{m.pip} uninstall -y {m.tensorrt_wheels}"
 OLDER_WHEEL = f"{REMOVE_WHEELS} && {{m.pip}} install tensorrt-cu{{m.cuda[0]}}"
-BINDINGS = f"{APT} python3-libnvinfer"
 LIBNVINFER = f"{APT} --reinstall libnvinfer10 python3-libnvinfer"
-DLA_COMPILER = f"{APT} nvidia-l4t-dla-compiler"
 SYSTEM_VENV = "/usr/bin/python3 -m venv --system-site-packages"
 SAME_VENV = f'{SYSTEM_VENV} "{{m.python[prefix]}}"'
 NEW_VENV = f"{SYSTEM_VENV} .venv && .venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'"
-RTX = "tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
-REPLACE_RTX = f"{{m.pip}} install --force-reinstall --only-binary=:all: {RTX}"
+REPLACE_RTX = "{m.pip} install --force-reinstall --only-binary=:all: tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"
 ORT = "{m.pip} install 'edge-attn[{m.onnxruntime_extra}]'"
 REPLACE_ORT = f"{{m.pip}} uninstall -y {' '.join(ONNXRUNTIMES)} && {ORT}"
 ORT_LIBRARIES = "{m.pip} install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
 NO_DESKTOP = "sudo systemctl isolate multi-user.target"
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-LARGEST = "ps aux --sort=-rss | head"
 OWN_CACHE = 'sudo mkdir -p "{m.cache.folder}" && sudo chown -R $USER "{m.cache.folder}"'
 
 # ---- sentences that are long or used twice
@@ -71,9 +62,9 @@ NO_DRIVER = "NVIDIA's driver is missing; on another system than Ubuntu see https
 DAMAGED = "its files are damaged: install it again"
 HIDDEN_GPU = "CUDA_VISIBLE_DEVICES may hide the GPU"
 NO_RUNTIME = "start the container with NVIDIA's runtime, which mounts the board's driver"
-NO_CUDART = "the runtimes trt and ort-cuda need a libcudart of CUDA {m.cuda[0]}"
+NO_CUDART = "the runtimes trt and ort-cuda need a libcudart that is not newer than the driver"
 NO_WHEEL = "a TensorRT wheel does not fit a Jetson, and hides the board's own TensorRT"
-NEW_WHEEL = "it was built for CUDA {m.wheel_cuda}, and the driver supports CUDA {m.cuda[0]}"
+NEW_WHEEL = "it was built for a newer CUDA than the driver supports, CUDA {m.cuda[0]}"
 ON_HOST = "the board's driver needs this library; a container gets it from its host"
 HIDDEN = "this virtual environment does not see the system's packages; the command keeps what is installed in it"
 OTHER_PYTHON = "it works only with the system's Python: create an environment of that Python"
@@ -83,7 +74,6 @@ NO_LIBRARY = "this onnxruntime-gpu lacks the libraries of its CUDA and cuDNN, or
 LITTLE_MEMORY = f"too little for building an engine, which needs {BUILD_MEMORY // GIB} GiB"
 STOP_DESKTOP = f"{LITTLE_MEMORY}: stop the desktop, which also uses the GPU"
 CLOSE_PROGRAMS = f"{LITTLE_MEMORY}: close the largest programs"
-NO_SWAP = "without swap, building an engine may be killed on a board of 8 GB"
 VERIFY = "to compare one with the model: edge-attn verify BUNDLE --runtime {m.runtimes[0]}"
 
 ONNXRUNTIME: tuple[Row, ...] = (
@@ -100,8 +90,13 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (OK, lambda m: m.gpus, "", ""),
         (FAULT, lambda m: m.is_jetson and m.python.get("denied"), "this user may not open the GPU", JOIN_GROUPS),
         (FAULT, lambda m: m.is_jetson and m.in_container, NO_RUNTIME, DOCKER_JETSON),
-        (FAULT, lambda m: "error 100" in m.error("cuda") and m.nvidia_smi[0] == 0, HIDDEN_GPU, SHOW_GPU),
-        (FAULT, lambda m: m.is_jetson or m.nvidia_smi[0] != NO_COMMAND, RESTART, REBOOT),
+        (
+            FAULT,
+            lambda m: "error 100" in m.error("cuda") and m.nvidia_smi[0] == 0,
+            HIDDEN_GPU,
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (FAULT, lambda m: m.is_jetson or m.nvidia_smi[0] != NO_COMMAND, RESTART, "sudo reboot"),
         (FAULT, lambda m: m.has_card, NO_DRIVER, INSTALL_DRIVER),
         (NOTE, lambda m: True, "no NVIDIA GPU: only the CPU runs bundles here", ""),
     ),
@@ -114,23 +109,24 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     ),
     "tensorrt": (
         (NOTE, lambda m: not m.builds_engines, "not used: it needs a GPU, and on a board JetPack 6.1", ""),
-        (FAULT, lambda m: m.is_jetson and m.wheel_cuda, NO_WHEEL, REMOVE_WHEELS),
-        (FAULT, lambda m: m.is_old_tensorrt, "edge-attn needs TensorRT 10.3 or newer", NEWER_TENSORRT),
+        (FAULT, lambda m: m.is_jetson and not m.wheel_fits, NO_WHEEL, REMOVE_WHEELS),
         (FAULT, lambda m: m.loads("tensorrt") and not m.wheel_fits, NEW_WHEEL, OLDER_WHEEL),
         (OK, lambda m: m.loads("tensorrt"), "", ""),
         (FAULT, lambda m: m.error("tensorrt") and not m.is_jetson, DAMAGED, REPLACE_TENSORRT),
         (FAULT, lambda m: m.error("tensorrt") and m.in_container and not m.gpus, NO_RUNTIME, DOCKER_JETSON),
-        (FAULT, lambda m: "libnvdla" in m.error("tensorrt") and m.l4t < (39,), ON_HOST, DLA_COMPILER),
+        (
+            FAULT,
+            lambda m: "libnvdla" in m.error("tensorrt") and m.l4t < (39,),
+            ON_HOST,
+            f"{APT} nvidia-l4t-dla-compiler",
+        ),
         (FAULT, lambda m: m.error("tensorrt"), DAMAGED, LIBNVINFER),
         (FAULT, lambda m: m.bindings and m.is_system_venv, HIDDEN, SAME_VENV),
         (FAULT, lambda m: m.bindings, OTHER_PYTHON, NEW_VENV),
-        (FAULT, lambda m: m.is_jetson, "NVIDIA's apt server has the Python bindings", BINDINGS),
-        (NOTE, lambda m: True, "the runtime trt needs it", TENSORRT),
+        (FAULT, lambda m: m.is_jetson, "NVIDIA's apt server has the Python bindings", f"{APT} python3-libnvinfer"),
+        (NOTE, lambda m: True, "the runtime trt needs it", "{m.pip} install 'edge-attn[trt]'"),
     ),
-    "tensorrt-rtx": (
-        (FAULT, lambda m: m.error("tensorrt_rtx"), DAMAGED, REPLACE_RTX),
-        (NOTE, lambda m: m.loads("tensorrt_rtx") and m.is_jetson, "it does not support a Jetson: use trt", ""),
-    ),
+    "tensorrt-rtx": ((FAULT, lambda m: m.error("tensorrt_rtx"), DAMAGED, REPLACE_RTX),),
     "onnxruntime": ONNXRUNTIME,
     "providers": (
         (NOTE, lambda m: "runs" not in m.probe("onnxruntime"), "they need onnxruntime", ""),
@@ -144,10 +140,9 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     "memory": (
         (OK, lambda m: not m.builds_engines, "", ""),
         (FAULT, lambda m: m.memory.available < BUILD_MEMORY and m.is_jetson, STOP_DESKTOP, NO_DESKTOP),
-        (FAULT, lambda m: m.memory.available < BUILD_MEMORY, CLOSE_PROGRAMS, LARGEST),
-        (OK, lambda m: not m.is_jetson or m.memory.swap or m.memory.total > SMALL_BOARD, "", ""),
-        (FAULT, lambda m: m.memory.available < AMPLE_MEMORY, NO_SWAP, SWAP),
-        (NOTE, lambda m: True, f"enough now; {NO_SWAP}", SWAP),
+        (FAULT, lambda m: m.memory.available < BUILD_MEMORY, CLOSE_PROGRAMS, "ps aux --sort=-rss | head"),
+        (OK, lambda m: not m.is_jetson or m.memory.swap or m.memory.available >= AMPLE_MEMORY, "", ""),
+        (FAULT, lambda m: True, "without swap, building an engine may be killed", SWAP),
     ),
     "cache": (
         (OK, lambda m: not m.builds_engines, "", ""),

@@ -122,7 +122,7 @@ FAULTY = {
         )
     },
     "x86-gpu-old-driver": {
-        "cuda": ("supports CUDA 12.4; libcudart 13.0", f"{PIP} install 'nvidia-cuda-runtime-cu12<13'"),
+        "cuda": ("supports CUDA 12.4; libcudart 13.0", f"{PIP} install nvidia-cuda-runtime-cu12"),
         "tensorrt": (
             "10.16.1.11",
             f"{PIP} uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs && "

@@ -90,7 +90,6 @@ NEW_VENV = (
     f".venv/bin/pip install 'edge_attn-{__version__}-py3-none-any.whl[cpu,optimize]'"
 )
 NVDLA = {"error": "ImportError: libnvdla_compiler.so: cannot open shared object file"}
-OLD = {"version": "8.6.2", "file": "/usr/lib/python3.10/dist-packages/tensorrt/__init__.py"}
 LIBRARY = {"error": "ImportError: libnvinfer.so.10: cannot open shared object file"}
 APT = "sudo apt update && sudo apt install"
 REINSTALL = f"{APT} --reinstall libnvinfer10 python3-libnvinfer"
@@ -116,18 +115,17 @@ RTX = ["tensorrt-rtx-cu13-libs", "1.7.1.116", "/home/user/.venv/lib/python3.10/s
         ("orin-jetpack-7.2", {"tensorrt": NVDLA}, "tensorrt", REINSTALL),
         ("orin-jetpack-6.2", {"tensorrt": LIBRARY}, "tensorrt", REINSTALL),
         ("x86-gpu", {"tensorrt": {"error": "it broke"}}, "tensorrt", f"{PIP} install --force-reinstall tensorrt"),
-        ("x86-gpu", {"tensorrt": OLD}, "tensorrt", f"{PIP} install --upgrade 'edge-attn[trt]'"),
         (
             "x86-gpu",
-            {"tensorrt": OLD, "python": SPACED},
+            {"tensorrt": {"error": "it broke"}, "python": SPACED},
             "tensorrt",
-            "'/home/user/my env/bin/python' -m pip install --upgrade 'edge-attn[trt]'",
+            "'/home/user/my env/bin/python' -m pip install --force-reinstall tensorrt",
         ),
         (
             "x86-gpu",
-            {"tensorrt": OLD, "python": {"executable": ""}},
+            {"tensorrt": {"error": "it broke"}, "python": {"executable": ""}},
             "tensorrt",
-            "python3 -m pip install --upgrade 'edge-attn[trt]'",
+            "python3 -m pip install --force-reinstall tensorrt",
         ),
         (
             "x86-gpu",
