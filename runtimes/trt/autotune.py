@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -24,19 +23,19 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.errors import BundleError, EdgeAttnError, NotTestedError
 from edge_attn.runtimes.trt.api import TensorRT
-from edge_attn.runtimes.trt.buffers import Buffer, DeviceMemory
+from edge_attn.runtimes.trt.buffers import DeviceMemory
 from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.builder import Log, Plan, engine_for
 from edge_attn.runtimes.trt.contexts import Contexts, kernels_file
 from edge_attn.runtimes.trt.cudart import Cuda, Gpu
 from edge_attn.runtimes.trt.engine_cache import EngineCache, RejectedEngine
 from edge_attn.runtimes.trt.execution import Launches, LaunchKey
-from edge_attn.runtimes.trt.plugins import Plugin, plugins_for
-from edge_attn.runtimes.trt.profiles import Buckets
-from edge_attn.spec import GraphSpec, TensorSpec
+from edge_attn.runtimes.trt.plugins import plugins_for
+from edge_attn.spec import TensorSpec
 
 MAX_TIME_RATIO = 0.98
-"""Largest ratio of the plugin's time to the inlined engine's at which the plugin runs; above it noise may decide."""
+"""Largest ratio of the plugin's time to the inlined engine's, as the geometric mean over the profiles, at which the
+plugin runs; above it noise may decide."""
 WARMUP_RUNS, TIMED_RUNS = 3, 20
 """Runs of each engine in each profile: the first ones, which include the CUDA graph's capture, and those timed."""
 
@@ -109,7 +108,8 @@ class Engines:
                 reason = f"one run takes {'; '.join(dict.fromkeys(map(str, (timings[0], timings[-1]))))}"
             except Exception as error:  # the inlined graph runs, whatever TensorRT's plugin interface raises
                 reason = _one_line(error)
-            faster = plugin_is_faster(timings)
+            ratios = [timing.plugin_ms / timing.inlined_ms for timing in timings]
+            faster = bool(ratios) and statistics.geometric_mean(ratios) <= MAX_TIME_RATIO
             graphs[graph] = {"plugin": faster, "reason": reason, "timings": [*map(dataclasses.asdict, timings)]}
             self._choose(graph, faster, reason)
         return {**environment, "graphs": graphs}
@@ -140,7 +140,10 @@ class Engines:
 
     def _environment(self) -> dict[str, str]:
         """Return everything that a measurement depends on."""
-        kernels = [f"{op} {plugin.hash()[:16]}" for op, plugin in self._plugins().items()]
+        kernels = [
+            f"{op} {plugin.hash()[:16]}"
+            for op, plugin in plugins_for(self.target.target, plugins_of(self.target)[0]).items()
+        ]
         gpu = f"{self.gpu.name}, {self.gpu.multiprocessors} SM"
         return {"runtime": self.tensorrt.name, "gpu": gpu, "kernels": ", ".join(kernels)}
 
@@ -148,23 +151,23 @@ class Engines:
         if not self.tensorrt.capability.aot_plugins:
             raise NotTestedError(f"{self.tensorrt.name} takes no ahead-of-time plugin, TensorRT 10.13 and newer do")
 
-    def _plugins(self) -> dict[str, Plugin]:
-        return plugins_for(self.target.target, plugins_of(self.target)[0])
-
     def _engine(self, graph: str, with_plugin: bool = False, rejected: RejectedEngine | None = None) -> Plan:
-        spec, plugins = self.target.graphs[graph], self._plugins() if with_plugin else {}
+        name, spec, plugins = graph, self.target.graphs[graph], {}
         if with_plugin:
-            spec = dataclasses.replace(spec, file=plugins_of(self.target)[1][graph])
-        name = f"{graph} with {', '.join(plugins)}" if with_plugin else graph
+            ops, variants = plugins_of(self.target)
+            plugins = plugins_for(self.target.target, ops)
+            name, spec = f"{graph} with {', '.join(plugins)}", dataclasses.replace(spec, file=variants[graph])
         target = dataclasses.replace(self.target, graphs={name: spec})
         return engine_for(
             self.tensorrt, self.bundle, target, name, self.cache, self.gpu, self.config, self.log, plugins, rejected
         )
 
     def _time(self, graph: str, plans: Mapping[str, Plan]) -> list[Timing]:
-        """Load both engines and time them in every profile."""
+        """Load the engines `inlined` and `plugin`, and time them in turns in every profile."""
         spec = self.target.graphs[graph]
+        tensors = (*spec.inputs, *spec.outputs)
         buckets = self.config.buckets.up_to(self.bundle.manifest.max_source)
+        timings = []
 
         def build_again(name: str, rejected: RejectedEngine) -> Plan:
             return self._engine(graph, name == "plugin", rejected)
@@ -175,9 +178,25 @@ class Engines:
             launches = Launches(self.tensorrt, self.cuda, memory, dict.fromkeys(plans, spec), contexts)
             cleanup.callback(launches.close)
             launches.load(plans, len(buckets.all()), build_again)
-            buffers = [memory.buffer(t.name, buckets.max_bytes(t)) for t in (*spec.inputs, *spec.outputs)]
+            buffers = [memory.buffer(tensor.name, buckets.max_bytes(tensor)) for tensor in tensors]
             cleanup.callback(memory.synchronize)
-            return benchmark_engines(self.cuda, memory, launches, spec, buckets, buffers)
+            addresses = tuple(buffer.address for buffer in buffers)
+            for bucket in buckets.all():
+                shapes = tuple(bucket.shape(tensor) for tensor in tensors)
+                for tensor, buffer, shape in zip(spec.inputs, buffers, shapes, strict=False):
+                    memory.write(buffer, _example_input(tensor, shape))
+                milliseconds: dict[str, list[float]] = {name: [] for name in plans}
+                for _ in range(WARMUP_RUNS + TIMED_RUNS):
+                    for name, times in milliseconds.items():
+                        key = LaunchKey(name, bucket.index, shapes, addresses, (), ())
+                        start = perf_counter()
+                        memory.mark_busy()
+                        launches.run(key)
+                        self.cuda.synchronize(memory.stream)
+                        times.append(1e3 * (perf_counter() - start))
+                medians = {name: statistics.median(times[WARMUP_RUNS:]) for name, times in milliseconds.items()}
+                timings.append(Timing(bucket.batch, bucket.src, medians["inlined"], medians["plugin"]))
+        return timings
 
 
 def plugins_of(target: Target) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -194,50 +213,6 @@ def plugins_of(target: Target) -> tuple[tuple[str, ...], dict[str, str]]:
             f"targets: {target.name}: plugins: expected ops and the file of each graph, got {stored}; make the target "
             f"again, with edge-attn optimize --force"
         ) from error
-
-
-def plugin_is_faster(timings: Sequence[Timing]) -> bool:
-    """Compare the geometric means over the profiles; False without timings."""
-    ratios = [timing.plugin_ms / timing.inlined_ms for timing in timings]
-    return bool(ratios) and math.prod(ratio / MAX_TIME_RATIO for ratio in ratios) <= 1
-
-
-def benchmark_engines(
-    cuda: Cuda,
-    memory: DeviceMemory,
-    launches: Launches,
-    spec: GraphSpec,
-    buckets: Buckets,
-    buffers: Sequence[Buffer],
-) -> list[Timing]:
-    """Time the engines `inlined` and `plugin` of `launches` in turns, in every bucket.
-
-    Args:
-        cuda: the CUDA runtime.
-        memory: device memory, with the stream that the engines run on.
-        launches: both engines, loaded.
-        spec: inputs and outputs of both.
-        buckets: sizes of the engines' profiles.
-        buffers: one for each input and output, in the order of `spec`.
-    """
-    addresses = tuple(buffer.address for buffer in buffers)
-    timings = []
-    for bucket in buckets.all():
-        shapes = tuple(bucket.shape(tensor) for tensor in (*spec.inputs, *spec.outputs))
-        for tensor, buffer, shape in zip(spec.inputs, buffers, shapes, strict=False):
-            memory.write(buffer, _example_input(tensor, shape))
-        keys = {name: LaunchKey(name, bucket.index, shapes, addresses, (), ()) for name in launches.graphs}
-        milliseconds: dict[str, list[float]] = {name: [] for name in keys}
-        for _ in range(WARMUP_RUNS + TIMED_RUNS):
-            for name, key in keys.items():
-                start = perf_counter()
-                memory.mark_busy()
-                launches.run(key)
-                cuda.synchronize(memory.stream)
-                milliseconds[name].append(1e3 * (perf_counter() - start))
-        medians = {name: statistics.median(times[WARMUP_RUNS:]) for name, times in milliseconds.items()}
-        timings.append(Timing(bucket.batch, bucket.src, medians["inlined"], medians["plugin"]))
-    return timings
 
 
 def _example_input(tensor: TensorSpec, shape: tuple[int, ...]) -> np.ndarray:
