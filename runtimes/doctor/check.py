@@ -11,11 +11,10 @@ import json
 from dataclasses import dataclass
 
 from edge_attn import __version__
-from edge_attn.errors import InputError
 from edge_attn.runtimes.doctor.facts import Facts
 from edge_attn.runtimes.doctor.findings import FINDINGS
 from edge_attn.runtimes.doctor.machine import Machine, here
-from edge_attn.runtimes.doctor.repairs import FAULT, NOTE, OK, REPAIRS
+from edge_attn.runtimes.doctor.repairs import FAULT, OK, REPAIRS
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,6 @@ def check(name: str, facts: Facts) -> Check:
             if condition(facts):
                 return Check(name, status, finding, sentence.format(m=facts), command.format(m=facts))
         return Check(name, OK, finding)
-    except InputError as error:  # the user has no home folder
-        return Check(name, NOTE, str(error))
     except Exception as error:  # doctor must work on a machine where nothing else does
         finding = f"this check failed: {type(error).__name__}: {error}"
         return Check(

@@ -7,7 +7,7 @@ import shlex
 from functools import cached_property
 from typing import Any
 
-from edge_attn.runtimes.doctor.machine import CacheUsage, Machine
+from edge_attn.runtimes.doctor.machine import Machine
 from edge_attn.runtimes.doctor.probes import CPU, CUDA
 from edge_attn.runtimes.system_memory import SystemMemory, system_memory
 
@@ -50,9 +50,9 @@ class Facts:
         """Memory of the machine or the container; zeros if it is unknown."""
         return system_memory(self.read_text) or SystemMemory(0, 0, 0, False)
 
-    @cached_property
-    def cache(self) -> CacheUsage:
-        return self.machine.usage()
+    @property
+    def cache(self) -> dict[str, Any]:
+        return self.probe("cache")
 
     # ---- driver and CUDA
 

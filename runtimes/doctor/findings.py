@@ -80,7 +80,7 @@ def memory(m: Facts) -> str:
 
 
 def cache(m: Facts) -> str:
-    return f"{m.cache.folder}: {m.cache.free / 2**30:.1f} GiB free on its disk"
+    return m.error("cache") or f"{m.cache['folder']}: {m.cache['free'] / 2**30:.1f} GiB free on its disk"
 
 
 FINDINGS: Mapping[str, Callable[[Facts], str]] = {

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from typing import Any
 
 from edge_attn.runtimes.doctor import probes
 from edge_attn.runtimes.system_memory import read_text
-from edge_attn.runtimes.trt.engine_cache import cache_folder
 
 TIMEOUT = 10.0
 """Seconds for a command."""
@@ -36,16 +34,6 @@ CHILD = "import sys; sys.path[:] = sys.argv[2:]; from edge_attn.runtimes.doctor.
 
 
 @dataclass(frozen=True)
-class CacheUsage:
-    """Folder of the engine cache, which need not exist yet."""
-
-    folder: str
-    free: int
-    """Free bytes on its disk."""
-    writable: bool
-
-
-@dataclass(frozen=True)
 class Machine:
     """Functions that read a machine."""
 
@@ -57,8 +45,6 @@ class Machine:
     """Run a command; return its exit code and the text of both streams."""
     probe: Callable[[str], dict[str, Any]]
     """Return the result of a row of PROBES; {"error": ...} if it crashed or timed out."""
-    usage: Callable[[], CacheUsage]
-    """Return the folder of the engine cache. Raises InputError if the user has no home folder."""
 
 
 def here() -> Machine:
@@ -68,7 +54,6 @@ def here() -> Machine:
         lambda pattern: sorted(map(str, Path("/").glob(pattern.lstrip("/")))),
         run,
         functools.lru_cache(maxsize=None)(probe),
-        usage,
     )
 
 
@@ -111,16 +96,3 @@ def probe(name: str, timeout: float = PROBE_TIMEOUT) -> dict[str, Any]:
         return {"error": f"Python died with exit code {code} {last_line}".strip()}
     result: dict[str, Any] = json.loads(last_line)
     return result
-
-
-def usage() -> CacheUsage:
-    """Return the folder of the engine cache, and the free space where it is or would be created.
-
-    Raises:
-        InputError: the user has no home folder.
-    """
-    folder = existing = cache_folder(None) / "engines"
-    while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  # never raises
-        existing = existing.parent
-    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return CacheUsage(str(folder.parent), shutil.disk_usage(existing).free, writable)

@@ -13,12 +13,15 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edge_attn.errors import InputError
 from edge_attn.runtimes.trt.cuda_libraries import libcudart_paths
+from edge_attn.runtimes.trt.engine_cache import cache_folder
 
 GRAPH = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -139,10 +142,23 @@ def _provider_error(module: Any, provider: str) -> str:
     return "" if provider in session.get_providers() else "the session does not use it"
 
 
+def cache() -> dict[str, Any]:
+    """Return the folder of the engine cache, the free bytes of its disk, and True if the user may write there."""
+    try:
+        folder = existing = cache_folder(None) / "engines"
+    except InputError as error:  # the user has no home folder
+        return {"error": str(error)}
+    while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  # never raises
+        existing = existing.parent
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return {"folder": str(folder.parent), "free": shutil.disk_usage(existing).free, "writable": writable}
+
+
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "python": python,
     "cuda": cuda,
     "tensorrt": lambda: _import("tensorrt"),
     "tensorrt_rtx": lambda: _import("tensorrt_rtx_bindings"),
     "onnxruntime": onnxruntime,
+    "cache": cache,
 }

@@ -51,7 +51,7 @@ REPLACE_ORT = f"{{m.pip}} uninstall -y {' '.join(ONNXRUNTIMES)} && {ORT}"
 ORT_LIBRARIES = "{m.pip} install --upgrade 'onnxruntime-gpu[cuda,cudnn]'"
 NO_DESKTOP = "sudo systemctl isolate multi-user.target"
 SWAP = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-OWN_CACHE = 'sudo mkdir -p "{m.cache.folder}" && sudo chown -R $USER "{m.cache.folder}"'
+OWN_CACHE = 'sudo mkdir -p "{m.cache[folder]}" && sudo chown -R $USER "{m.cache[folder]}"'
 
 # ---- sentences that are long or used twice
 
@@ -145,9 +145,10 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (FAULT, lambda m: True, "without swap, building an engine may be killed", SWAP),
     ),
     "cache": (
+        (NOTE, lambda m: m.error("cache"), "", ""),
         (OK, lambda m: not m.builds_engines, "", ""),
-        (FAULT, lambda m: not m.cache.writable, "engines need a writable folder; see --cache-dir", OWN_CACHE),
-        (FAULT, lambda m: m.cache.free < BUILD_DISK, "too little: an engine needs 1 GiB", "df -h"),
+        (FAULT, lambda m: not m.cache["writable"], "engines need a writable folder; see --cache-dir", OWN_CACHE),
+        (FAULT, lambda m: m.cache["free"] < BUILD_DISK, "too little: an engine needs 1 GiB", "df -h"),
     ),
     "runtimes": (
         (OK, lambda m: m.runtimes, VERIFY, ""),

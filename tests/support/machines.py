@@ -10,11 +10,11 @@ from typing import Any
 from paths import DATA
 
 from edge_attn.runtimes.doctor.check import Check, Report
-from edge_attn.runtimes.doctor.machine import CacheUsage, Machine
+from edge_attn.runtimes.doctor.machine import Machine
 
 MACHINES = DATA / "machines"
 NAMES = sorted(path.stem for path in MACHINES.glob("*.json"))
-KINDS = ("files", "commands", "probes", "usage")
+KINDS = ("files", "commands", "probes")
 
 PIP = "/home/user/.venv/bin/python -m pip"
 REBOOT = "sudo reboot"
@@ -30,7 +30,7 @@ def answers(name: str) -> dict[str, Any]:
 
 
 def recorded(name: str, **changes: Any) -> Machine:
-    """Return a recorded machine. `files`, `commands`, `probes` and `usage` update its own; `paths` replace its own."""
+    """Return a recorded machine. `files`, `commands` and `probes` update its own; `paths` replace its own."""
     content = answers(name)
     for kind, change in changes.items():
         content[kind] = {**content[kind], **change} if isinstance(change, Mapping) else change
@@ -47,7 +47,6 @@ def recorded(name: str, **changes: Any) -> Machine:
         glob,
         run,
         content["probes"].__getitem__,
-        lambda: CacheUsage(**content["usage"]),
     )
 
 

@@ -9,7 +9,6 @@ file from this program has "recorded": true. The others are assembled from what 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from edge_attn.runtimes.doctor.machine import Machine, here
 
 def record() -> dict[str, Any]:
     machine = here()
-    answers: dict[str, Any] = {"files": {}, "paths": [], "commands": {}, "probes": {}, "usage": {}}
+    answers: dict[str, Any] = {"files": {}, "paths": [], "commands": {}, "probes": {}}
 
     def read_text(path: str) -> str:
         answers["files"][path] = machine.read_text(path)
@@ -40,8 +39,7 @@ def record() -> dict[str, Any]:
         answers["probes"][name] = machine.probe(name)
         return machine.probe(name)
 
-    report = doctor(Machine(read_text, glob, run, probe, machine.usage))
-    answers["usage"] = dataclasses.asdict(machine.usage())
+    report = doctor(Machine(read_text, glob, run, probe))
     answers["files"] = {path: text.splitlines() for path, text in answers["files"].items() if text}
     return {"recorded": True, "source": [f"this program, exit code {report.exit_code}"], **answers}
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 from machines import DOCKER, PIP, REBOOT, answers, checks, python, recorded
 
 from edge_attn import __version__
-from edge_attn.errors import InputError
 from edge_attn.runtimes.doctor.check import Check, doctor
 
 
@@ -222,19 +220,15 @@ def test_unknown_memory_is_a_fault_if_engines_are_built(name, status, command):
 @pytest.mark.parametrize("name", ["orin-jetpack-6.2", "x86-gpu", "x86-no-gpu"])
 def test_missing_home_folder_is_a_note(name):
     """The error's text names --cache-dir and XDG_CACHE_HOME, either of which suffices."""
-
-    def usage() -> Any:
-        raise InputError("there is no home folder")
-
-    result = checks(doctor(dataclasses.replace(recorded(name), usage=usage)))["cache"]
+    result = check(name, "cache", probes={"cache": {"error": "there is no home folder"}})
     assert (result.status, result.finding, result.command) == ("note", "there is no home folder", "")
 
 
 def test_read_only_cache_gets_a_quoted_command():
-    usage = {"folder": "/home/user/my cache/edge-attn", "writable": False}
+    cache = {"folder": "/home/user/my cache/edge-attn", "free": 2**34, "writable": False}
     folder = '"/home/user/my cache/edge-attn"'
     command = f"sudo mkdir -p {folder} && sudo chown -R $USER {folder}"
-    assert check("x86-gpu", "cache", usage=usage).command == command
+    assert check("x86-gpu", "cache", probes={"cache": cache}).command == command
 
 
 def test_two_onnxruntimes_in_two_folders_are_ok():

@@ -162,12 +162,12 @@ def test_probe_graph_is_valid_onnx(needs_torch):
     assert [node.op_type for node in model.graph.node] == ["Add"]
 
 
-def test_usage_names_the_cache_folder_before_it_exists(tmp_path, monkeypatch):
+def test_cache_folder_is_reported_before_it_exists(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
-        result = machine.usage()
-        assert (result.folder, result.writable) == (str(tmp_path / "edge-attn"), True)
-        assert result.free > 0
+        result = machine.probe("cache")
+        assert (result["folder"], result["writable"]) == (str(tmp_path / "edge-attn"), True)
+        assert result["free"] > 0
         (tmp_path / "edge-attn" / "engines").mkdir(parents=True, exist_ok=True)
 
 
@@ -177,7 +177,6 @@ def test_missing_home_folder_names_the_options(monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", home)
-    check = checks(doctor())["cache"]
-    assert check.status == "note"
-    assert "--cache-dir" in check.finding
-    assert "XDG_CACHE_HOME" in check.finding
+    error = probes.cache()["error"]
+    assert "--cache-dir" in error
+    assert "XDG_CACHE_HOME" in error
