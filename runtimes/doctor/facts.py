@@ -59,8 +59,7 @@ class Facts:
     @property
     def gpus(self) -> list[dict[str, Any]]:
         """GPUs that CUDA's driver lists."""
-        devices: list[dict[str, Any]] = self.probe("cuda").get("devices", [])
-        return devices
+        return list(self.probe("cuda").get("devices", []))
 
     @property
     def builds_engines(self) -> bool:
@@ -146,9 +145,10 @@ class Facts:
         """Extra of edge-attn with the ONNX Runtime that fits: its GPU build has no code for a Jetson."""
         return "gpu" if self.gpus and not self.is_jetson else "cpu"
 
-    def provider_error(self, provider: str) -> str:
-        """Return why a provider does not run a graph; empty if it does or is not in this build."""
-        return str(self.probe("onnxruntime").get("reasons", {}).get(provider, ""))
+    @property
+    def cuda_provider_error(self) -> str:
+        """Why the CUDA provider does not run a graph; empty if it does or is not in this build."""
+        return str(self.probe("onnxruntime").get("reasons", {}).get(CUDA, ""))
 
     @property
     def runtimes(self) -> list[str]:

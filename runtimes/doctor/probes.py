@@ -16,7 +16,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from edge_attn.errors import InputError
@@ -30,7 +29,6 @@ GRAPH = (
 """ONNX model y = x + x of one float (IR version 8, opset 18)."""
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 """Providers of ONNX Runtime that edge-attn uses."""
-GPU_FILES = ("dev/nvmap", "dev/nvidiactl", "dev/dri/renderD*")
 COMPUTE_CAPABILITY = (75, 76)
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 
@@ -42,7 +40,7 @@ def main(name: str) -> None:
 
 
 def python() -> dict[str, Any]:
-    """Return this interpreter, its packages of ONNX Runtime and TensorRT, and the GPU files that it may not read."""
+    """Return this interpreter and its packages of ONNX Runtime and TensorRT."""
     packages = set()
     for package in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", str(package.metadata["Name"] or "")).lower()
@@ -55,14 +53,7 @@ def python() -> dict[str, Any]:
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
         "packages": sorted(map(list, packages)),
-        "denied": denied(),
     }
-
-
-def denied(root: Path = Path("/")) -> list[str]:
-    """Return the GPU's device files that this user may not read."""
-    paths = [path for pattern in GPU_FILES for path in sorted(root.glob(pattern))]
-    return [str(path) for path in paths if not os.access(path, os.R_OK)]
 
 
 def cuda() -> dict[str, Any]:

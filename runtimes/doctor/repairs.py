@@ -12,10 +12,9 @@ from typing import Any
 from edge_attn import __version__
 from edge_attn.runtimes.doctor.facts import ONNXRUNTIMES, Facts
 from edge_attn.runtimes.doctor.machine import NO_ANSWER, NO_COMMAND
-from edge_attn.runtimes.doctor.probes import CPU, CUDA
+from edge_attn.runtimes.doctor.probes import CUDA
 
 OK, NOTE, FAULT = "ok", "note", "fault"
-"""A note needs no repair. Every fault has a command."""
 Row = tuple[str, Callable[[Facts], Any], str, str]
 """Status, condition, sentence, command."""
 
@@ -25,7 +24,6 @@ BUILD_MEMORY = 2 * GIB
 An estimate, not measured on a board."""
 AMPLE_MEMORY = 4 * GIB
 """Memory with which a board, where CPU and GPU share it, needs no swap."""
-BUILD_DISK = GIB
 
 # ---- commands
 
@@ -58,6 +56,7 @@ OWN_CACHE = 'sudo mkdir -p "{m.cache[folder]}" && sudo chown -R $USER "{m.cache[
 OLD_L4T = "the GPU needs JetPack 6.1 or newer: flash the board from another PC; boards before Orin run only ort-cpu"
 MORE_CAUSES = "see docs/jetson.md, 'If doctor does not name your problem'"
 RESTART = f"NVIDIA's driver does not work: restart the machine; if that does not help, {MORE_CAUSES}"
+NO_ACCESS = f"this user may not open the GPU, or the board must be restarted; if that does not help, {MORE_CAUSES}"
 NO_DRIVER = "NVIDIA's driver is missing; on another system than Ubuntu see https://www.nvidia.com/drivers"
 DAMAGED = "its files are damaged: install it again"
 HIDDEN_GPU = "CUDA_VISIBLE_DEVICES may hide the GPU"
@@ -88,7 +87,6 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     "system": (),
     "gpu": (
         (OK, lambda m: m.gpus, "", ""),
-        (FAULT, lambda m: m.is_jetson and m.python.get("denied"), "this user may not open the GPU", JOIN_GROUPS),
         (FAULT, lambda m: m.is_jetson and m.in_container, NO_RUNTIME, DOCKER_JETSON),
         (
             FAULT,
@@ -96,7 +94,8 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
             HIDDEN_GPU,
             "unset CUDA_VISIBLE_DEVICES",
         ),
-        (FAULT, lambda m: m.is_jetson or m.nvidia_smi[0] != NO_COMMAND, RESTART, "sudo reboot"),
+        (FAULT, lambda m: m.is_jetson, NO_ACCESS, JOIN_GROUPS),
+        (FAULT, lambda m: m.nvidia_smi[0] != NO_COMMAND, RESTART, "sudo reboot"),
         (FAULT, lambda m: m.has_card, NO_DRIVER, INSTALL_DRIVER),
         (NOTE, lambda m: True, "no NVIDIA GPU: only the CPU runs bundles here", ""),
     ),
@@ -130,11 +129,10 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     "onnxruntime": ONNXRUNTIME,
     "providers": (
         (NOTE, lambda m: "runs" not in m.probe("onnxruntime"), "they need onnxruntime", ""),
-        (FAULT, lambda m: m.provider_error(CPU), "onnxruntime is damaged", REPLACE_ORT),
-        (OK, lambda m: not m.provider_error(CUDA), "", ""),
+        (OK, lambda m: not m.cuda_provider_error, "", ""),
         (FAULT, lambda m: m.is_jetson, NO_CODE, REPLACE_ORT),
         (NOTE, lambda m: not m.gpus, f"there is no GPU for {CUDA}", ""),
-        (FAULT, lambda m: "driver version" in m.provider_error(CUDA), OLD_DRIVER, INSTALL_DRIVER),
+        (FAULT, lambda m: "driver version" in m.cuda_provider_error, OLD_DRIVER, INSTALL_DRIVER),
         (FAULT, lambda m: True, NO_LIBRARY, ORT_LIBRARIES),
     ),
     "memory": (
@@ -148,7 +146,7 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (NOTE, lambda m: m.error("cache"), "", ""),
         (OK, lambda m: not m.builds_engines, "", ""),
         (FAULT, lambda m: not m.cache["writable"], "engines need a writable folder; see --cache-dir", OWN_CACHE),
-        (FAULT, lambda m: m.cache["free"] < BUILD_DISK, "too little: an engine needs 1 GiB", "df -h"),
+        (FAULT, lambda m: m.cache["free"] < GIB, "too little: an engine needs 1 GiB", "df -h"),
     ),
     "runtimes": (
         (OK, lambda m: m.runtimes, VERIFY, ""),
