@@ -136,11 +136,6 @@ class Facts:
         return [package for package in self.python.get("packages", []) if package[0] in ONNXRUNTIMES]
 
     @property
-    def onnxruntimes_collide(self) -> bool:
-        """True if two packages in one folder have overwritten each other's files."""
-        return len({folder for *_, folder in self.onnxruntimes}) < len(self.onnxruntimes)
-
-    @property
     def onnxruntime_extra(self) -> str:
         """Extra of edge-attn with the ONNX Runtime that fits: its GPU build has no code for a Jetson."""
         return "gpu" if self.gpus and not self.is_jetson else "cpu"

@@ -67,6 +67,7 @@ NEW_WHEEL = "it was built for a newer CUDA than the driver supports, CUDA {m.cud
 ON_HOST = "the board's driver needs this library; a container gets it from its host"
 HIDDEN = "this virtual environment does not see the system's packages; the command keeps what is installed in it"
 OTHER_PYTHON = "it works only with the system's Python: create an environment of that Python"
+COLLISION = "two packages in one folder overwrite each other's files: use one"
 NO_CODE = "onnxruntime-gpu of the package index has no code for a Jetson, and the runtime trt does not need it"
 OLD_DRIVER = "the driver is older than the CUDA of this onnxruntime; elsewhere than on Ubuntu see nvidia.com/drivers"
 NO_LIBRARY = "this onnxruntime-gpu lacks the libraries of its CUDA and cuDNN, or code for this GPU"
@@ -76,7 +77,7 @@ CLOSE_PROGRAMS = f"{LITTLE_MEMORY}: close the largest programs"
 VERIFY = "to compare one with the model: edge-attn verify BUNDLE --runtime {m.runtimes[0]}"
 
 ONNXRUNTIME: tuple[Row, ...] = (
-    (FAULT, lambda m: m.onnxruntimes_collide, "these packages overwrite each other's files: use one", REPLACE_ORT),
+    (FAULT, lambda m: len(m.onnxruntimes) > len({folder for *_, folder in m.onnxruntimes}), COLLISION, REPLACE_ORT),
     (FAULT, lambda m: NO_ANSWER in m.error("onnxruntime"), "perhaps it waits for the GPU: try without it", HIDE_GPU),
     (FAULT, lambda m: m.error("onnxruntime"), DAMAGED, REPLACE_ORT),
     (NOTE, lambda m: not m.loads("onnxruntime") and "trt" in m.runtimes, "`edge-attn optimize` needs it", ORT),
