@@ -65,7 +65,7 @@ class _Writer:
         twin = onnx.NodeProto()
         twin.CopyFrom(node)
         for i, name in enumerate(node.input):
-            if kinds.get(name) == FLOAT and _takes_half(node, i, version):
+            if kinds.get(name) == FLOAT and _has_half(node, "inputs", i, version):
                 twin.input[i] = self._half(name)
         for attribute in twin.attribute:
             if node.op_type == "Cast" and attribute.name == "to":
@@ -102,27 +102,21 @@ def _is_convertible(node: onnx.NodeProto, kinds: dict[str, int], version: int) -
     floats = [i for i, name in enumerate(node.output) if kinds.get(name) == FLOAT]
     if node.op_type == "Cast":  # from an integer or boolean; the Cast of a stored fp16 weight computes nothing
         return bool(floats) and kinds.get(node.input[0]) != HALF
-    inputs = [i for i, name in enumerate(node.input) if kinds.get(name) == FLOAT and _takes_half(node, i, version)]
-    return bool(floats) and bool(inputs) and all(_returns_half(node, i, version) for i in floats)
+    inputs = [
+        i for i, name in enumerate(node.input) if kinds.get(name) == FLOAT and _has_half(node, "inputs", i, version)
+    ]
+    return bool(floats) and bool(inputs) and all(_has_half(node, "outputs", i, version) for i in floats)
 
 
-def _takes_half(node: onnx.NodeProto, i: int, version: int) -> bool:
-    schema = _schema(node, version)
-    return schema is None or _has_half(schema, schema.inputs, i)
+def _has_half(node: onnx.NodeProto, parameters: str, i: int, version: int) -> bool:
+    """Return True if parameter `i` of the op's `inputs` or `outputs` can be fp16.
 
-
-def _returns_half(node: onnx.NodeProto, i: int, version: int) -> bool:
-    schema = _schema(node, version)
-    return schema is None or _has_half(schema, schema.outputs, i)
-
-
-def _schema(node: onnx.NodeProto, version: int) -> onnx.defs.OpSchema | None:
-    """Return the schema of a standard op; None for a plugin's call, which takes and returns either type throughout."""
-    return None if node.domain else onnx.defs.get_schema(node.op_type, version, "")
-
-
-def _has_half(schema: onnx.defs.OpSchema, parameters: object, i: int) -> bool:
-    declared = list(parameters)  # type: ignore[call-overload]
+    A plugin's call has no schema: it takes and returns either type throughout.
+    """
+    if node.domain:
+        return True
+    schema = onnx.defs.get_schema(node.op_type, version, "")
+    declared = list(getattr(schema, parameters))
     kind = declared[min(i, len(declared) - 1)].type_str
     allowed = next((c.allowed_type_strs for c in schema.type_constraints if c.type_param_str == kind), [kind])
     return "tensor(float16)" in allowed

@@ -204,12 +204,17 @@ def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions
         log: takes one line for the user.
 
     Raises:
+        InputError: the times of the engines cannot be written into the bundle.
         NotTestedError: there is nothing here to build or run the engines with.
     """
     opened = Bundle.open(bundle)
+    target = opened.manifest.targets[request.name]
     try:
-        if request.recipe.engines and plugins_of(opened.manifest.targets[request.name])[1]:
-            opened = _measure_plugins(bundle, request, options, log)
+        if request.recipe.engines and plugins_of(target)[1]:
+            check_output(bundle, True, opened.size())
+            plugins = {**target.settings["plugins"], "measured": open_engines(opened, options, log).measure()}
+            update_bundle(bundle, functools.partial(_with_setting, opened, request.name, "plugins", plugins))
+            opened = Bundle.open(bundle)
         runtime = open_runtime(opened, request.target, options)
     except NotTestedError as error:
         raise NotTestedError(
@@ -222,24 +227,3 @@ def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions
         runtime.close()
     log(str(report))
     return report.exit_code
-
-
-def _measure_plugins(bundle: Path, request: TargetRequest, options: RuntimeOptions, log: Log) -> Bundle:
-    """Store the times of both engines in the bundle and return it.
-
-    Args:
-        bundle: path of the bundle.
-        request: target of the bundle.
-        options: options of the runtime.
-        log: takes one line for the user.
-
-    Raises:
-        InputError: the bundle cannot be written.
-        NotTestedError: there is nothing here to build the engines with.
-    """
-    opened = Bundle.open(bundle)
-    check_output(bundle, True, opened.size())
-    plugins = opened.manifest.targets[request.name].settings["plugins"]
-    plugins = {**plugins, "measured": open_engines(opened, options, log).measure()}
-    update_bundle(bundle, functools.partial(_with_setting, opened, request.name, "plugins", plugins))
-    return Bundle.open(bundle)
