@@ -95,7 +95,7 @@ def agreement(name: str, model: onnx.ModelProto, spec: GraphSpec, module: torch.
                 with torch.no_grad():
                     expected = _flatten(module(*(torch.from_numpy(value) for value in inputs)))
                 actual = session.run(None, {t.name: value for t, value in zip(spec.inputs, inputs, strict=True)})
-            except Exception as error:  # nor do those of torch
+            except Exception as error:  # torch's errors share no other class either
                 raise ExportError(f"{where} does not run: {error}") from error
             for tensor, value, reference in zip(spec.outputs, actual, expected, strict=True):
                 difference = _max_difference(f"{where}: {tensor.name}", tensor, sizes, value, reference)

@@ -1,3 +1,3 @@
-"""Runs bundles: ONNX Runtime, TensorRT, and the verbs on them."""
+"""Execution of bundles on ONNX Runtime and TensorRT, and the commands that do it."""
 
-import edge_attn  # noqa: F401  # first, for what it tells ONNX Runtime
+import edge_attn  # noqa: F401  # first: it turns off the telemetry of ONNX Runtime

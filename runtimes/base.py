@@ -17,7 +17,7 @@ def open_runtime(bundle: Bundle, name: str, options: RuntimeOptions = DEFAULT) -
     """Return the bundle on the runtime `name`.
 
     Raises:
-        UsageError: an unknown runtime, or torch, which runs checkpoints; a precision that the runtime does not serve.
+        UsageError: an unknown runtime, or torch, which runs checkpoints; a precision that the runtime does not support.
         NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
         BundleError: the graphs lack an input or output that the bundle's task needs.
     """
@@ -34,14 +34,14 @@ def open_runtime(bundle: Bundle, name: str, options: RuntimeOptions = DEFAULT) -
 
 
 def check_precision(name: str, options: RuntimeOptions) -> None:
-    """Check that the runtime `name` serves the precision.
+    """Check that the runtime `name` supports the precision.
 
     Raises:
-        UsageError: it never does.
+        UsageError: it does not.
     """
-    served = RUNTIME_PRECISIONS.get(name, PRECISIONS)
-    if options.precision not in served:
-        raise UsageError(f"the runtime {name} serves {', '.join(served)}, got precision {options.precision!r}")
+    supported = RUNTIME_PRECISIONS.get(name, PRECISIONS)
+    if options.precision not in supported:
+        raise UsageError(f"the runtime {name} supports {', '.join(supported)}, got precision {options.precision!r}")
 
 
 def is_checkpoint(path: Path) -> bool:

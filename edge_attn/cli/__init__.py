@@ -1,6 +1,6 @@
-"""The command line: a click group with one command a verb.
+"""The command line: a click group.
 
-Each command resolves its verb from the table `VERBS` when it runs, so that `--help` imports click only.
+Each command imports its function, a row of the table `VERBS`, when it runs, so that `--help` imports click only.
 
 Exit codes: 0 success, 1 parity does not hold, 2 usage, 3 not tested, 4 bad input or bundle, 70 a bug in edge-attn,
 130 interrupted, 141 the reader closed the pipe. Output is UTF-8 in every locale.

@@ -10,7 +10,7 @@ from edge_attn.errors import UsageError
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Options with which a runtime is opened, common to every verb that executes a bundle."""
+    """Options with which a runtime is opened, common to every command that executes a bundle."""
 
     threads: int | None = None
     """CPU threads. None lets the runtime choose."""

@@ -63,7 +63,7 @@ def search(
 
 
 def check(runtime: Runtime, config: SearchConfig) -> None:
-    """Check that this model can serve the options, before there is a sentence. `search` calls it too.
+    """Check that this model supports the options, before there is a sentence. `search` calls it too.
 
     Raises:
         UsageError: the graph returns too few candidates for this beam, or no alignments where an option needs them; a

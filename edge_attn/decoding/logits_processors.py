@@ -80,7 +80,7 @@ class LogitsProcessors:
         return allowed
 
     def _branch(self, allowed: np.ndarray, position: int) -> None:
-        """Where a prefix has just ended, allow search number n only the n-th most probable token."""
+        """Allow search number n only the n-th most probable token, where a prefix has just ended."""
         rows = np.flatnonzero(self._lengths == position - 1)
         if len(rows):
             allowed[rows[:, None], :, NEVER_SELECTED] = -np.inf

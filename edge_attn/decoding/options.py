@@ -86,7 +86,7 @@ class SearchConfig:
             ("top_p", 1e-6, 1.0),
         ):
             if not low <= getattr(self, name) <= high:
-                raise UsageError(f"{name} must lie between {low:g} and {high:g}, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
         if self.length_penalty_kind not in LENGTH_PENALTIES:
             raise UsageError(
                 f"length_penalty_kind must be one of {', '.join(LENGTH_PENALTIES)}, got {self.length_penalty_kind!r}"
@@ -103,7 +103,7 @@ class SearchConfig:
             if self.n_best < 1:
                 raise UsageError(f"n_best must be at least 1, got {self.n_best}")
         elif not 1 <= self.n_best <= self.beam:
-            raise UsageError(f"n_best must lie between 1 and the beam ({self.beam}), got {self.n_best}")
+            raise UsageError(f"n_best must be between 1 and the beam ({self.beam}), got {self.n_best}")
         for name in ("temperature", "top_k", "top_p", "seed"):
             if not self.sample and getattr(self, name) != getattr(SearchConfig, name):
                 raise UsageError(f"{name} is for sampling, and sample is off")

@@ -11,7 +11,7 @@ Luong et al. 2015 (https://arxiv.org/abs/1508.04025), `attend = "after"`:
 With input feeding t_{i-1} is an input of the cell too. p(y_i) = softmax(V t_i), where V may be the target embeddings.
 Without attention c_i is the encoder's last state (Cho et al. 2014, https://arxiv.org/abs/1406.1078).
 
-Whatever passes a tensor from step to step (cells, input feeding, some attentions) has it in the state, by name.
+The state contains, by name, each tensor that a step passes to the next: of cells, input feeding and some attentions.
 
 Axes: memory is (batch, ...), state is (batch, beam, ...). Beams are query positions of the attention, so memory is
 never repeated.
@@ -81,7 +81,7 @@ class TeacherForcedOutput:
     features: Tensor
     """t (batch, tgt, features)."""
     choices: Tensor | None
-    """Log-probability of the sampled positions of a hard attention, (batch, tgt), where reward trains it."""
+    """Log-probability of the sampled positions of a hard attention, (batch, tgt), with hard_training = reinforce."""
 
 
 class Seq2Seq(nn.Module):
@@ -176,13 +176,13 @@ class Seq2Seq(nn.Module):
         before = self.config.attend == "before"
         if before:
             top = self.config.decoder_layers - 1
-            context, weights = attend(self.cells[top].query(_of_layer(state, top)))  # type: ignore[operator]
+            context, weights = attend(self.cells[top].query(_layer_state(state, top)))  # type: ignore[operator]
         x = projections.first_projection(embedded, context if before else None, state.get("feed"))
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, Cell)
             if layer:
                 x = nn.functional.linear(self.dropout(x), *cell.projection())
-            x, new = cell(x, _of_layer(state, layer))
+            x, new = cell(x, _layer_state(state, layer))
             following.update({f"{name}.{layer}": tensor for name, tensor in new.items()})
         if not before:
             context, weights = attend(x)
@@ -262,6 +262,6 @@ def _with_prefix(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _of_layer(state: State, layer: int) -> State:
+def _layer_state(state: State, layer: int) -> State:
     """Return the state of the decoder's cell in that layer."""
     return {name.rpartition(".")[0]: tensor for name, tensor in state.items() if name.endswith(f".{layer}")}

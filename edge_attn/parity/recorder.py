@@ -121,7 +121,7 @@ def vocabulary_digest(tokenizer: Tokenizer) -> str:
 
 
 def record_translation(references: References, text: Text, sentences: Sequence[str], max_source: int) -> Golden:
-    """Return golden data for `sentences`, with the largest beam up to RECORDED_BEAM that the graphs serve.
+    """Return golden data for `sentences`, with the largest beam up to RECORDED_BEAM that the graphs support.
 
     The model's own equations compute all of it, except the encoder's outputs: these are compared with the exported
     encoder, so they come from the deployed form.

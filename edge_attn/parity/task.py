@@ -60,7 +60,7 @@ class Task(Protocol):
         """
 
     def open(self, bundle: Bundle, runtime: str, options: RuntimeOptions) -> Any:
-        """Return the model for users: an object with the task's verb as a method."""
+        """Return the model for users: an object with a method for the task, as `translate`."""
 
     def record(self, bundle: Bundle, references: References, inputs: Sequence[str]) -> GoldenData:
         """Run the reference on `inputs` and return its results. `bundle` need not be written yet."""

@@ -96,7 +96,7 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L5.excused": 0.005,
     },
 }
-"""Largest value that holds, by precision.
+"""Largest accepted value of each measurement, by precision.
 
 max_abs and p99 are absolute differences, relative a ratio of norms, cosine 1 - cosine, state a difference of
 projections, kl the divergence over the 32 best and the rest. top1, tokens, n_best and text are shares of mismatches

@@ -20,7 +20,7 @@ def decode_line(raw: bytes, where: str, is_first: bool) -> str:
     """Decode one line, without its line feed and carriage returns.
 
     Args:
-        raw: The line with or without its line feed. Of a longer line, at least LONGEST_LINE + 1 bytes suffice.
+        raw: The line with or without its line feed, or at least the first LONGEST_LINE + 1 bytes of a longer one.
         where: The line's name in error messages, as "pairs.tsv, line 3".
         is_first: Whether this is the first line of its file, where a byte order mark is removed.
 

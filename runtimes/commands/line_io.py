@@ -1,4 +1,4 @@
-"""Reading of lines and writing of files, shared by the verbs."""
+"""Reading of lines and writing of files, shared by the commands."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: 
         golden: results of the reference.
         text: tokenizers of the bundle.
         max_source: maximum source length in tokens.
-        bounds: largest values that hold, by name.
+        bounds: largest accepted values, by name.
     """
     level = LevelResult("L3")
     beam = search_batches(runtime, golden.sources, golden.search, True)
@@ -215,7 +215,7 @@ def _add_mismatches(
         bound: name of the bound of the first share, without its level.
         where: search that was compared.
         mismatches: differing sentences.
-        bounds: largest values that hold, by name.
+        bounds: largest accepted values, by name.
     """
     wrong = sum(not mismatch.within_noise for mismatch in mismatches)
     within_noise = (len(mismatches) - wrong) / golden.steps()[-1].stop

@@ -77,7 +77,7 @@ class Translator:
 
         Raises:
             BundleError: not a bundle, or damaged.
-            UsageError: an unknown runtime, or one that does not serve the precision.
+            UsageError: an unknown runtime, or one that does not support the precision.
             NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
         """
         if isinstance(path, Path) and is_checkpoint(path):
@@ -124,7 +124,7 @@ class Translator:
             suppress: entries of the target vocabulary that are never generated.
 
         Raises:
-            UsageError: an option out of range, or one that this model cannot serve.
+            UsageError: an option out of range, or one that this model does not support.
             InputError: a sentence that is not a string, or a prefix with tokens that the vocabulary does not have.
         """
         for name, texts in (("sentences", sentences), ("prefixes", prefixes), ("suppressed pieces", suppress)):
@@ -148,10 +148,10 @@ class Translator:
         return [translations[i] for i in range(len(sentences))]
 
     def validate_config(self, config: SearchConfig, suppress: Iterable[str] = ()) -> SearchConfig:
-        """Return `config` with these entries of the target vocabulary suppressed, after checking that it can be served.
+        """Return `config` with these entries of the target vocabulary suppressed, if the model supports them.
 
         Raises:
-            UsageError: the vocabulary has no such entry, or the model cannot serve an option.
+            UsageError: the vocabulary has no such entry, or the model does not support an option.
         """
         pieces = list(suppress)
         if pieces:

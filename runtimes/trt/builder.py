@@ -269,14 +269,14 @@ def _parser_fault(parser: OnnxParser, index: int, modules: Mapping[str, str]) ->
     """
     error: ParserError = parser.get_error(index)
     name, calls = error.node_name(), error.local_function_stack()
-    fault = f"{error.node_operator()} {name!r}".lstrip() + _of_module(name, modules)
+    fault = f"{error.node_operator()} {name!r}".lstrip() + _module_suffix(name, modules)
     if calls:
-        fault += f", inside {' > '.join(calls)}" + _of_module(calls[0].rpartition(" (")[0], modules)
+        fault += f", inside {' > '.join(calls)}" + _module_suffix(calls[0].rpartition(" (")[0], modules)
     reason = " ".join(error.desc().split())
     return f"{fault}: {UNSUPPORTED if reason in ('', 'false') else reason}"
 
 
-def _of_module(node: str, modules: Mapping[str, str]) -> str:
+def _module_suffix(node: str, modules: Mapping[str, str]) -> str:
     return f" of {modules[node]}" if node in modules else ""
 
 

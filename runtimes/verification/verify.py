@@ -76,7 +76,7 @@ def check(
     overrides: Mapping[str, float] | None = None,
     against: str = "golden data",
 ) -> Report:
-    """Compare `runtime` with `golden` at the levels asked for, by default all that the task has.
+    """Compare `runtime` with `golden` at the requested levels, by default all that the task has.
 
     A level that needs more than the runtime's engines were built for is not tested, and the others run.
 

@@ -245,7 +245,7 @@ def test_swapped_axis_name_fails(module, exported):
 
 
 def test_beam_axes_differ_in_size(monkeypatch, module, exported):
-    """With equal sizes, a graph that needs `beam == previous_beam` would pass."""
+    """A graph that needs `beam == previous_beam` would pass with equal sizes."""
     seen: list[dict[str, int]] = []
     spec = GraphSpec("", (*SPEC.inputs, TensorSpec("a", "float32", ("beam", "previous_beam"))), SPEC.outputs)
 

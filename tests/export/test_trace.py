@@ -156,7 +156,7 @@ def test_tracing_restores_logging_and_warnings(capfd):
 
 
 def test_op_is_exported_while_gradients_are_recorded():
-    """With gradients, our ops run as plain torch; the exported module contains the op all the same."""
+    """Our ops run as plain torch while gradients are recorded, but the exported module contains the op."""
 
     class Attend(nn.Module):
         def __init__(self) -> None:

@@ -124,7 +124,7 @@ def assert_conforms(
         actual: Outputs of the implementation.
         oracle_outputs: Outputs of the oracle.
         dtype: Type of the inputs.
-        tolerance: LaunchKey of the absolute difference: atol + rtol * |oracle|.
+        tolerance: Bound of the absolute difference: atol + rtol * |oracle|.
 
     Raises:
         AssertionError: an output differs; the message names it.

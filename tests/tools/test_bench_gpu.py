@@ -226,7 +226,7 @@ def test_torch_layer_matches_the_layer_of_the_model(cell, lengths):
 
 
 def test_capture_allows_other_threads_on_the_gpu(monkeypatch):
-    """In torch's default mode, global, work in the thread of another contender would end the capture."""
+    """Work in the thread of another contender would end the capture in torch's default mode, global."""
     done = []
     cuda = greedy.torch.cuda
     stream = SimpleNamespace(wait_stream=lambda other: done.append("wait"))

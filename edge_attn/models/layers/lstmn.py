@@ -52,7 +52,7 @@ def _fake(x: Tensor, lengths: Tensor, w: Tensor, r: Tensor, *_: Tensor) -> tuple
 intra_attention = torch_ops.register(op.OP, _intra_attention, _fake)
 
 
-def _v(*directions: int, size: int) -> nn.Parameter:
+def _initial_v(*directions: int, size: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*directions, size).uniform_(-1, 1) / math.sqrt(size))
 
 
@@ -77,7 +77,7 @@ class LstmnLayer(nn.Module):
         super().__init__()
         self.w, self.r = glorot(2, 5 * hidden, size, gates=5), glorot(2, 5 * hidden, hidden, gates=5)
         self.b = nn.Parameter(torch.zeros(2, 5 * hidden))
-        self.u, self.v = glorot(2, hidden, hidden, gates=1), _v(2, size=hidden)
+        self.u, self.v = glorot(2, hidden, hidden, gates=1), _initial_v(2, size=hidden)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         first, second = (
@@ -102,7 +102,7 @@ class LstmnCell(Cell):
         self.tape = tape
         self.w, self.r = glorot(5 * hidden, size, gates=5), glorot(5 * hidden, hidden, gates=5)
         self.bias = nn.Parameter(torch.zeros(5 * hidden))
-        self.u, self.v = glorot(hidden, hidden, gates=1), _v(size=hidden)
+        self.u, self.v = glorot(hidden, hidden, gates=1), _initial_v(size=hidden)
 
     @classmethod
     def from_sizes(cls, size: int, hidden: int, tape: int) -> LstmnCell:

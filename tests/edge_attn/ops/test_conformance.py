@@ -109,7 +109,7 @@ def test_table_omits_only_documented_rows() -> None:
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_onnxruntime_has_no_float64_recurrent_kernel(name: str) -> None:
-    """If this fails, add the row that the table omits for this reason."""
+    """The table omits a row for this reason. Add it if this test fails."""
     with pytest.raises(Exception, match="does not support double"):
         onnx_function(name, inputs(name, "float64", "all", 1, 1))
 

@@ -310,7 +310,7 @@ def test_missing_or_empty_file_is_named(edge_attn_cli, run, toy_bundle, tmp_path
     ("options", "error"),
     [
         (["--runtime", "tvm"], "unknown runtime 'tvm'; known: "),
-        (["--precision", "int8"], "the runtime ort-cpu serves fp32"),
+        (["--precision", "int8"], "the runtime ort-cpu supports fp32"),
         (["--separator", ""], "separator must not be empty"),
     ],
 )

@@ -149,10 +149,10 @@ def test_long_line_is_truncated_with_a_warning(translate):
     ("options", "error"),
     [
         (["--beam", 0], "beam must be at least 1, got 0"),
-        (["--beam", 2, "--n-best", 3], "n_best must lie between 1 and the beam (2), got 3"),
+        (["--beam", 2, "--n-best", 3], "n_best must be between 1 and the beam (2), got 3"),
         (["--beam", 16], "a beam of 16 needs 17 candidates a step, this bundle has 16; use --beam 15 or less"),
         (["--max-length", 0], "max_length must be at least 1"),
-        (["--length-penalty", "nan"], "length_penalty must lie between 0 and 10, got nan"),
+        (["--length-penalty", "nan"], "length_penalty must be between 0 and 10, got nan"),
         (["--runtime", "tvm"], "unknown runtime 'tvm'; known: "),
         (["--runtime", "torch"], "the runtime torch runs a checkpoint"),
     ],

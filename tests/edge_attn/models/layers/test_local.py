@@ -124,7 +124,7 @@ def test_gaussian_has_sigma_of_half_the_window() -> None:
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @torch.no_grad()
 def test_local_m_after_the_sentence_has_zero_weights(normalizer: str) -> None:
-    """With four tokens and D = 2 the window of the seventh target position is outside the sentence."""
+    """The window of the seventh target position, with D = 2, is outside a sentence of four tokens."""
     module = local("local-m", "general", window=2, normalizer=normalizer)
     query, memory = sentence(module, "general", tgt=8)
     context, weights = module(query, memory)

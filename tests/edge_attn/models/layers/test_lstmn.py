@@ -134,7 +134,7 @@ def test_cell_from_an_empty_tape_equals_the_op() -> None:
 
 @torch.no_grad()
 def test_initial_state_is_the_first_entry_of_the_tape() -> None:
-    """With one entry the summary is that entry, so the first step equals an LSTM's."""
+    """The summary of one entry is that entry, so the first step equals an LSTM's."""
     module, x = cell(), random_tensor(3, 2, SIZE)
     state = initial_state(module)
     assert (state["count"] == 1).all()

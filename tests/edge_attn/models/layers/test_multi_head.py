@@ -45,7 +45,7 @@ def split_heads(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("tgt", [1, 3, 5])
 @torch.no_grad()
 def test_op_equals_torchs_scaled_dot_product_attention(tgt: int, rows: int, causal: int, dtype: torch.dtype) -> None:
-    """With as many queries as keys our causal rule is torch's `is_causal`, which counts from the first key."""
+    """Our causal rule equals torch's `is_causal`, which counts from the first key, for as many queries as keys."""
     query, keys, values = (random_tensor(rows, n, SIZE, seed=n, dtype=dtype) for n in (tgt, 5, 5))
     scale = 1 / math.sqrt(SIZE / HEADS)
     actual, _ = multi_head_dot_attention(query, keys, values, MASK[:rows], HEADS, scale, causal)
