@@ -26,7 +26,6 @@ from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.optimize.build_target import Log, TargetRequest
 from edge_attn.runtimes.optimize.build_target import build as build_target
 from edge_attn.runtimes.optimize.options import (
-    OptimizeOptions,
     build_config,
     check_options,
     oldest_version,
@@ -85,19 +84,19 @@ def optimize(
         ParityError: the graphs differ from the reference; nothing is written.
         NotTestedError: with `build`, there is nothing here to build with; the graphs are written all the same.
     """
-    user_options = OptimizeOptions(min_version, calibration, profiles, max_build_minutes, tuple(plugins))
     recipe: Recipe = resolve("target", TARGETS, target)
-    check_options(target, precision, recipe, user_options)
+    request = TargetRequest(target, precision, recipe, plugins=tuple(plugins), calibration=calibration)
+    check_options(request, min_version, profiles, max_build_minutes)
     table = read_toml(BuildConfig, profiles) if profiles else None
-    plugin_ops = tuple(plugins_for(target, plugins))
-    request = TargetRequest(target, precision, recipe, oldest_version(user_options, recipe), plugin_ops, calibration)
+    plugin_ops, oldest = tuple(plugins_for(target, plugins)), oldest_version(min_version, recipe)
+    request = dataclasses.replace(request, oldest=oldest, plugins=plugin_ops)
     opened = Bundle.open(bundle)
     path = Path(os.path.realpath(bundle))  # before `.` is replaced, after which the relative path leads nowhere
     options = RuntimeOptions(threads=threads, precision=precision, cache_dir=cache_dir)
     golden = golden_data.load(opened.read)
     stored = opened.manifest.targets.get(request.name)
     if stored and not force:
-        refuse_existing(bundle, stored, request, user_options, build)
+        refuse_existing(bundle, stored, request, min_version, build)
     request = dataclasses.replace(request, build=build_config(bundle, stored, table, max_build_minutes))
     if recipe.engines:
         _warn_untestable_levels(request.build or BuildConfig(), golden, log)

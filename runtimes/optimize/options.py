@@ -18,72 +18,60 @@ from edge_attn.runtimes.versions import parse_version
 from edge_attn.text import corpus
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizeOptions:
-    """Options of the user; None, or empty, where there is none."""
-
-    min_version: str | None = None
-    calibration: Path | None = None
-    profiles: Path | None = None
-    max_build_minutes: float | None = None
-    plugins: tuple[str, ...] = ()
-
-
-def check_options(target: str, precision: str, recipe: Recipe, options: OptimizeOptions) -> None:
+def check_options(
+    request: TargetRequest, min_version: str | None, profiles: Path | None, max_build_minutes: float | None
+) -> None:
     """Refuse options that do not apply to a target.
 
     Args:
-        target: name of the target.
-        precision: requested precision.
-        recipe: recipe of the target.
-        options: options of the user.
+        request: target of this call.
+        min_version: --min-version.
+        profiles: --profiles.
+        max_build_minutes: --max-build-minutes.
 
     Raises:
         UsageError: the target does not have this precision, or an option does not apply to it.
     """
+    target, precision, recipe = request.target, request.precision, request.recipe
     if precision not in recipe.precisions:
         raise UsageError(f"the target {target} has {', '.join(recipe.precisions)}, got precision {precision!r}")
-    if options.calibration and precision != "int8":
+    if request.calibration and precision != "int8":
         raise UsageError(f"--calibration is for int8, got precision {precision!r}")
-    if not recipe.engines:
-        engine_options = {
-            "--min-version": options.min_version,
-            "--profiles": options.profiles,
-            "--max-build-minutes": options.max_build_minutes,
-            "--plugin": options.plugins or None,
-        }
-        for option, value in engine_options.items():
-            if value is not None:
-                raise UsageError(f"{option} is for engines, and the target {target} has none")
-    minutes = options.max_build_minutes
-    if minutes is not None and not 0 < minutes < math.inf:  # NaN fails this too
-        raise UsageError(f"--max-build-minutes must be a number more than 0, got {minutes}")
+    engine_options = {
+        "--min-version": min_version,
+        "--profiles": profiles,
+        "--max-build-minutes": max_build_minutes,
+        "--plugin": request.plugins or None,
+    }
+    for option, value in engine_options.items():
+        if value is not None and not recipe.engines:
+            raise UsageError(f"{option} is for engines, and the target {target} has none")
+    if max_build_minutes is not None and not 0 < max_build_minutes < math.inf:  # NaN fails this too
+        raise UsageError(f"--max-build-minutes must be a number more than 0, got {max_build_minutes}")
 
 
-def oldest_version(options: OptimizeOptions, recipe: Recipe) -> Version | None:
+def oldest_version(min_version: str | None, recipe: Recipe) -> Version | None:
     """Return the oldest version that must read the graphs.
 
     Raises:
         UsageError: it is too old, or newer than every known one.
     """
-    if options.min_version is None:
+    if min_version is None:
         return recipe.oldest
-    requested, newest = version(options.min_version), max(OPSETS)[0]
+    requested, newest = version(min_version), max(OPSETS)[0]
     if requested[0] > newest:  # the ops that it reads are unknown
-        raise UsageError(f"the newest TensorRT that is known is {newest}.x, got --min-version {options.min_version}")
+        raise UsageError(f"the newest TensorRT that is known is {newest}.x, got --min-version {min_version}")
     return requested
 
 
-def refuse_existing(
-    bundle: Path, stored: Target, request: TargetRequest, options: OptimizeOptions, build: bool
-) -> None:
+def refuse_existing(bundle: Path, stored: Target, request: TargetRequest, min_version: str | None, build: bool) -> None:
     """Refuse to replace a target, and to build it as if it had been built with other options.
 
     Args:
         bundle: path of the bundle, for errors.
         stored: target of the bundle.
         request: target of this call.
-        options: options of the user.
+        min_version: --min-version.
         build: True with --build.
 
     Raises:
@@ -92,13 +80,13 @@ def refuse_existing(
     """
     if not build:
         raise InputError(f"{bundle} already contains {request.name}; give --force to build it again")
-    lines = corpus.read_sentences(options.calibration) if options.calibration else ()
-    digest = describe_calibration(lines, options.calibration)["sha256"]
+    lines = corpus.read_sentences(request.calibration) if request.calibration else ()
+    digest = describe_calibration(lines, request.calibration)["sha256"]
     oldest = parse_version(str(_setting(stored, "min_version")))
     comparisons: dict[str, tuple[object, Any, Any]] = {
-        "--min-version": (options.min_version, _four_numbers(oldest), _four_numbers(request.oldest or ())),
-        "--calibration": (options.calibration, _setting(stored, "calibration", "sha256"), digest),
-        "--plugin": (options.plugins, _setting(stored, "plugins", "ops"), list(request.plugins)),
+        "--min-version": (min_version, _four_numbers(oldest), _four_numbers(request.oldest or ())),
+        "--calibration": (request.calibration, _setting(stored, "calibration", "sha256"), digest),
+        "--plugin": (request.plugins, _setting(stored, "plugins", "ops"), list(request.plugins)),
     }
     for option, (value, before, now) in comparisons.items():
         if value and before != now:
