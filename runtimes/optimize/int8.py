@@ -80,22 +80,11 @@ def _quantize_activation(graph: onnx.GraphProto, name: str, largest: float) -> s
     """
     if not np.isfinite(largest):
         raise InputError(f"{name} reaches {largest} on the calibration lines, so it has no scale; verify the bundle")
-    scale = onnx.numpy_helper.from_array(_scale(np.array(largest)), f"{name}.scale")
-    graph.initializer.append(scale)
-    graph.node.append(
-        onnx.helper.make_node(
-            "QuantizeLinear", [name, scale.name, "int8.zero"], [f"{name}.int8"], name=f"Quantize_{name}"
-        )
-    )
-    graph.node.append(
-        onnx.helper.make_node(
-            "DequantizeLinear",
-            [f"{name}.int8", scale.name, "int8.zero"],
-            [f"{name}.dequantized"],
-            name=f"Dequantize_{name}",
-        )
-    )
-    return f"{name}.dequantized"
+    quantized, result, parameters = f"{name}.int8", f"{name}.dequantized", [f"{name}.scale", "int8.zero"]
+    graph.initializer.append(onnx.numpy_helper.from_array(_scale(np.array(largest)), parameters[0]))
+    for op, source, output in (("Quantize", name, quantized), ("Dequantize", quantized, result)):
+        graph.node.append(onnx.helper.make_node(f"{op}Linear", [source, *parameters], [output], name=f"{op}_{name}"))
+    return result
 
 
 def _quantize_weight(graph: onnx.GraphProto, node: onnx.NodeProto, weight: np.ndarray) -> str:
@@ -113,13 +102,6 @@ def _quantize_weight(graph: onnx.GraphProto, node: onnx.NodeProto, weight: np.nd
     name = f"{node.output[0]}.weight"
     for suffix, values in (("int8", steps.astype(np.int8)), ("scale", scale), ("zero", np.zeros(scale.shape, np.int8))):
         graph.initializer.append(onnx.numpy_helper.from_array(values, f"{name}.{suffix}"))
-    graph.node.append(
-        onnx.helper.make_node(
-            "DequantizeLinear",
-            [f"{name}.int8", f"{name}.scale", f"{name}.zero"],
-            [name],
-            name=f"Dequantize_{name}",
-            axis=axis,
-        )
-    )
+    inputs = [f"{name}.int8", f"{name}.scale", f"{name}.zero"]
+    graph.node.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"Dequantize_{name}", axis=axis))
     return name
