@@ -17,12 +17,13 @@ def chrf(actual: Sequence[str], expected: Sequence[str]) -> float:
     """
     scores = []
     for n in range(1, CHRF_ORDER + 1):
-        ours, theirs, shared = 0, 0, 0
+        actual_count, expected_count, shared = 0, 0, 0
         for text, reference in zip(actual, expected, strict=True):
             a, b = _ngrams(text, n), _ngrams(reference, n)
-            ours, theirs, shared = ours + a.total(), theirs + b.total(), shared + (a & b).total()
-        if ours and theirs:
-            scores.append((shared / ours, shared / theirs))
+            actual_count, expected_count = actual_count + a.total(), expected_count + b.total()
+            shared += (a & b).total()
+        if actual_count and expected_count:
+            scores.append((shared / actual_count, shared / expected_count))
     precision, recall = (float(np.mean(values)) for values in zip(*scores, strict=True)) if scores else (0.0, 0.0)
     if precision + recall == 0:
         return float(list(actual) == list(expected))

@@ -20,7 +20,7 @@ LEVELS = {
     "L4": "corpus: BLEU and chrF",
     "L5": "device: rerun, batch, padding and order",
 }
-RUN_BY_VERIFY = ("L1", "L2", "L3", "L5")
+"""Levels by name. `verify` runs those that the task has, L1, L2, L3 and L5 for translation."""
 
 BOUNDS: dict[str, dict[str, float]] = {
     "fp32": {

@@ -87,11 +87,6 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> np.ndarray:
     return log_probs
 
 
-def random_tables(seed: int, count: int, vocabulary: int = len(NAMES)) -> np.ndarray:
-    scores = 2 * np.random.default_rng(seed).normal(size=(count, vocabulary, vocabulary))
-    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-
-
 def words() -> Text:
     return Text("words", WordTokenizer([*SPECIAL, *WORDS]), WordTokenizer([*SPECIAL, *WORDS]))
 

@@ -69,7 +69,7 @@ def commands() -> str:
         "same text.",
     ]
     for names, command in _leaves(cli, ()):
-        context = click.Context(command, info_name=" ".join(("edge-attn", *names)))
+        context = click.Context(command, info_name=" ".join(("edge-attn", *names)), **cli.context_settings)
         records = [parameter.get_help_record(context) for parameter in command.params]
         # an argument without help has only its name
         rows = [(f"`{record[0].replace('|', '/')}`", _cell(record[1])) for record in records if record and record[1]]

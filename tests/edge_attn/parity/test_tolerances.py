@@ -7,14 +7,14 @@ import math
 import pytest
 
 from edge_attn.errors import BundleError, UsageError
-from edge_attn.parity.tolerances import BOUNDS, LEVELS, RUN_BY_VERIFY, bounds
+from edge_attn.parity.tolerances import BOUNDS, LEVELS, bounds
 from edge_attn.registry import PRECISIONS
 
 
 def test_every_precision_has_bounds_of_known_levels():
     assert BOUNDS.keys() == set(PRECISIONS)
-    assert {name.partition(".")[0] for limits in BOUNDS.values() for name in limits} == set(RUN_BY_VERIFY)
-    assert set(RUN_BY_VERIFY) < LEVELS.keys()
+    assert {name.partition(".")[0] for limits in BOUNDS.values() for name in limits} == {"L1", "L2", "L3", "L5"}
+    assert {"L1", "L2", "L3", "L5"} < LEVELS.keys()
 
 
 def test_bounds_of_lower_precisions_are_looser():

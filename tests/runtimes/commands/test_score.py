@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import EMBEDDED_BUNDLE
-from table_model import PROBABILITIES, WORDS, TableModel, random_tables, table, token_log_probs, translator
+from table_decoder import random_tables
+from table_model import NAMES, PROBABILITIES, WORDS, TableModel, table, token_log_probs, translator
 
 import edge_attn
 from edge_attn.errors import InputError
@@ -73,7 +74,7 @@ SENTENCES = st.lists(st.sampled_from((*WORDS, "zebra")), max_size=6).map(" ".joi
     st.sampled_from([None, 1, 3]),
 )
 def test_score_in_a_batch_equals_the_score_alone(seed, pairs, batch_tokens, max_batch):
-    tables = random_tables(seed, 4)
+    tables = random_tables(seed, 4, len(NAMES))
     runtime = TableModel(tables, [0, 1, 2, 3, 2, 1, 0], max_batch)
     model = translator(runtime)
     scores = model.score(pairs, True, batch_tokens)
@@ -88,7 +89,7 @@ def test_score_in_a_batch_equals_the_score_alone(seed, pairs, batch_tokens, max_
 
 @pytest.mark.parametrize("pair", [("a", "b " * 9), ("b " * 9, "a")], ids=["target", "source"])
 def test_batch_size_depends_on_the_longer_side(pair):
-    runtime = TableModel(random_tables(1, 4))
+    runtime = TableModel(random_tables(1, 4, len(NAMES)))
     translator(runtime).score([pair] * 6, batch_tokens=20)
     assert runtime.batches == [2, 2, 2]
 
