@@ -26,7 +26,8 @@ from edge_attn.text.pipeline import Text
 
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "MODEL_CARD.md"
 SAMPLES = "text/samples.txt"
-FORMAT = 1
+FORMAT = 2
+"""Format number. Format 1 has the key of the normalizer in British spelling, and still loads."""
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -117,7 +118,9 @@ def load_config(folder: Path) -> Config:
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{path} is not a checkpoint's configuration: it has no format number")
     if version > FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this version reads {FORMAT}; install a newer edge-attn")
+        raise CheckpointError(
+            f"{path} has format {version}, this version reads up to {FORMAT}; install a newer edge-attn"
+        )
     try:
         return from_mapping(Config, content, str(path))
     except ConfigError as error:

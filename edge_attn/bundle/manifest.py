@@ -12,8 +12,8 @@ from edge_attn.errors import BundleError, ConfigError
 from edge_attn.registry import FORMER_TASKS, PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec
 
-FORMAT = 2
-"""Format number. Format 1 had no targets and still loads."""
+FORMAT = 3
+"""Format number. Format 1 had no targets, format 2 the task name seq2seq; both still load."""
 MANIFEST = "bundle.json"
 
 

@@ -128,11 +128,13 @@ def _open_or_create(config: Config, out: Path, train: list[tuple[str, str]]) -> 
         if existing != config:
             checkpoint.save_config(out, config, checkpoint.load_text(out))
         return
-    unfinished = {out / "text", *leftovers(out / checkpoint.CONFIG)}
+    former = out / f".{checkpoint.CONFIG}.partial"  # name of the unfinished file in 0.1.0
+    unfinished = {out / "text", former, *leftovers(out / checkpoint.CONFIG)}
     if out.exists() and not (out.is_dir() and set(out.iterdir()) <= unfinished):
         raise CheckpointError(f"{out} exists and is not a checkpoint; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        former.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
     kind = config.text

@@ -145,7 +145,7 @@ def removed(name):
         (written("config.json", b"\xff\xff"), "config.json is not JSON"),
         (written("config.json", b"[]"), "config.json is not a checkpoint's configuration: it has no format"),
         (written("config.json", b"{}"), "config.json is not a checkpoint's configuration: it has no format"),
-        (edited(format=2), "config.json has format 2, this version reads 1; install a newer edge-attn"),
+        (edited(format=3), "config.json has format 3, this version reads up to 2; install a newer edge-attn"),
         (edited(format="1"), "it has no format number"),
         (edited(format=True), "it has no format number"),
         (edited(color="red"), "config.json: unknown key 'color'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_finished_run_is_unchanged(tiny, out):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     train(tiny(), out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_run_killed_before_its_configuration_was_written_starts_again(tiny, out):
+    for name in (".config.json.partial", ".config.json.edge-attn.12345678.partial"):  # of 0.1.0, and of this version
+        (out / "text").mkdir(parents=True)
+        (out / name).write_text("{")
+        train(tiny(), out)
+        assert {path.name for path in out.iterdir()} == FILES
+        shutil.rmtree(out)
 
 
 def test_missing_samples_are_written_again(tiny, out):
