@@ -183,10 +183,10 @@ def check_shapes(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], p
     """Check that a file contains the expected tensors.
 
     Args:
-        actual: Tensors of the file.
-        expected: Tensors of the same names and shapes.
-        path: The file, for the message.
-        reference: Source of the expected shapes, for the message.
+        actual: tensors of the file.
+        expected: tensors of the same names and shapes.
+        path: the file, for the message.
+        reference: source of the expected shapes, for the message.
 
     Raises:
         CheckpointError: a tensor is missing, additional or of another shape.

@@ -25,10 +25,10 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], for
     """Write a bundle completely or not at all, and return its manifest with the list of files.
 
     Args:
-        path: The bundle to write, a zip if it ends in .zip.
-        manifest: The manifest. Its `files` are computed.
-        files: The content of every file except the manifest, by name.
-        force: Whether to replace an existing bundle.
+        path: the bundle to write, a zip if it ends in .zip.
+        manifest: the manifest. Its `files` are computed.
+        files: the content of every file except the manifest, by name.
+        force: whether to replace an existing bundle.
 
     Raises:
         InputError: `path` exists and `force` is False, or `path` cannot be written. No partial bundle is left.
@@ -97,9 +97,9 @@ def check_output(path: Path, force: bool, size: int = 0) -> None:
     """Check that a bundle can be written to `path`. Callers check before long work and again before writing.
 
     Args:
-        path: The bundle to write.
-        force: Whether to replace an existing bundle.
-        size: Number of bytes that must be free.
+        path: the bundle to write.
+        force: whether to replace an existing bundle.
+        size: number of bytes that must be free.
 
     Raises:
         InputError: `path` exists and `force` is False, or is not a bundle, or cannot be written.

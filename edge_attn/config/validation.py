@@ -72,9 +72,9 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     A field whose metadata contains `formerly` is also read under that name.
 
     Args:
-        kind: The dataclass.
-        values: The values by field name.
-        where: The source of the values in error messages, as a file name.
+        kind: the dataclass.
+        values: the values by field name.
+        where: the source of the values in error messages, as a file name.
 
     Raises:
         ConfigError: an unknown, duplicate or missing key, a value of the wrong type or out of range.

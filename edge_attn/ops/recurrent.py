@@ -25,12 +25,12 @@ def scan(
     """Run `step(x_t, state, direction)` over the real elements of each row, one row at a time.
 
     Args:
-        x: Inputs (batch, src, size).
-        lengths: Number of real elements of each row (batch).
+        x: inputs (batch, src, size).
+        lengths: number of real elements of each row (batch).
         directions: 1, or 2 with the second from the last real element to the first.
-        hidden: Size of each state.
-        states: Number of states: 1 for a GRU, 2 for an LSTM.
-        step: Returns the next states, the hidden state first.
+        hidden: size of each state.
+        states: number of states: 1 for a GRU, 2 for an LSTM.
+        step: returns the next states, the hidden state first.
 
     Returns:
         Output (batch, src, directions * hidden), then the final states, each (batch, directions * hidden).

@@ -20,9 +20,9 @@ def file_lock(path: Path, blocking: bool = True, on_wait: Callable[[], None] = l
     Yields True, or False on a file system without locks, where no process waits.
 
     Args:
-        path: The lock file.
-        blocking: Whether to wait for another process that holds the lock.
-        on_wait: Called once before a wait.
+        path: the lock file.
+        blocking: whether to wait for another process that holds the lock.
+        on_wait: called once before a wait.
 
     Raises:
         BlockingIOError: another process holds the lock, and `blocking` is False.

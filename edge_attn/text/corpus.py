@@ -20,9 +20,9 @@ def decode_line(raw: bytes, where: str, is_first: bool) -> str:
     """Decode one line, without its line feed and carriage returns.
 
     Args:
-        raw: The line with or without its line feed, or at least the first LONGEST_LINE + 1 bytes of a longer one.
-        where: The line's name in error messages, as "pairs.tsv, line 3".
-        is_first: Whether this is the first line of its file, where a byte order mark is removed.
+        raw: the line with or without its line feed, or at least the first LONGEST_LINE + 1 bytes of a longer one.
+        where: the line's name in error messages, as "pairs.tsv, line 3".
+        is_first: whether this is the first line of its file, where a byte order mark is removed.
 
     Raises:
         InputError: the line is too long, not UTF-8, or contains a NUL byte.

@@ -25,10 +25,10 @@ class Text:
         """Train both tokenizers on sentence pairs.
 
         Args:
-            kind: Kind of the tokenizers, a row of TOKENIZERS.
-            pairs: The (source, target) sentences.
-            source_size: Maximum size of the source vocabulary.
-            target_size: Maximum size of the target vocabulary.
+            kind: kind of the tokenizers, a row of TOKENIZERS.
+            pairs: the (source, target) sentences.
+            source_size: maximum size of the source vocabulary.
+            target_size: maximum size of the target vocabulary.
 
         Raises:
             InputError: the sentences are too few for the vocabulary, or the vocabulary is too small.

@@ -42,10 +42,10 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     """Write the state of a run into its checkpoint folder.
 
     Args:
-        folder: The checkpoint.
-        model: The model with its present weights.
-        optimizer: The optimizer with its moments.
-        progress: The position of the run.
+        folder: the checkpoint.
+        model: the model with its present weights.
+        optimizer: the optimizer with its moments.
+        progress: the position of the run.
 
     Raises:
         InputError: the file cannot be written.

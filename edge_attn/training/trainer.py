@@ -39,9 +39,9 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
     Under torchrun each process takes one batch of every update (gloo).
 
     Args:
-        config_path: Training configuration, a TOML file.
-        out: Checkpoint folder.
-        data: Folder of the data files; the configuration's folder if None.
+        config_path: training configuration, a TOML file.
+        out: checkpoint folder.
+        data: folder of the data files; the configuration's folder if None.
         threads: CPU threads; None lets torch choose.
 
     Raises:
@@ -169,11 +169,11 @@ class Trainer:
         """Build the model and the optimizer, or load them.
 
         Args:
-            config: The training configuration.
-            text: Text processing, which defines the vocabulary sizes.
-            out: The checkpoint folder.
-            rank: Number of this process.
-            world: Number of processes.
+            config: the training configuration.
+            text: text processing, which defines the vocabulary sizes.
+            out: the checkpoint folder.
+            rank: number of this process.
+            world: number of processes.
 
         Raises:
             CheckpointError: the state in `out` is damaged, or belongs to another model.

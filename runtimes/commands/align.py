@@ -30,15 +30,15 @@ def align(
     """Align each pair of `corpus`, in order.
 
     Args:
-        bundle: A bundle, or a checkpoint, which runs on torch.
-        corpus: File of pairs, one per line; .gz is decompressed.
-        output: Output file; None is standard output.
+        bundle: a bundle, or a checkpoint, which runs on torch.
+        corpus: file of pairs, one per line; .gz is decompressed.
+        output: output file; None is standard output.
         format: `pharaoh` has `i-j` for each target token j and the source token i that it attends to most, without end
             symbols; an empty line stays empty. `jsonl` has one object for each line that is not empty, with the weights
             (target tokens + 1, source tokens + 1) including the end symbols.
-        separator: Text between source and target.
-        runtime: Runtime of a bundle.
-        options: Options of the runtime.
+        separator: text between source and target.
+        runtime: runtime of a bundle.
+        options: options of the runtime.
 
     Raises:
         UsageError: the model has no attention.

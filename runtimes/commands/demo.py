@@ -34,10 +34,10 @@ def demo(out: Path, runtime: str, options: RuntimeOptions, log: Callable[[str], 
     Where export is not possible (no torch, or no checkpoint in a wheel), it runs the embedded bundle.
 
     Args:
-        out: Output folder for the bundle and the plot.
+        out: output folder for the bundle and the plot.
         runtime: `ort-cpu` or `ort-cuda`.
-        options: Options of the runtime, with precision fp32.
-        log: Function that prints a message.
+        options: options of the runtime, with precision fp32.
+        log: function that prints a message.
 
     Raises:
         UsageError: another runtime or precision.

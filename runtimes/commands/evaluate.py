@@ -42,17 +42,17 @@ def evaluate(
     """Score `model` on the first reference of each distinct source of `corpus`.
 
     Args:
-        model: A bundle, or a checkpoint, which runs on torch.
-        corpus: File of pairs, one per line; .gz is decompressed.
-        config: Search options.
-        separator: Text between source and target.
-        by_length: Score by source length too.
-        against: Second model, evaluated in the same way.
-        picture: Output file for BLEU by source length as SVG; implies `by_length`.
-        limit: Maximum number of distinct sources.
-        suppress: Entries of the target vocabulary that are never generated.
-        runtime: Runtime of a bundle.
-        options: Options of the runtime.
+        model: a bundle, or a checkpoint, which runs on torch.
+        corpus: file of pairs, one per line; .gz is decompressed.
+        config: search options.
+        separator: text between source and target.
+        by_length: score by source length too.
+        against: second model, evaluated in the same way.
+        picture: output file for BLEU by source length as SVG; implies `by_length`.
+        limit: maximum number of distinct sources.
+        suppress: entries of the target vocabulary that are never generated.
+        runtime: runtime of a bundle.
+        options: options of the runtime.
 
     Raises:
         InputError: a line of the corpus is not a pair of sentences, or the picture cannot be written.

@@ -86,14 +86,14 @@ def score(
     """Compute the log-probabilities of each target of `corpus`, in order.
 
     Args:
-        bundle: A bundle, or a checkpoint, which runs on torch.
-        corpus: File of pairs, one per line; .gz is decompressed.
-        output: Output file; None is standard output.
+        bundle: a bundle, or a checkpoint, which runs on torch.
+        corpus: file of pairs, one per line; .gz is decompressed.
+        output: output file; None is standard output.
         format: `text` has log-probability, perplexity and the tokens with their log-probabilities, separated by tabs;
             an empty line stays empty. `jsonl` has one object for each line that is not empty.
-        separator: Text between source and target.
-        runtime: Runtime of a bundle.
-        options: Options of the runtime.
+        separator: text between source and target.
+        runtime: runtime of a bundle.
+        options: options of the runtime.
 
     Raises:
         InputError: a line is not a pair. The lines before it are written to standard output first.
@@ -117,10 +117,10 @@ def score_lines(
     Truncated sources cause a warning on standard error. Progress is shown there if it is a terminal.
 
     Args:
-        translator: The model.
-        corpus: File of pairs, one per line; .gz is decompressed.
-        separator: Text between source and target.
-        alignments: Compute the attention weights too.
+        translator: the model.
+        corpus: file of pairs, one per line; .gz is decompressed.
+        separator: text between source and target.
+        alignments: compute the attention weights too.
 
     Raises:
         InputError: a line is not a pair. The lines before it are yielded first.

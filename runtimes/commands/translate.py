@@ -45,19 +45,19 @@ def translate_file(
     """Translate lines, and return their number. Lines that have arrived are answered before more input is awaited.
 
     Args:
-        bundle: A bundle, or a checkpoint, which runs on torch.
-        input: Input file, one sentence per line; None is standard input.
-        output: Output file; None is standard output.
-        config: Search options.
+        bundle: a bundle, or a checkpoint, which runs on torch.
+        input: input file, one sentence per line; None is standard input.
+        output: output file; None is standard output.
+        config: search options.
         format: `text` has one line for each hypothesis, `jsonl` one object for each input line, `moses` the n-best
             format of Moses.
-        alignments: Output file of token alignments in Pharaoh format, one line for each input line.
-        replace_unknown: Replace each unknown word by the source word that it attends to most.
-        phrase_table: File of replacements for `replace_unknown`, one `source<TAB>target` per line.
-        prefix: File with the beginning of each translation, one per line.
-        suppress: Entries of the target vocabulary that are never generated.
-        runtime: Runtime of a bundle.
-        options: Options of the runtime.
+        alignments: output file of token alignments in Pharaoh format, one line for each input line.
+        replace_unknown: replace each unknown word by the source word that it attends to most.
+        phrase_table: file of replacements for `replace_unknown`, one `source<TAB>target` per line.
+        prefix: file with the beginning of each translation, one per line.
+        suppress: entries of the target vocabulary that are never generated.
+        runtime: runtime of a bundle.
+        options: options of the runtime.
 
     Raises:
         InputError: a line is not text, a prefix contains an unknown token, or a file cannot be read or written. The
@@ -111,12 +111,12 @@ def _translate_windows(
     """Yield lists of lines and their translations, as lines arrive.
 
     Args:
-        translator: The model.
-        source: Input, one sentence per line.
-        config: Search options.
-        aligned: Compute the attention weights too.
-        replacements: Replacements of unknown words; None leaves unknown words in the text.
-        prefixes: Target tokens that each translation begins with.
+        translator: the model.
+        source: input, one sentence per line.
+        config: search options.
+        aligned: compute the attention weights too.
+        replacements: replacements of unknown words; None leaves unknown words in the text.
+        prefixes: target tokens that each translation begins with.
 
     Raises:
         InputError: a line is not text, or has no valid prefix. The lines before it are yielded first.

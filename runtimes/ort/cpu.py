@@ -89,10 +89,10 @@ def open_session(
     """Open a session of one graph in the first of `providers` that loads.
 
     Args:
-        bundle: The bundle.
-        spec: The graph's entry in the manifest.
-        settings: Session options.
-        providers: Execution providers, or pairs with their options.
+        bundle: the bundle.
+        spec: the graph's entry in the manifest.
+        settings: session options.
+        providers: execution providers, or pairs with their options.
 
     Raises:
         BundleError: ONNX Runtime rejects the graph, or its inputs and outputs differ from the manifest.
@@ -112,10 +112,10 @@ def run_bound(
     """Run a session with bound inputs and outputs.
 
     Args:
-        session: The session.
-        outputs: Names of the outputs.
+        session: the session.
+        outputs: names of the outputs.
         inputs: OrtValues or arrays by name.
-        device: Device of the outputs, `cpu` or `cuda`.
+        device: device of the outputs, `cpu` or `cuda`.
 
     Returns:
         The outputs by name, as OrtValues.

@@ -87,15 +87,15 @@ def engine_for(
 
     Args:
         tensorrt: TensorRT or TensorRT-RTX.
-        bundle: The bundle.
-        target: Target of the bundle that contains the graph.
-        graph: Name of the graph.
-        cache: Cache of the engine.
+        bundle: the bundle.
+        target: target of the bundle that contains the graph.
+        graph: name of the graph.
+        cache: cache of the engine.
         gpu: GPU of this machine.
-        config: Options of the build.
-        log: Receives one line with the reason if the engine is built.
-        plugins: Plugins by op. Their kernels are compiled only if the engine is built.
-        rejected: A cached engine that TensorRT did not load, which is built again.
+        config: options of the build.
+        log: receives one line with the reason if the engine is built.
+        plugins: plugins by op. Their kernels are compiled only if the engine is built.
+        rejected: a cached engine that TensorRT did not load, which is built again.
 
     Raises:
         InputError: this TensorRT cannot build the graph, or the cache cannot be written.
@@ -169,16 +169,16 @@ def build_engine(
 
     Args:
         tensorrt: TensorRT or TensorRT-RTX.
-        model: Content of the ONNX file.
-        spec: Inputs and outputs of the graph.
-        profiles: Optimization profiles of the engine.
-        config: Options of the build.
-        report: Receives the progress.
-        plugins: Ops of registered plugins.
-        timing: File of measured tactics, which makes the next build faster.
-        this_gpu: Whether the engine is for the GPU of this machine only. TensorRT-RTX otherwise builds for every GPU
+        model: content of the ONNX file.
+        spec: inputs and outputs of the graph.
+        profiles: optimization profiles of the engine.
+        config: options of the build.
+        report: receives the progress.
+        plugins: ops of registered plugins.
+        timing: file of measured tactics, which makes the next build faster.
+        this_gpu: whether the engine is for the GPU of this machine only. TensorRT-RTX otherwise builds for every GPU
             that it supports, and needs none.
-        modules: Torch module of each node, for error texts.
+        modules: torch module of each node, for error texts.
 
     Raises:
         InputError: TensorRT cannot parse or build the graph, or would change its meaning.

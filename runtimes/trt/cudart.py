@@ -124,10 +124,10 @@ class Cuda:
         """Start a copy to the device.
 
         Args:
-            device: Target address.
-            pinned: Source address in pinned memory, which must not change before the stream is synchronized.
-            size: Number of bytes.
-            stream: The stream.
+            device: target address.
+            pinned: source address in pinned memory, which must not change before the stream is synchronized.
+            size: number of bytes.
+            stream: the stream.
         """
         self._call("cudaMemcpyAsync", device, pinned, size, HOST_TO_DEVICE, stream)
 
@@ -135,10 +135,10 @@ class Cuda:
         """Start a copy to the host.
 
         Args:
-            pinned: Target address in pinned memory, whose content is valid after the stream is synchronized.
-            device: Source address.
-            size: Number of bytes.
-            stream: The stream.
+            pinned: target address in pinned memory, whose content is valid after the stream is synchronized.
+            device: source address.
+            size: number of bytes.
+            stream: the stream.
         """
         self._call("cudaMemcpyAsync", pinned, device, size, DEVICE_TO_HOST, stream)
 

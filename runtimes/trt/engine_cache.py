@@ -84,11 +84,11 @@ class EngineCache:
         """Return the engine from the cache, or build and store it while other processes that need it wait.
 
         Args:
-            key: Key of the engine.
-            build: Builds the engine.
-            log: Receives one line each time that an engine is built, waited for or removed.
-            expected_bytes: Disk space that must be free before the build.
-            rejected: A cached engine that TensorRT did not load, which is replaced.
+            key: key of the engine.
+            build: builds the engine.
+            log: receives one line each time that an engine is built, waited for or removed.
+            expected_bytes: disk space that must be free before the build.
+            rejected: a cached engine that TensorRT did not load, which is replaced.
 
         Raises:
             InputError: the folder cannot be written, or the disk is full. No partial engine remains.

@@ -82,9 +82,9 @@ class Launches:
         """Deserialize the engines, and allocate the scratch memory of the largest.
 
         Args:
-            plans: Plan of each graph.
-            profile_count: Expected number of profiles of each engine.
-            rebuild: Builds the engine of a graph again, if TensorRT rejects the cached one although memory is left.
+            plans: plan of each graph.
+            profile_count: expected number of profiles of each engine.
+            rebuild: builds the engine of a graph again, if TensorRT rejects the cached one although memory is left.
 
         Raises:
             NotTestedError: an engine does not load here or does not fit the manifest, or there is too little memory.

@@ -207,10 +207,10 @@ def open_engines(
     """Return the engines of a bundle's target on this device. Each is built, or read from the cache, on use.
 
     Args:
-        bundle: The bundle.
-        options: Precision and cache folder.
-        log: Receives one line for each build; standard error by default.
-        rtx: Whether to use TensorRT-RTX.
+        bundle: the bundle.
+        options: precision and cache folder.
+        log: receives one line for each build; standard error by default.
+        rtx: whether to use TensorRT-RTX.
 
     Raises:
         NotTestedError: TensorRT, CUDA, a device or the target's graphs are missing, or this TensorRT is too old.
@@ -256,11 +256,11 @@ def _padded_shapes(
     """Return the shapes of a request in the smallest bucket that covers it.
 
     Args:
-        graphs: Graphs of the bundle.
-        buckets: Buckets of the engines.
-        graph: The graph that runs.
-        shapes: Shapes of its inputs without padding.
-        device_shapes: Padded shapes of the inputs that are on the device already, None for the other inputs.
+        graphs: graphs of the bundle.
+        buckets: buckets of the engines.
+        graph: the graph that runs.
+        shapes: shapes of its inputs without padding.
+        device_shapes: padded shapes of the inputs that are on the device already, None for the other inputs.
     """
     spec = graphs[graph]
     axes: dict[str, int] = {}

@@ -53,12 +53,12 @@ class KerasLayer(nn.Module, ABC):
         """Return context (batch, tgt, value_size) and weights (batch, tgt, src), as with `return_attention_scores`.
 
         Args:
-            query: Queries (batch, tgt, size).
-            value: Values (batch, src, value_size).
-            key: Keys (batch, src, size); the values if None.
+            query: queries (batch, tgt, size).
+            value: values (batch, src, value_size).
+            key: keys (batch, src, size); the values if None.
             query_mask: True for a real query (batch, tgt).
             value_mask: True for a real key (batch, src).
-            causal: A query attends to no key after its own position.
+            causal: a query attends to no key after its own position.
 
         Raises:
             InputError: a mask has another type or number of axes.

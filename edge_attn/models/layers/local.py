@@ -96,11 +96,11 @@ class Predictive(Local):
         """Build the layer.
 
         Args:
-            score: Attention with energies.
+            score: attention with energies.
             window: D, the number of positions on each side of the center.
-            query_size: Size of the decoder's states.
-            attention_size: Size of the hidden layer that predicts the center.
-            normalizer: A name in NORMALIZERS.
+            query_size: size of the decoder's states.
+            attention_size: size of the hidden layer that predicts the center.
+            normalizer: a name in NORMALIZERS.
         """
         super().__init__(score, window, normalizer)
         self.inner = nn.Linear(query_size, attention_size, bias=False)

@@ -35,10 +35,10 @@ class Location(Attention):
         """Build the layer.
 
         Args:
-            query_size: Size of the decoder's states.
-            value_size: Size of the encoder's outputs.
-            attention_size: Not used.
-            positions: Number of source positions with a row of W.
+            query_size: size of the decoder's states.
+            value_size: size of the encoder's outputs.
+            attention_size: not used.
+            positions: number of source positions with a row of W.
         """
         super().__init__()
         self.w = nn.Parameter(torch.empty(positions, query_size).uniform_(-1, 1) / math.sqrt(query_size))

@@ -56,10 +56,10 @@ class MultiHead(Attention):
         """Build the layer.
 
         Args:
-            query_size: Size of the decoder's states.
-            value_size: Size of the encoder's outputs.
-            attention_size: Size of all heads together.
-            heads: Number of heads.
+            query_size: size of the decoder's states.
+            value_size: size of the encoder's outputs.
+            attention_size: size of all heads together.
+            heads: number of heads.
 
         Raises:
             ConfigError: attention_size is not divisible by heads.

@@ -56,10 +56,10 @@ def context_and_weights(energy: Tensor, values: Tensor, mask: Tensor, normalizer
     """Return context (batch, tgt, value) and weights (batch, tgt, src).
 
     Args:
-        energy: Energies (batch, tgt, src).
-        values: Values (batch, src, value).
+        energy: energies (batch, tgt, src).
+        values: values (batch, src, value).
         mask: True for a real key, (batch, src) or (batch, queries, src) with queries = tgt or 1.
-        normalizer: A name in NORMALIZERS.
+        normalizer: a name in NORMALIZERS.
 
     Raises:
         ConfigError: there is no such normalizer.
