@@ -11,7 +11,7 @@ from paths import PROJECT
 
 EXAMPLES = sorted((PROJECT / "examples").glob("*.py"))
 SLOW = {"04_export_a_checkpoint", "06_train_a_small_model"}
-"""Examples that take more than ten seconds."""
+"""Examples that take several seconds."""
 
 
 def test_examples_are_numbered_and_short():

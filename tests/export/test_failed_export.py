@@ -74,6 +74,7 @@ def test_existing_file_is_not_replaced(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "bundle.zip").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_force_replaces_a_bundle(tiny, bundle, tmp_path, without_tracing):
     shutil.copytree(bundle, tmp_path / "bundle")
     export(tiny, tmp_path / "bundle", force=True)

@@ -171,6 +171,7 @@ for torn in (True, False):
 """
 
 
+@pytest.mark.slow
 def test_kill_at_any_write_changes_nothing(tiny, tmp_path):
     """Each file is once half written and once the last one written: text, configuration, samples, model, state."""
     path = tiny(updates=6, validate_every=3, checkpoint_every=3)

@@ -66,6 +66,7 @@ def build(version: str, *paths: Path) -> dict[str, Any]:
 # ---- supported graphs
 
 
+@pytest.mark.slow
 def test_portable_graphs_build(version, toy_bundle):
     results = build(version, toy_bundle, EMBEDDED)
     assert len(results) == 4

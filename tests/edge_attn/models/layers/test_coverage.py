@@ -184,6 +184,7 @@ def test_weight_is_a_vector_for_additive_and_a_number_for_others() -> None:
     assert shapes == {name: (ATTN,) if name in additive else () for name in SCORES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "when"), [("additive", "before"), ("location", "after"), ("keras-concat", "before")])
 def test_coverage_and_input_feeding_are_exported_states(name: str, when: str) -> None:
     """`graph_model` compares each graph with torch at other sizes; the graph reorders the state by parents."""
