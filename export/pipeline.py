@@ -170,24 +170,13 @@ def export_module(
     inputs: Mapping[str, Sequence[Any]],
     outputs: Mapping[str, Sequence[Any]],
 ) -> GraphSpec:
-    """Export a module of the user, with layers of ours or any other, to the ONNX file `out`. Return its description.
-
-    It is exported, and left, in evaluation mode. `inputs` and `outputs` describe, in the order of forward, the dtype
-    and the shape of each tensor. A string in a shape is a dynamic axis. For integers a third entry may contain their
-    range, where a string is the size of an axis:
-
-        export_module(
-            module,
-            "module.onnx",
-            {"tokens": ("int64", ["batch", "src"], [0, 99]), "length": ("int64", ["batch"], [1, "src"])},
-            {"context": ("float32", ["batch", 1, 64])},
-        )
+    """Export a module of the user to the ONNX file `out`, and return its description.
 
     Args:
-        module: torch module.
+        module: torch module; it is exported, and left, in evaluation mode.
         out: ONNX file to write.
-        inputs: description of each input, by name.
-        outputs: description of each output, by name.
+        inputs: dtype, shape and perhaps range of each input, by name, as `edge_attn.export_module` describes.
+        outputs: the same for each output.
 
     Raises:
         ExportError: it does not export, or a check fails. Nothing is written then.

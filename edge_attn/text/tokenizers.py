@@ -6,6 +6,7 @@ A source sequence is the ids of a sentence, then eos. A target sequence is bos, 
 
 from __future__ import annotations
 
+import abc
 import io
 import json
 from collections import Counter
@@ -138,7 +139,7 @@ class SentencePieceTokenizer:
         return str(self._model.decode_pieces(list(pieces)))
 
 
-class _ListTokenizer:
+class _ListTokenizer(abc.ABC):
     """Tokenizer whose vocabulary is a list of entries. Subclasses define how a text is split and joined."""
 
     suffix = ".json"
@@ -152,8 +153,9 @@ class _ListTokenizer:
         self._ids = {entry: i for i, entry in enumerate(entries) if i >= len(SPECIAL)}
 
     @staticmethod
+    @abc.abstractmethod
     def _split(text: str) -> list[str]:
-        raise NotImplementedError
+        """Return the entries of a text."""
 
     @classmethod
     def train(cls, lines: Iterable[str], size: int) -> Any:

@@ -24,15 +24,15 @@ from trt_kinds import (
     UNKNOWN,
     Classes,
     Declarations,
+    Guard,
     Kind,
     annotated,
+    capabilities,
     collect_declarations,
     many,
     pair,
 )
 
-Guard = tuple[str, bool]
-"""A property of Capability, and its value where the code runs."""
 CUDA_FILES = ("cudart.py", "cuda_libraries.py", "plugins/ptx.py")
 """Files in runtimes/trt that call CUDA and not TensorRT."""
 STORING_METHODS = ("append", "add", "extend", "insert", "update", "setdefault")
@@ -386,19 +386,6 @@ class Reader:
 
     def where(self, node: Any) -> str:
         return f"{self.file}:{node.lineno}"
-
-
-def capabilities(test: ast.expr) -> tuple[Guard, ...]:
-    """Return the guards of a condition: `tensorrt.capability.NAME`, its negation, and conjunctions of both."""
-    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
-        return tuple(guard for value in test.values for guard in capabilities(value))
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        inner = capabilities(test.operand)
-        return tuple((name, not value) for name, value in inner) if len(inner) == 1 else ()
-    owner = getattr(test, "value", None)
-    if isinstance(test, ast.Attribute) and getattr(owner, "attr", getattr(owner, "id", "")) == "capability":
-        return ((test.attr, True),)
-    return ()
 
 
 def sources(root: Path) -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 Classes = dict[str, dict[str, list[str]]]
 """Recorded surface: class, attribute, type of its value, versions without it."""
+Guard = tuple[str, bool]
+"""A property of Capability, and its value where the code runs."""
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,16 @@ def annotated(node: ast.expr, declarations: Declarations) -> Kind:
             return pair(*kinds) if set(kinds) != {PYTHON} else PYTHON
         return many(next((kind for kind in kinds if kind not in (PYTHON,)), PYTHON))
     return PYTHON
+
+
+def capabilities(test: ast.expr) -> tuple[Guard, ...]:
+    """Return the guards of a condition: `tensorrt.capability.NAME`, its negation, and conjunctions of both."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        return tuple(guard for value in test.values for guard in capabilities(value))
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = capabilities(test.operand)
+        return tuple((name, not value) for name, value in inner) if len(inner) == 1 else ()
+    owner = getattr(test, "value", None)
+    if isinstance(test, ast.Attribute) and getattr(owner, "attr", getattr(owner, "id", "")) == "capability":
+        return ((test.attr, True),)
+    return ()
