@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
+from edge_attn.progress import track
 from edge_attn.spec import Runtime
 
 BATCH = 32
@@ -31,6 +32,6 @@ def search_batches(
         alignments: whether the hypotheses contain their attention weights.
     """
     hypotheses: list[list[Hypothesis]] = []
-    for rows in batches(len(sources), BATCH, runtime.max_batch):
+    for rows in track(batches(len(sources), BATCH, runtime.max_batch), len(sources), len):
         hypotheses += search(runtime, [sources[i] for i in rows], config, alignments)
     return hypotheses

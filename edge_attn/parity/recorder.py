@@ -16,6 +16,7 @@ from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, ReferenceHypothesis
 from edge_attn.parity.task import References
+from edge_attn.progress import track
 from edge_attn.spec import Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
 from edge_attn.text.tokenizers import EOS, Tokenizer
@@ -65,7 +66,7 @@ def run_teacher_forced(
         batch: sentences of one batch.
     """
     axes = {tensor.name: tensor.shape for graph in runtime.graphs.values() for tensor in graph.outputs}
-    for rows in batches(len(sources), batch, runtime.max_batch):
+    for rows in track(batches(len(sources), batch, runtime.max_batch), len(sources), len):
         batch_sources = [sources[i] for i in rows]
         batch_targets = [targets[i] for i in rows]
         log_probs: list[np.ndarray] = []  # (batch, vocab) a step
@@ -193,7 +194,7 @@ def record_encoder(runtime: Runtime, sources: Sequence[Sequence[int]]) -> dict[s
     """Return the encoder's outputs as arrays of golden data, the sentences' rows one after another."""
     shapes = {tensor.name: tensor.shape for tensor in runtime.graphs[ENCODER].outputs}
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
-    for rows in batches(len(sources), BATCH, runtime.max_batch):
+    for rows in track(batches(len(sources), BATCH, runtime.max_batch), len(sources), len):
         batch_sources = [sources[i] for i in rows]
         encoded = encode(runtime, batch_sources)
         for name, shape in shapes.items():
@@ -229,7 +230,7 @@ def _token_log_probs(
     runtime: Runtime, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> Iterator[np.ndarray]:
     """Yield the log-probability of each token of each target, the end symbol's last."""
-    for rows in batches(len(sources), 2 * BATCH, runtime.max_batch):
+    for rows in track(batches(len(sources), 2 * BATCH, runtime.max_batch), len(sources), len):
         batch_targets = [targets[i] for i in rows]
         steps = [
             runtime.numpy(outputs["log_probs"])[:, 0]

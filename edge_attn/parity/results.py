@@ -18,6 +18,10 @@ class Measurement:
     """The bound's name after its level, and the compared tensor: `max_abs memory.keys`."""
     value: float
     bound: float
+    part: str = ""
+    """Compared part of the deployed model, such as a graph or a search."""
+    place: str = ""
+    """First place that is outside of the bound, or that of the largest difference: `sentence 3, step 2`."""
 
     @property
     def ok(self) -> bool:
@@ -44,6 +48,16 @@ class TokenMismatch:
     margin: float
     """Margin of the reference between the two tokens; infinite if it was not recorded."""
     noise: float
+    source: str = ""
+    """The source sentence."""
+    before: str = ""
+    """Text of the target before that step, which both have in common."""
+    reference_piece: str = ""
+    candidate_piece: str = ""
+    """Vocabulary entries of the two tokens."""
+    reference_text: str = ""
+    candidate_text: str = ""
+    """The two complete translations."""
 
     @property
     def within_noise(self) -> bool:
@@ -57,6 +71,19 @@ class TokenMismatch:
             f"margin {self.margin:.3g}, noise {self.noise:.3g} ({verdict})"
         )
 
+    def texts(self) -> list[str]:
+        """Return the source, both translations and the differing pieces, one a line; empty if none was recorded."""
+        if not (self.reference_text or self.candidate_text or self.source):
+            return []
+        after = f"after {self.before!r}" if self.before else "at the beginning"
+        pieces = f"{self.candidate_piece!r} instead of {self.reference_piece!r}" if self.reference_piece else "missing"
+        return [
+            f"source     {self.source}",
+            f"reference  {self.reference_text}",
+            f"device     {self.candidate_text}",
+            f"differs    {pieces} {after}",
+        ]
+
 
 @dataclass
 class LevelResult:
@@ -68,6 +95,8 @@ class LevelResult:
     reason: str = ""
     measurements: list[Measurement] = field(default_factory=list)
     mismatches: list[TokenMismatch] = field(default_factory=list)
+    seconds: float = 0.0
+    """Duration, which levels that are computed together share."""
 
     def conclude(self) -> LevelResult:
         """Set the status from the measurements. A level without any fails."""
@@ -82,12 +111,17 @@ class TensorDifference:
     def __init__(self) -> None:
         self._differences: dict[str, list[np.ndarray]] = {}
         self._squares: dict[str, np.ndarray] = {}
+        self._rows: dict[str, list[tuple[int, np.ndarray]]] = {}
 
-    def add(self, name: str, actual: np.ndarray, expected: np.ndarray) -> None:
-        """Add a pair of tensors. Different shapes count as an infinite difference."""
+    def add(self, name: str, actual: np.ndarray, expected: np.ndarray, sentence: int = 0) -> None:
+        """Add a pair of tensors (rows, ...) of a sentence. Different shapes count as an infinite difference."""
         if actual.shape != expected.shape:
             self._differences.setdefault(name, []).append(np.array([np.inf]))
+            self._rows.setdefault(name, []).append((sentence, np.array([np.inf])))
             return
+        if actual.size:
+            rows = np.abs(np.subtract(actual, expected, dtype=np.float64)).reshape(len(actual), -1).max(1)  # (rows)
+            self._rows.setdefault(name, []).append((sentence, rows))
         a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
         self._differences.setdefault(name, []).append(np.abs(a - b))
         sums = np.array([((a - b) ** 2).sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()])
@@ -100,6 +134,25 @@ class TensorDifference:
     def max_abs(self, name: str) -> float:
         """Return the largest absolute difference."""
         return largest(np.concatenate(self._differences[name]))
+
+    def place(self, name: str, bound: float, row: str) -> str:
+        """Return the first place with a difference that is not within `bound`, or else that of the largest.
+
+        Args:
+            name: name of the tensors.
+            bound: largest accepted difference.
+            row: noun for a row of the tensors, such as `step`; empty where they have no rows to name.
+        """
+        pairs = self._rows.get(name, [])
+        outside = [(sentence, int(np.argmin(rows <= bound))) for sentence, rows in pairs if not (rows <= bound).all()]
+        if outside:
+            sentence, index = min(outside)
+        elif pairs:
+            sentence, rows = max(pairs, key=lambda pair: float(pair[1].max()))
+            index = int(rows.argmax())
+        else:
+            return ""
+        return f"sentence {sentence}, {row} {index}" if row else f"sentence {sentence}"
 
     def p99(self, name: str) -> float:
         """Return the 99th percentile of the absolute differences."""

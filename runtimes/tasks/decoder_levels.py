@@ -39,37 +39,45 @@ def compare_graphs_and_steps(runtime: Runtime, golden: Golden, bounds: Bounds) -
     for batch in (1, BATCH):
         for i, outputs in enumerate(recorder.run_teacher_forced(runtime, golden.sources, targets, batch)):
             for name, value in outputs.encoder.items():
-                encoder.add(name, value, arrays[f"encoder.{name}"][positions[i] if "src" in axes[name] else i])
+                expected_rows = arrays[f"encoder.{name}"][positions[i] if "src" in axes[name] else slice(i, i + 1)]
+                encoder.add(name, value if "src" in axes[name] else value[None], expected_rows, i)
             for name, value in outputs.states.items():
-                states.add(name, value, arrays[f"steps.{name}"][steps[i]])
+                states.add(name, value, arrays[f"steps.{name}"][steps[i]], i)
             if alignments:
-                alignment.add("alignment", _or_nan(outputs.alignment), alignments[i])
+                alignment.add("alignment", _or_nan(outputs.alignment), alignments[i], i)
             expected = {name: arrays[f"steps.{name}"][steps[i]] for name in SUMMARY}
             top = arrays["steps.top_ids"][steps[i]].astype(np.int64)  # (steps, TOP)
             actual = recorder.summarize(outputs.log_probs, top)
-            log_probs.add("log_prob", actual["top_log_probs"], expected["top_log_probs"])
-            log_probs.add("rest", actual["rest"], expected["rest"])
-            log_probs.add("projection", actual["projections"], expected["projections"])
+            log_probs.add("log_prob", actual["top_log_probs"], expected["top_log_probs"], i)
+            log_probs.add("rest", actual["rest"], expected["rest"], i)
+            log_probs.add("projection", actual["projections"], expected["projections"], i)
             divergences.append(_divergence(expected, actual))
             misses += _top1_misses(outputs.log_probs, top, expected["top_log_probs"], arrays["steps.noise"][steps[i]])
     graph, step = LevelResult("L1"), LevelResult("L2")
     for name in encoder.names():
         for measure in ("max_abs", "p99", "relative", "cosine"):
             value = getattr(encoder, measure)(name)
-            graph.measurements.append(Measurement("L1", f"{measure} {name}", value, bounds[f"L1.{measure}"]))
+            place = encoder.place(name, bounds["L1.max_abs"], "position" if "src" in axes[name] else "")
+            bound = bounds[f"L1.{measure}"]
+            graph.measurements.append(Measurement("L1", f"{measure} {name}", value, bound, "encoder", place))
     for name in states.names():
-        graph.measurements.append(Measurement("L1", f"state {name}", states.max_abs(name), bounds["L1.state"]))
-    graph.measurements += _max_abs("L1", alignment, bounds)
-    step.measurements += _max_abs("L2", log_probs, bounds)
-    step.measurements.append(Measurement("L2", "kl", largest(np.concatenate(divergences)), bounds["L2.kl"]))
-    step.measurements.append(Measurement("L2", "top1", misses / (2 * steps[-1].stop), bounds["L2.top1"]))
+        bound = bounds["L1.state"]
+        place = states.place(name, bound, "step")
+        graph.measurements.append(Measurement("L1", f"state {name}", states.max_abs(name), bound, "step", place))
+    graph.measurements += _max_abs("L1", alignment, bounds, "step", "step")
+    step.measurements += _max_abs("L2", log_probs, bounds, "step", "step")
+    step.measurements.append(Measurement("L2", "kl", largest(np.concatenate(divergences)), bounds["L2.kl"], "step"))
+    step.measurements.append(Measurement("L2", "top1", misses / (2 * steps[-1].stop), bounds["L2.top1"], "step"))
     return graph.conclude(), step.conclude()
 
 
-def _max_abs(level: str, difference: TensorDifference, bounds: Bounds) -> list[Measurement]:
-    return [
-        Measurement(level, name, difference.max_abs(name), bounds[f"{level}.{name}"]) for name in difference.names()
-    ]
+def _max_abs(level: str, difference: TensorDifference, bounds: Bounds, part: str, row: str) -> list[Measurement]:
+    measurements = []
+    for name in difference.names():
+        bound = bounds[f"{level}.{name}"]
+        place = difference.place(name, bound, row)
+        measurements.append(Measurement(level, name, difference.max_abs(name), bound, part, place))
+    return measurements
 
 
 def _divergence(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -120,9 +128,11 @@ def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: 
     beam = search_batches(runtime, golden.sources, golden.search, True)
     best_of_beam, references = _best(beam), [recorded[0] for recorded in golden.n_best]
     greedy = _best(search_batches(runtime, golden.sources, _greedy(golden.search), True))
-    _add_mismatches(level, golden, "tokens", "greedy", _greedy_mismatches(golden, greedy, "greedy"), bounds)
-    pairs = zip(golden.n_best, beam, strict=True)
-    mismatches = [_beam_mismatch(recorded, actual, i) for i, (recorded, actual) in enumerate(pairs)]
+    _add_mismatches(level, golden, "tokens", "greedy", _greedy_mismatches(golden, greedy, "greedy", text), bounds)
+    pairs = zip(golden.n_best, beam, golden.sentences, strict=True)
+    mismatches = [
+        _beam_mismatch(recorded, actual, i, source, text) for i, (recorded, actual, source) in enumerate(pairs)
+    ]
     _add_mismatches(level, golden, "n_best", "beam", [m for m in mismatches if m is not None], bounds)
     same = [(h, r) for h, r in zip(greedy, golden.greedy, strict=True) if h.tokens == r.tokens]
     for hypotheses, recorded in zip(beam, golden.n_best, strict=True):
@@ -133,13 +143,15 @@ def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: 
         difference.add(name, values[:, 0], values[:, 1])
     _add_alignments(difference, greedy, golden.greedy, golden.alignments("steps.alignment"))
     _add_alignments(difference, best_of_beam, references, golden.alignments("beam.alignment"))
-    level.measurements += _max_abs("L3", difference, bounds)
+    level.measurements += _max_abs("L3", difference, bounds, "search", "")
     for where, hypotheses, expected in (("greedy", greedy, golden.greedy), ("beam", best_of_beam, references)):
         texts = [text.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
         loss = 1.0 - chrf(texts, [reference.text for reference in expected])
-        level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"]))
+        level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"], where))
     wrong = sum(text.target.decode(h.tokens) != r.text for h, r in same) + _text_faults(golden, text, max_source)
-    level.measurements.append(Measurement("L3", "text", wrong / max(len(same), 1), bounds["L3.text"]))
+    level.measurements.append(
+        Measurement("L3", "text", wrong / max(len(same), 1), bounds["L3.text"], "text processing")
+    )
     return level.conclude()
 
 
@@ -167,15 +179,22 @@ def _add_alignments(
 # ---- L5
 
 
-def compare_reruns(runtime: Runtime, golden: Golden, bounds: Bounds) -> LevelResult:
-    """Compare greedy search again, one by one, in batches and in another order, with the reference's tokens (L5)."""
+def compare_reruns(runtime: Runtime, golden: Golden, text: Text, bounds: Bounds) -> LevelResult:
+    """Compare greedy search again, one by one, in batches and in another order, with the reference's tokens (L5).
+
+    Args:
+        runtime: the runtime to verify.
+        golden: results of the reference.
+        text: tokenizers of the bundle, for the texts of mismatches.
+        bounds: largest accepted values, by name.
+    """
     level = LevelResult("L5")
     config = _greedy(golden.search)
     count = len(golden.sources)
     first = _best(search_batches(runtime, golden.sources, config))
     again = _best(search_batches(runtime, golden.sources, config))
     differ = sum(a.tokens != b.tokens or a.log_prob != b.log_prob for a, b in zip(first, again, strict=True))
-    level.measurements.append(Measurement("L5", "rerun", differ / count, bounds["L5.rerun"]))
+    level.measurements.append(Measurement("L5", "rerun", differ / count, bounds["L5.rerun"], "rerun"))
     alone = _best([search_batches(runtime, [source], config)[0] for source in golden.sources])
     order = np.random.default_rng(recorder.SEED).permutation(count)
     shuffled = _best(search_batches(runtime, [golden.sources[i] for i in order], config))
@@ -184,7 +203,7 @@ def compare_reruns(runtime: Runtime, golden: Golden, bounds: Bounds) -> LevelRes
         ("batched", first),
         ("shuffled", [shuffled[i] for i in np.argsort(order)]),
     ):
-        mismatches = _greedy_mismatches(golden, hypotheses, variation)
+        mismatches = _greedy_mismatches(golden, hypotheses, variation, text)
         _add_mismatches(level, golden, "tokens", variation, mismatches, bounds)
     return level.conclude()
 
@@ -221,12 +240,19 @@ def _add_mismatches(
     within_noise = (len(mismatches) - wrong) / golden.steps()[-1].stop
     level.mismatches += mismatches
     level.measurements += [
-        Measurement(level.name, f"{bound} {where}", wrong / len(golden.sources), bounds[f"{level.name}.{bound}"]),
-        Measurement(level.name, f"excused {where}", within_noise, bounds[f"{level.name}.excused"]),
+        Measurement(
+            level.name,
+            f"{bound} {where}",
+            wrong / len(golden.sources),
+            bounds[f"{level.name}.{bound}"],
+            where,
+            next((f"sentence {m.sentence}, step {m.step}" for m in mismatches if not m.within_noise), ""),
+        ),
+        Measurement(level.name, f"excused {where}", within_noise, bounds[f"{level.name}.excused"], where),
     ]
 
 
-def _greedy_mismatches(golden: Golden, hypotheses: Sequence[Hypothesis], where: str) -> list[TokenMismatch]:
+def _greedy_mismatches(golden: Golden, hypotheses: Sequence[Hypothesis], where: str, text: Text) -> list[TokenMismatch]:
     """Return where greedy search differs from the reference's tokens, with the reference's margin there."""
     mismatches = []
     for i, (recorded, hypothesis) in enumerate(zip(golden.greedy, hypotheses, strict=True)):
@@ -241,28 +267,64 @@ def _greedy_mismatches(golden: Golden, hypotheses: Sequence[Hypothesis], where: 
         is_recorded = is_finite and {expected, actual} <= log_probs.keys()
         margin = float(log_probs[expected] - log_probs[actual]) if is_recorded else np.inf
         noise = float(golden.arrays["steps.noise"][row])
-        mismatches.append(TokenMismatch(i, where, step, expected, actual, margin, noise))
+        mismatch = TokenMismatch(i, where, step, expected, actual, margin, noise)
+        mismatches.append(_with_texts(mismatch, golden.sentences[i], recorded, hypothesis, text))
     return mismatches
 
 
+def _with_texts(
+    mismatch: TokenMismatch, source: str, recorded: ReferenceHypothesis, hypothesis: Hypothesis, text: Text
+) -> TokenMismatch:
+    """Return the mismatch with the texts and pieces that a reader needs.
+
+    Args:
+        mismatch: differing step and tokens.
+        source: the source sentence.
+        recorded: hypothesis of the reference.
+        hypothesis: hypothesis of the runtime.
+        text: tokenizers of the bundle.
+    """
+    reference_piece, candidate_piece = text.target.pieces([mismatch.reference, mismatch.candidate])
+    return dataclasses.replace(
+        mismatch,
+        source=source,
+        before=text.target.decode(hypothesis.tokens[: mismatch.step]),
+        reference_piece=reference_piece,
+        candidate_piece=candidate_piece,
+        reference_text=recorded.text,
+        candidate_text=text.target.decode(hypothesis.tokens),
+    )
+
+
 def _beam_mismatch(
-    recorded: Sequence[ReferenceHypothesis], hypotheses: Sequence[Hypothesis], sentence: int
+    recorded: Sequence[ReferenceHypothesis], hypotheses: Sequence[Hypothesis], sentence: int, source: str, text: Text
 ) -> TokenMismatch | None:
-    """Return the first rank of the n-best list with different tokens, or None."""
+    """Return the first rank of the n-best list with different tokens, or None.
+
+    Args:
+        recorded: n-best list of the reference.
+        hypotheses: n-best list of the runtime.
+        sentence: index of the sentence.
+        source: the sentence.
+        text: tokenizers of the bundle.
+    """
     lists = [[hypothesis.tokens for hypothesis in recorded], [hypothesis.tokens for hypothesis in hypotheses]]
     if lists[0] == lists[1]:
         return None
     rank = next((k for k, (a, b) in enumerate(zip(*lists, strict=False)) if a != b), None)
     if rank is None:  # one list is longer
-        return TokenMismatch(sentence, "beam", 0, -1, -1, np.inf, 0.0)
+        lengths = [f"{len(tokens)} translations" for tokens in lists]
+        return TokenMismatch(sentence, "beam", 0, -1, -1, np.inf, 0.0, source, "", *lengths)
     expected, actual = recorded[rank], hypotheses[rank]
     step = first_difference(expected.tokens, actual.tokens)
     tokens = _token(expected.tokens, step), _token(actual.tokens, step)
     other = next((reference for reference in recorded if reference.tokens == actual.tokens), None)
     if other is None:  # the reference recorded no margin between the two, so none excuses it
-        return TokenMismatch(sentence, "beam", step, *tokens, np.inf, 0.0)
-    noise = _score_noise(expected) + _score_noise(other)
-    return TokenMismatch(sentence, "beam", step, *tokens, expected.score - other.score, noise)
+        margin, noise = np.inf, 0.0
+    else:
+        margin, noise = expected.score - other.score, _score_noise(expected) + _score_noise(other)
+    mismatch = TokenMismatch(sentence, "beam", step, *tokens, margin, noise)
+    return _with_texts(mismatch, source, expected, actual, text)
 
 
 def _token(tokens: Sequence[int], step: int) -> int:

@@ -291,7 +291,7 @@ class TranslationTask:
             ("L3",): lambda bundle, runtime, golden, bounds: [
                 compare_sentences(runtime, golden, bundle.text(), bundle.manifest.max_source, bounds)
             ],
-            ("L5",): lambda bundle, runtime, golden, bounds: [compare_reruns(runtime, golden, bounds)],
+            ("L5",): lambda bundle, runtime, golden, bounds: [compare_reruns(runtime, golden, bundle.text(), bounds)],
         }
 
     def check_graphs(self, graphs: Mapping[str, GraphSpec], where: str) -> None:

@@ -95,6 +95,10 @@ class Report:
             return "fails"
         return "not tested" if "not tested" in statuses or "holds" not in statuses else "holds"
 
+    def level(self, name: str) -> LevelResult:
+        """Return the result of one of the levels that the task has or that were requested."""
+        return next(level for level in self.levels if level.name == name)
+
     @property
     def exit_code(self) -> int:
         """Return 0 if parity holds, 1 if it fails, 3 if it was not tested."""

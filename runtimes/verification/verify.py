@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from edge_attn.errors import TooLargeError, UsageError
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import GoldenData, Task
 from edge_attn.parity.tolerances import LEVELS, bounds
+from edge_attn.progress import stages
 from edge_attn.registry import RUNTIMES, TASKS, resolve
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.verification.report import Report
@@ -92,24 +95,30 @@ def check(
         UsageError: an unknown level or bound.
         InputError: the golden data was recorded from another model.
     """
+    task, manifest = task_of(bundle), bundle.manifest
+    available = [name for names in task.levels for name in names]
     for name in levels:
         if name not in LEVELS:
-            raise UsageError(f"unknown level {name!r}; known: {', '.join(LEVELS)}")
-    task, manifest = task_of(bundle), bundle.manifest
+            raise UsageError(f"unknown level {name!r}; known: {', '.join(available)}")
     stricter = manifest.tolerances if runtime.precision == manifest.precision else {}
     limits = bounds(runtime.precision, stricter, overrides or {})
     task.check_golden(runtime, golden, against)
-    available = [name for names in task.levels for name in names]
     requested = tuple(levels) or tuple(available)
-    results = {name: LevelResult(name) for name in LEVELS}
+    results = {name: LevelResult(name) for name in LEVELS if name in available or name in requested}
     for name in requested:
         if name not in available:
             results[name] = LevelResult(name, "not tested", f"verify runs {', '.join(available)}")
-    with np.errstate(all="ignore"):  # NaN of a broken runtime is a measurement, not a warning
-        for names, compare in task.levels.items():
-            if any(name in requested for name in names):
-                levels_run = _run(names, compare, bundle, runtime, golden, limits)
-                results.update({level.name: level for level in levels_run if level.name in requested})
+    groups = {names: run for names, run in task.levels.items() if any(name in requested for name in names)}
+    # NaN of a broken runtime is a measurement, not a warning
+    with np.errstate(all="ignore"), stages("verify", len(groups)) as begin:
+        for names, compare in groups.items():
+            begin(f"{' and '.join(names)}, {len(golden)} sentences")
+            started = time.monotonic()
+            levels_run = _run(names, compare, bundle, runtime, golden, limits)
+            seconds = (time.monotonic() - started) / len(levels_run)
+            results.update(
+                {level.name: replace(level, seconds=seconds) for level in levels_run if level.name in requested}
+            )
     return Report(
         bundle=str(bundle.path),
         runtime=runtime.name,
@@ -118,7 +127,7 @@ def check(
         against=against,
         sentences=len(golden),
         overrides=dict(overrides or {}),
-        levels=[results[name] for name in LEVELS],
+        levels=list(results.values()),
     )
 
 

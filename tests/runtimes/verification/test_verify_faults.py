@@ -145,7 +145,7 @@ def test_ignored_parents_do_not_change_greedy_search(opened, tmp_path):
         levels=["L3"],
         options=RuntimeOptions(threads=1),
     )
-    failed = {item.name for item in report.levels[3].measurements if not item.ok}
+    failed = {item.name for item in report.level("L3").measurements if not item.ok}
     assert "n_best beam" in failed
     assert "tokens greedy" not in failed
 

@@ -116,7 +116,7 @@ def test_batch_that_differs_from_single_sentences_fails(opened, toy, toy_golden)
             for name in ("candidates", "candidate_ids"):
                 outputs[name][0] = outputs[name][1]
 
-    level = check(opened, Faulty(toy, change), toy_golden, ["L5"]).levels[5]
+    level = check(opened, Faulty(toy, change), toy_golden, ["L5"]).level("L5")
     assert level.status == "fails"
     assert {item.name for item in level.measurements if not item.ok} == {"tokens batched", "tokens shuffled"}
     assert {mismatch.where for mismatch in level.mismatches} == {"batched", "shuffled"}
@@ -199,7 +199,7 @@ def test_mismatch_is_excused_only_below_the_noise(opened, toy, greedy_only):
     sentence = next(i for i, part in enumerate(greedy_only.steps()) if part.start <= row < part.stop)
     noise = np.zeros(len(margins), np.float32)
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"], {"L3.tokens": 0.0})
-    mismatch = report.levels[3].mismatches[0]
+    mismatch = report.level("L3").mismatches[0]
     assert (mismatch.sentence, mismatch.step, mismatch.within_noise) == (
         sentence,
         row - greedy_only.steps()[sentence].start,
@@ -210,14 +210,14 @@ def test_mismatch_is_excused_only_below_the_noise(opened, toy, greedy_only):
     assert report.verdict == "fails"
     noise[row] = margins[row] * 1.01
     report = check(opened, runtime, with_noise(greedy_only, noise), ["L3"])
-    mismatch, *_ = greedy = [mismatch for mismatch in report.levels[3].mismatches if mismatch.where == "greedy"]
+    mismatch, *_ = greedy = [mismatch for mismatch in report.level("L3").mismatches if mismatch.where == "greedy"]
     assert len(greedy) == 1
     assert mismatch.within_noise
     assert f"sentence {sentence}, step {mismatch.step}: token {mismatch.candidate} for {mismatch.reference}" in str(
         report
     )
     assert "(excused: a tie below the noise)" in str(report)
-    measurements = {item.name: item for item in report.levels[3].measurements}
+    measurements = {item.name: item for item in report.level("L3").measurements}
     assert measurements["tokens greedy"].value == 0
     assert 0 < measurements["excused greedy"].value <= 0.005
 
@@ -225,7 +225,7 @@ def test_mismatch_is_excused_only_below_the_noise(opened, toy, greedy_only):
 def test_too_many_excused_mismatches_fail(opened, toy, greedy_only):
     noise = np.full(len(greedy_only.arrays["steps.noise"]), 100, np.float32)
     report = check(opened, Faulty(toy, tie_breaker(100.0)), with_noise(greedy_only, noise), ["L5"])
-    measurements = {item.name: item for item in report.levels[5].measurements}
+    measurements = {item.name: item for item in report.level("L5").measurements}
     assert measurements["tokens batched"].ok
     assert measurements["excused batched"].value > 0.005
     assert not measurements["excused batched"].ok
