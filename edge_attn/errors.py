@@ -19,7 +19,10 @@ from __future__ import annotations
 
 
 class EdgeAttnError(Exception):
-    """Base class of all errors. The message is one sentence for the person who can act on it."""
+    """Base class of all errors. The message is one sentence for the person who can act on it.
+
+    A parameter's name is in backticks; the command line prints its option instead: `n_best` as --n-best.
+    """
 
     exit_code = 70
 

@@ -6,7 +6,7 @@ A row is imported when it is used, so `edge-attn --help` imports neither torch, 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edge_attn.errors import MissingExtraError, UsageError
@@ -128,8 +128,17 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
         MissingExtraError: the row needs a package that is not installed.
     """
     if name not in table:
-        raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
+        raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}{suggestion(name, table)}")
     return import_object(table[name])
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the entry of `known` that is most like `name`, or an empty text."""
+    import difflib  # takes longer to import than the rest of `--help`
+
+    entries = {entry.lower(): entry for entry in known}
+    closest = difflib.get_close_matches(name.lower(), entries, 1, cutoff=0.52)
+    return f"; did you mean {entries[closest[0]]!r}?" if closest else ""
 
 
 def import_object(path: str) -> Any:

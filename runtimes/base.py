@@ -41,7 +41,13 @@ def check_precision(name: str, options: RuntimeOptions) -> None:
     """
     supported = RUNTIME_PRECISIONS.get(name, PRECISIONS)
     if options.precision not in supported:
-        raise UsageError(f"the runtime {name} supports {', '.join(supported)}, got precision {options.precision!r}")
+        known = [runtime for runtime, precisions in RUNTIME_PRECISIONS.items() if options.precision in precisions]
+        todo = (
+            f"; {options.precision} is for {', '.join(known)}, once edge-attn optimize has written it" if known else ""
+        )
+        raise UsageError(
+            f"the runtime {name} supports {', '.join(supported)}, got `precision` {options.precision!r}{todo}"
+        )
 
 
 def is_checkpoint(path: Path) -> bool:

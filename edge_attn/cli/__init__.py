@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -22,12 +24,39 @@ from edge_attn.cli.model import export, train
 from edge_attn.cli.text import align, evaluate, score, translate
 from edge_attn.errors import EdgeAttnError
 
+VERSIONED = (
+    *("numpy", "click", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnxscript"),
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13-bindings", "sentencepiece", "sacrebleu"),
+)
+"""Packages in the output of `edge-attn --version`, read from their metadata: none of them is imported."""
+
 
 class ErrorHandlingGroup(click.Group):
-    """Group that turns an EdgeAttnError into one line on standard error and its exit code.
+    """Group that turns an error into one line on standard error and its exit code.
 
     An interruption has the exit code of a shell, because click's exit code 1 is a verdict here.
     """
+
+    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **settings: Any) -> Any:
+        """Run a command line, and exit with its code if `standalone_mode` is set.
+
+        Raises:
+            SystemExit: the command ended, in standalone mode.
+        """
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **settings)
+        try:
+            code = super().main(args, standalone_mode=False, **settings)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.UsageError as error:
+            message = " ".join(error.format_message().split())
+            end = "" if message.endswith((".", "?")) else "."
+            command = error.ctx.command_path if error.ctx else "edge-attn"
+            click.echo(f"edge-attn: {message}{end} See: {command} --help", err=True)
+            code = error.exit_code
+        sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -35,7 +64,8 @@ class ErrorHandlingGroup(click.Group):
         except EdgeAttnError as error:
             if error.exit_code == 70:
                 raise
-            click.echo(f"edge-attn: {error}", err=True)
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            click.echo(f"edge-attn: {_with_option_names(str(error), command)}", err=True)
             ctx.exit(error.exit_code)
         except BrokenPipeError:  # a reader such as `head` needs no more lines
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,10 +74,50 @@ class ErrorHandlingGroup(click.Group):
             ctx.exit(128 + signal.SIGINT)
 
 
-@click.group(cls=ErrorHandlingGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="edge-attn")
+def _with_option_names(message: str, command: click.Command | None) -> str:
+    """Return `message` with the option of `command` in place of each parameter name in backticks."""
+    options = {
+        parameter.name: max(parameter.opts, key=len)
+        for parameter in (command.params if command else ())
+        if isinstance(parameter, click.Option)
+    }
+    return re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
+
+
+def _print_versions(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print the versions of edge-attn, of Python and of each installed library that runs or exports a model."""
+    if not value or ctx.resilient_parsing:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    click.echo(f"edge-attn, version {__version__}")
+    click.echo(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for name in VERSIONED:
+        try:
+            click.echo(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    ctx.exit()
+
+
+@click.group(
+    cls=ErrorHandlingGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "EDGE_ATTN"},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Show the versions of edge-attn and of the libraries that it uses.",
+)
 def cli() -> None:
-    """Deploy attention seq2seq models from PyTorch to the edge, and verify that their results stay the same."""
+    """Deploy attention seq2seq models from PyTorch to the edge, and verify that their results stay the same.
+
+    A variable EDGE_ATTN_COMMAND_OPTION sets the default of an option, as EDGE_ATTN_TRANSLATE_BEAM=8.
+    """
 
 
 for command in (train, export, translate, score, align, evaluate, verify, inspect, optimize, doctor, cache, demo):

@@ -9,10 +9,10 @@ import click
 
 from edge_attn.cli.options import (
     PATH,
+    Choice,
     cache_dir_option,
     echo_result,
     json_option,
-    one_of,
     runtime_options,
     threads_option,
 )
@@ -39,7 +39,13 @@ def _parse_overrides(ctx: click.Context, param: click.Parameter, values: tuple[s
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--level", "levels", multiple=True, help="L1, L2, L3 or L5; repeatable.  [default: all four]")
+@click.option(
+    "--level",
+    "levels",
+    type=Choice(("L1", "L2", "L3", "L5")),
+    multiple=True,
+    help="L1 encoder, L2 step, L3 search, L5 reruns; repeatable.  [default: all four]",
+)
 @click.option("--reference", type=PATH, help="Compare with this checkpoint, run on torch, instead of the golden data.")
 @click.option("--input", "sentences", type=PATH, help="Sentences for --reference.  [default: those of the golden data]")
 @click.option(
@@ -76,8 +82,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--target", required=True, help=one_of(TARGETS))
-@click.option("--precision", default="fp32", show_default=True, help=one_of(PRECISIONS))
+@click.option("--target", type=Choice(TARGETS), required=True, help="Target to optimize for.")
+@click.option(
+    "--precision", type=Choice(PRECISIONS), default="fp32", show_default=True, help="Precision of the optimized graphs."
+)
 @click.option("--min-version", help="Oldest version of the target that must load the graphs, such as 10.3.")
 @click.option(
     "--calibration", type=PATH, help="Source sentences for int8 calibration.  [default: those of the golden data]"
@@ -134,7 +142,7 @@ def cache_list(cache_dir: Path | None) -> None:
     click.echo(resolve("verb", VERBS, "cache list")(cache_dir))
 
 
-@cache.command("clear")
+@cache.command("clear", short_help="Delete all engines that are not being built.")
 @cache_dir_option
 def cache_clear(cache_dir: Path | None) -> None:
     """Delete all engines that are not being built, and leftovers of ended builds."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,16 @@ import click
 
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import LENGTH_PENALTIES, SearchConfig
-from edge_attn.registry import PRECISIONS, RUNTIMES
+from edge_attn.registry import PRECISIONS, RUNTIMES, suggestion
+
+
+class Choice(click.Choice[str]):
+    """Choice that completes in a shell, and whose error names the entry that is most like the value."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return the error message for a value that is not a choice."""
+        return f"{value!r} is not one of {', '.join(self.choices)}{suggestion(str(value), self.choices)}"
+
 
 PATH = click.Path(path_type=Path, readable=False)  # an unreadable file is bad input (4), not a usage error (2)
 
@@ -22,7 +30,8 @@ SEARCH_HELP = {
     "((5 + length) / 6) ** alpha (wu).",
     "coverage_penalty": "Weight beta of the coverage penalty (Wu et al. 2016): lowers the score of hypotheses that "
     "attend little to parts of the source.",
-    "repetition_penalty": "Factor on the log-probability of tokens that the hypothesis already contains; 1 is off.",
+    "repetition_penalty": "Factor on the log-probability of tokens that the hypothesis already contains; values above "
+    "1 discourage repetition, 1 is off.",
     "no_repeat_ngram": "Size of the n-grams that may not repeat; 0 is off.",
     "min_length": "Minimum number of tokens, without the end symbol.",
     "max_length": "Maximum number of tokens, including the end symbol.",
@@ -32,19 +41,16 @@ SEARCH_HELP = {
     "sample": "Sample tokens instead of searching.",
     "temperature": "Sampling temperature; lower values favor likely tokens.",
     "top_k": "Sample only from the k most likely tokens; 0 is off.",
-    "top_p": "Sample only from the most likely tokens whose probabilities sum to p.",
+    "top_p": "Sample only from the smallest set of tokens whose probabilities sum to p; 1 is off.",
     "seed": "Random seed of --sample; the same seed and line give the same samples.",
 }
 
 
-def one_of(names: Iterable[str]) -> str:
-    """Return the help text of an option that takes one of `names`."""
-    return f"One of {', '.join(names)}."
-
-
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads of the runtime.")
 cache_dir_option = click.option(
-    "--cache-dir", type=PATH, help="Engine cache folder.  [default: edge-attn in the user's cache folder]"
+    "--cache-dir",
+    type=PATH,
+    help="Folder for compiled TensorRT engines.  [default: edge-attn in the user's cache folder]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -71,11 +77,14 @@ def search_options(command: Any) -> Any:
     run = click.option("--suppress", multiple=True, metavar="TOKEN", help="Token never to generate; repeatable.")(run)
     for name, text in reversed(SEARCH_HELP.items()):
         default = getattr(SearchConfig, name)
-        kind = click.Choice(LENGTH_PENALTIES) if name == "length_penalty_kind" else type(default)
+        kind = Choice(LENGTH_PENALTIES) if name == "length_penalty_kind" else type(default)
         shown = {"is_flag": True} if name == "sample" else {"type": kind, "show_default": True}
         run = click.option(f"--{name.replace('_', '-')}", default=default, help=text, **shown)(run)
     return click.option(
-        "--beam", type=int, help=f"Beam size; 1 is greedy search.  [default: {SearchConfig.beam}; with --sample 1]"
+        "-b",
+        "--beam",
+        type=int,
+        help=f"Beam size; 1 is greedy search.  [default: {SearchConfig.beam}; with --sample 1]",
     )(run)
 
 
@@ -100,8 +109,16 @@ def runtime_options(command: Any) -> Any:
         cache_dir_option,
         click.option("--allow-fallback", is_flag=True, help="ort-cuda: run on the CPU if CUDA is missing."),
         threads_option,
-        click.option("--precision", default=RuntimeOptions.precision, show_default=True, help=one_of(PRECISIONS)),
-        click.option("--runtime", default="ort-cpu", show_default=True, help=one_of(RUNTIMES)),
+        click.option(
+            "--precision",
+            type=Choice(PRECISIONS),
+            default=RuntimeOptions.precision,
+            show_default=True,
+            help="Precision of the graphs. Other precisions than fp32 need graphs that `optimize` wrote.",
+        ),
+        click.option(
+            "--runtime", type=Choice(RUNTIMES), default="ort-cpu", show_default=True, help="Runtime of the model."
+        ),
     ):
         run = option(run)
     return run
@@ -114,7 +131,7 @@ def pair_options(command: Any) -> Any:
     """Add the arguments and options of a command that reads pairs of sentences and writes one line for each."""
     for option in (
         separator_option,
-        click.option("--output", type=PATH, help="Output file.  [default: standard output]"),
+        click.option("-o", "--output", type=PATH, help="Output file.  [default: standard output]"),
         click.argument("corpus", metavar="TSV", type=PATH),
         click.argument("bundle", type=PATH),
     ):

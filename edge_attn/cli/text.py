@@ -8,6 +8,7 @@ import click
 
 from edge_attn.cli.options import (
     PATH,
+    Choice,
     echo_result,
     json_option,
     pair_options,
@@ -19,22 +20,23 @@ from edge_attn.decoding.options import SearchConfig
 from edge_attn.registry import VERBS, resolve
 
 
-@click.command()
+@click.command(short_help="Translate sentences, or the lines of a text, in order.")
 @click.argument("bundle", type=PATH)
-@click.option("--input", type=PATH, help="Input file, one sentence per line.  [default: standard input]")
-@click.option("--output", type=PATH, help="Output file.  [default: standard output]")
+@click.argument("sentences", metavar="[SENTENCE]...", nargs=-1)
+@click.option("-i", "--input", type=PATH, help="Input file, one sentence per line.  [default: standard input]")
+@click.option("-o", "--output", type=PATH, help="Output file.  [default: standard output]")
 @search_options
-@click.option("--n-best", type=int, default=SearchConfig.n_best, show_default=True, help="Translations per line.")
+@click.option("-n", "--n-best", type=int, default=SearchConfig.n_best, show_default=True, help="Translations per line.")
 @click.option(
     "--alternatives",
     type=int,
     default=0,
-    help="Number of different first tokens (after the prefix), each completed by its own search; 0 is off.",
+    help="Show the N most likely continuations after --prefix, each completed by its own search; 0 is off.",
 )
 @click.option("--prefix", type=PATH, help="File with the beginning of each translation, in whole words, one per line.")
 @click.option(
     "--format",
-    type=click.Choice(["text", "jsonl", "moses"]),
+    type=Choice(["text", "jsonl", "moses"]),
     default="text",
     show_default=True,
     help="Output format; moses is the n-best list of Moses.",
@@ -46,7 +48,7 @@ from edge_attn.registry import VERBS, resolve
 )
 @runtime_options
 def translate(**arguments: Any) -> None:
-    """Translate lines of text, in order.
+    """Translate each SENTENCE, or the lines of a file or of standard input, in order.
 
     BUNDLE can be a checkpoint, which runs on torch.
     """
@@ -55,9 +57,7 @@ def translate(**arguments: Any) -> None:
 
 @click.command()
 @pair_options
-@click.option(
-    "--format", type=click.Choice(["text", "jsonl"]), default="text", show_default=True, help="Output format."
-)
+@click.option("--format", type=Choice(["text", "jsonl"]), default="text", show_default=True, help="Output format.")
 @runtime_options
 def score(**arguments: Any) -> None:
     """Compute log-probabilities and perplexity of the targets in TSV.
@@ -73,7 +73,7 @@ def score(**arguments: Any) -> None:
 @click.command()
 @pair_options
 @click.option(
-    "--format", type=click.Choice(["pharaoh", "jsonl"]), default="pharaoh", show_default=True, help="Output format."
+    "--format", type=Choice(["pharaoh", "jsonl"]), default="pharaoh", show_default=True, help="Output format."
 )
 @runtime_options
 def align(**arguments: Any) -> None:

@@ -23,7 +23,7 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, got {self.threads}")
+            raise UsageError(f"`threads` must be at least 1, got {self.threads}")
 
 
 DEFAULT = RuntimeOptions()

@@ -73,7 +73,7 @@ def check(runtime: Runtime, config: SearchConfig) -> None:
     if not config.sample and candidates < beam + 1 and candidates < vocabulary:
         raise UsageError(
             f"a beam of {beam} needs {beam + 1} candidates a step, this bundle has {candidates}; "
-            f"use --beam {candidates - 1} or less, or export again with --candidates {beam + 1}"
+            f"use `beam` {candidates - 1} or less, or export again with --candidates {beam + 1}"
         )
     if config.coverage_penalty and not has_alignment(runtime.graphs):
         raise UsageError("the coverage penalty needs alignments, and this model has no attention that returns them")

@@ -28,7 +28,7 @@ class LogitsProcessors:
         longest = max(map(len, prefixes), default=0)
         room = config.max_length - (config.alternatives > 0)
         if longest > room:
-            raise UsageError(f"a prefix has {longest} tokens, and max_length leaves room for {room}")
+            raise UsageError(f"a prefix has {longest} tokens, and `max_length` leaves room for {room}")
         if any(EOS in prefix[:-1] for prefix in prefixes):
             raise UsageError(f"a prefix has tokens after its end symbol ({EOS})")
         self._config = config
@@ -99,7 +99,7 @@ def check_suppressed(tokens: Sequence[int], vocabulary: int) -> None:
     """
     _check_tokens("suppress", tokens, vocabulary)
     if EOS in tokens:
-        raise UsageError(f"suppress contains the end symbol ({EOS}): no sentence would end; use min_length")
+        raise UsageError(f"suppress contains the end symbol ({EOS}): no sentence would end; use `min_length`")
 
 
 def _check_tokens(name: str, tokens: Sequence[int], vocabulary: int) -> None:

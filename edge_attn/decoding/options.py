@@ -76,7 +76,7 @@ class SearchConfig:
             ("seed", 0),
         ):
             if getattr(self, name) < minimum:
-                raise UsageError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+                raise UsageError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}")
         for name, low, high in (
             ("length_penalty", 0.0, 10.0),
             ("coverage_penalty", 0.0, 10.0),
@@ -86,41 +86,41 @@ class SearchConfig:
             ("top_p", 1e-6, 1.0),
         ):
             if not low <= getattr(self, name) <= high:
-                raise UsageError(f"{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
+                raise UsageError(f"`{name}` must be between {low:g} and {high:g}, got {getattr(self, name)}")
         if self.length_penalty_kind not in LENGTH_PENALTIES:
             raise UsageError(
-                f"length_penalty_kind must be one of {', '.join(LENGTH_PENALTIES)}, got {self.length_penalty_kind!r}"
+                f"`length_penalty_kind` must be one of {', '.join(LENGTH_PENALTIES)}, got {self.length_penalty_kind!r}"
             )
         if self.length_penalty_kind == "none" and self.length_penalty != SearchConfig.length_penalty:
             raise UsageError(
-                f"length_penalty_kind none divides by 1: it takes no length_penalty, got {self.length_penalty:g}"
+                f"`length_penalty_kind` none divides by 1: it takes no `length_penalty`, got {self.length_penalty:g}"
             )
         if self.sample:
             if self.groups > 1 or self.diversity:
-                raise UsageError("sampling has no groups: remove groups and diversity")
+                raise UsageError("sampling has no groups: remove `groups` and `diversity`")
             if self.beam != 1:
-                raise UsageError(f"sampling needs a beam of 1, got beam {self.beam}")
+                raise UsageError(f"sampling needs a beam of 1, got `beam` {self.beam}")
             if self.n_best < 1:
-                raise UsageError(f"n_best must be at least 1, got {self.n_best}")
+                raise UsageError(f"`n_best` must be at least 1, got {self.n_best}")
         elif not 1 <= self.n_best <= self.beam:
-            raise UsageError(f"n_best must be between 1 and the beam ({self.beam}), got {self.n_best}")
+            raise UsageError(f"`n_best` must be between 1 and the beam (`beam` {self.beam}), got {self.n_best}")
         for name in ("temperature", "top_k", "top_p", "seed"):
             if not self.sample and getattr(self, name) != getattr(SearchConfig, name):
-                raise UsageError(f"{name} is for sampling, and sample is off")
+                raise UsageError(f"`{name}` is for sampling, which is off; add `sample`, or remove `{name}`")
         if self.min_length > self.max_length:
-            raise UsageError(f"min_length must be at most max_length ({self.max_length}), got {self.min_length}")
+            raise UsageError(f"`min_length` must be at most `max_length` ({self.max_length}), got {self.min_length}")
         if self.beam % self.groups:
-            raise UsageError(f"groups must divide the beam ({self.beam}), got {self.groups}")
+            raise UsageError(f"`groups` must divide the beam (`beam` {self.beam}), got {self.groups}")
         if (self.groups > 1) != (self.diversity > 0.0):
             raise UsageError(
-                f"groups above 1 and a diversity above 0 need each other, got groups {self.groups} and diversity "
+                f"`groups` above 1 and a `diversity` above 0 need each other, got groups {self.groups} and diversity "
                 f"{self.diversity:g}"
             )
         if self.alternatives and (self.sample or self.groups > 1 or self.n_best > 1):
-            raise UsageError("alternatives exclude sample, groups and n_best: each is a separate search")
+            raise UsageError("`alternatives` exclude `sample`, `groups` and `n_best`: each is a separate search")
         if self.width > MAX_WIDTH:
             raise UsageError(
-                f"at most {MAX_WIDTH} hypotheses of a sentence can be live, got {self.width}; use a smaller beam "
+                f"at most {MAX_WIDTH} hypotheses of a sentence can be live, got {self.width}; use a smaller `beam` "
                 f"or fewer samples or alternatives"
             )
 

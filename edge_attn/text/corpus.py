@@ -53,7 +53,7 @@ def iter_pairs(path: Path, separator: str = "\t") -> Iterator[tuple[str, str] | 
         UsageError: the separator is empty.
     """
     if not separator:
-        raise UsageError("separator must not be empty")
+        raise UsageError("`separator` must not be empty")
 
     def split(line: str, where: str) -> tuple[str, str] | None:
         if not line:

@@ -51,7 +51,7 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
     """
     if threads is not None:
         if threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}")
+            raise UsageError(f"`threads` must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     config = read_config(config_path)
     _check_model(config, config_path)

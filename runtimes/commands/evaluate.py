@@ -60,7 +60,7 @@ def evaluate(
         MissingExtraError: sacrebleu is not installed.
     """
     if not separator:
-        raise UsageError("separator must not be empty")
+        raise UsageError("`separator` must not be empty")
     references: dict[str, str] = {}
     for source, target in read_pairs(corpus, separator):
         references.setdefault(source, target)

@@ -8,7 +8,8 @@ import math
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
@@ -63,6 +64,15 @@ def open_input(path: Path | None) -> Iterator[BinaryIO]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     with file:
+        yield file
+
+
+@contextlib.contextmanager
+def open_sentences(sentences: Sequence[str]) -> Iterator[BinaryIO]:
+    """Open sentences of the command line as a file, so that the rules for lines apply to them too."""
+    with tempfile.TemporaryFile() as file:
+        file.writelines(os.fsencode(sentence) + b"\n" for sentence in sentences)
+        file.seek(0)
         yield file
 
 

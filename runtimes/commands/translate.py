@@ -18,6 +18,7 @@ from edge_attn.runtimes.commands.line_io import (
     json_number,
     open_input,
     open_output,
+    open_sentences,
     progress_bar,
     read_windows,
     warn,
@@ -41,6 +42,7 @@ def translate_file(
     suppress: Sequence[str] = (),
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
+    sentences: Sequence[str] = (),
 ) -> int:
     """Translate lines, and return their number. Lines that have arrived are answered before more input is awaited.
 
@@ -58,13 +60,17 @@ def translate_file(
         suppress: entries of the target vocabulary that are never generated.
         runtime: runtime of a bundle.
         options: options of the runtime.
+        sentences: lines to translate instead of those of `input`.
 
     Raises:
         InputError: a line is not text, a prefix contains an unknown token, or a file cannot be read or written. The
             lines before it are answered first.
-        UsageError: an option does not fit the model, or one file is both `output` and `alignments`.
+        UsageError: an option does not fit the model, one file is both `output` and `alignments`, or there are both
+            `sentences` and an `input`.
     """
     _check_distinct(output, alignments)
+    if sentences and input is not None:
+        raise UsageError("`input` and sentences exclude each other; remove one of them")
     translator = Translator.open(bundle, runtime, options)
     config = translator.validate_config(config or SearchConfig(), suppress)
     if alignments:
@@ -73,7 +79,7 @@ def translate_file(
     replacements = check_replacement(translator.runtime, replace_unknown, table)
     count = 0
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(open_input(input))
+        source = stack.enter_context(open_sentences(sentences) if sentences else open_input(input))
         prefixes = stack.enter_context(_open_prefixes(prefix, translator, config)) if prefix else None
         writer = stack.enter_context(open_output(output))
         alignment_writer = stack.enter_context(open_output(alignments)) if alignments else None

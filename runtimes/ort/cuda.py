@@ -34,7 +34,7 @@ FAILURE = re.compile(r"(?:CUDA|CUBLAS|CUDNN) failure \d+: [^;]*|Failed to alloca
 ADVICE = {
     "out of memory": "free memory on the GPU, or use a smaller batch",
     "Failed to allocate": "free memory on the GPU, or use a smaller batch",
-    "no kernel image": "this onnxruntime was not built for this GPU: install a build that was, or use --runtime trt",
+    "no kernel image": "this onnxruntime was not built for this GPU: install a build that was, or use the runtime trt",
 }
 
 
@@ -56,7 +56,7 @@ class OrtCuda:
         fault = provider_fault(self.required_provider) or self._load(bundle, settings)
         if fault is not None:
             if not options.allow_fallback:
-                raise NotTestedError(f"{self.name} does not run here: {fault}; or run on the CPU: --allow-fallback")
+                raise NotTestedError(f"{self.name} does not run here: {fault}; or run on the CPU with `allow_fallback`")
             self.device = "cpu"
             self._sessions = _open(bundle, self.graphs, settings, {})
         self.provider = ", ".join(dict.fromkeys(p for s in self._sessions.values() for p in s.get_providers()))
@@ -146,7 +146,7 @@ def provider_fault(provider: str) -> str | None:
 
 def _right_package(installed: list[str]) -> str:
     if platform.machine() == "aarch64":
-        todo = "use --runtime trt, or an onnxruntime that was built for this board"
+        todo = "use the runtime trt, or an onnxruntime that was built for this board"
         return f"{' and '.join(installed)} overwrite each other; {todo}" if len(installed) > 1 else todo
     remove = f"pip uninstall -y {' '.join(installed)} && " if installed else ""
     if len(installed) > 1:

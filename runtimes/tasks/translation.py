@@ -176,7 +176,7 @@ class Translator:
             raise InputError(f"the target vocabulary has no {unknown!r}")
         room = config.max_length - (config.alternatives > 0)
         if len(ids) > room:
-            raise InputError(f"{len(ids)} tokens, and max_length leaves room for {room}")
+            raise InputError(f"{len(ids)} tokens, and `max_length` leaves room for {room}")
         return ids
 
     def _prefixes(self, texts: Sequence[str], sentences: int, config: SearchConfig) -> list[list[int]]:

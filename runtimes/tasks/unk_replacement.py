@@ -56,7 +56,7 @@ def check_replacement(
     """
     if not replace_unknown:
         if phrase_table is not None:
-            raise UsageError("a phrase table replaces unknown words: it needs replace_unknown (--replace-unknown)")
+            raise UsageError("a phrase table replaces unknown words: `phrase_table` needs `replace_unknown`")
         return None
     check_attention(runtime, "replacing unknown words")
     return phrase_table or {}

@@ -52,7 +52,7 @@ def verify(
     running = open_runtime(opened, runtime, options)
     if reference is None:
         if sentences is not None:
-            raise UsageError("--input needs --reference: golden data exists for the bundle's own sentences only")
+            raise UsageError("`sentences` needs `reference`: golden data exists for the bundle's own sentences only")
         golden = task.load_golden(opened.read)
         return check(opened, running, golden, levels, overrides or {})
     if sentences is not None:

@@ -31,7 +31,12 @@ def test_changed_quote_is_replaced():
 
 def test_every_option_is_in_the_command_reference():
     commands = generator.commands()
-    for option in ("--beam INTEGER", "--override LEVEL.NAME=VALUE", "--target TEXT", "--length-penalty-kind"):
+    for option in (
+        "-b, --beam INTEGER",
+        "--override LEVEL.NAME=VALUE",
+        "--target [ort-cuda/trt]",
+        "--length-penalty-kind",
+    ):
         assert f"`{option}" in commands
 
 

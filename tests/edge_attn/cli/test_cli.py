@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import resource
 import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 
 from edge_attn import __version__, cli, errors
 from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import EdgeAttnError
-from edge_attn.registry import VERBS
+from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS, VERBS
 
 COMMANDS = (
     *("train", "export", "translate", "score", "align", "evaluate"),
@@ -42,14 +48,18 @@ def test_table_of_verbs_has_the_commands_only():
 
 
 def test_version_is_that_of_the_package(edge_attn_cli):
-    assert edge_attn_cli("--version").stdout == f"edge-attn, version {__version__}\n"
+    lines = edge_attn_cli("--version").stdout.splitlines()
+    assert lines[:2] == [
+        f"edge-attn, version {__version__}",
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+    ]
+    assert f"numpy {importlib.metadata.version('numpy')}" in lines
+    assert f"sentencepiece {importlib.metadata.version('sentencepiece')}" in lines
 
 
 @pytest.mark.parametrize("arguments", [["no-such-command"], ["translate"], ["--nonsense"], ["verify", "a", "b"]])
 def test_invalid_command_line_is_a_usage_error(edge_attn_cli, arguments):
-    result = edge_attn_cli(*arguments, code=2)
-    assert "Error: " in result.stderr
-    assert result.stdout == ""
+    assert edge_attn_cli(*arguments, code=2, error="--help").stdout == ""
 
 
 @pytest.mark.parametrize("minutes", ["nan", "inf", "0", "-1", "soon"])
@@ -62,6 +72,117 @@ def test_invalid_build_minutes_are_a_usage_error(edge_attn_cli, toy_bundle, minu
 def test_override_without_number_is_a_usage_error(edge_attn_cli, toy_bundle):
     result = edge_attn_cli("verify", toy_bundle, "--override", "L1.max_abs=loose", code=2)
     assert result.stderr == "edge-attn: --override takes LEVEL.NAME=VALUE with a number, got 'L1.max_abs=loose'\n"
+
+
+def leaves(group: click.Group, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield the names and the command of each command that is no group."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, (*names, name))
+        else:
+            yield (*names, name), command
+
+
+LEAVES = dict(leaves(cli.cli))
+CLOSED = {"runtime": RUNTIMES, "precision": PRECISIONS, "target": TARGETS}
+"""Names of options that take one of a table."""
+
+
+@pytest.mark.parametrize("names", LEAVES, ids=" ".join)
+def test_option_with_a_list_of_values_is_a_choice(names):
+    options = {parameter.name: parameter.type for parameter in LEAVES[names].params}
+    for name in options.keys() & CLOSED.keys():
+        assert isinstance(options[name], click.Choice)
+        assert list(options[name].choices) == list(CLOSED[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        (["tr"], "tr", {"train", "translate"}),
+        (["translate", "--runtime"], "ort", {"ort-cpu", "ort-cuda"}),
+        (["translate", "--precision"], "fp", {"fp32", "fp16"}),
+        (["optimize", "--target"], "", set(TARGETS)),
+        (["verify", "--level"], "L", {"L1", "L2", "L3", "L5"}),
+        (["score", "--format"], "", {"text", "jsonl"}),
+        (["translate", "--length-penalty-kind"], "w", {"wu"}),
+    ],
+)
+def test_shell_completes_values(words, incomplete, expected):
+    complete = ShellComplete(cli.cli, {}, "edge-attn", "_EDGE_ATTN_COMPLETE")
+    arguments = words if len(words) > 1 else []
+    assert {item.value for item in complete.get_completions(arguments, incomplete)} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (
+            ["translate", "b", "--runtime", "cuda"],
+            "'cuda' is not one of ort-cpu, ort-cuda, trt, trt-rtx, torch; did you ",
+        ),
+        (["verify", "b", "--precision", "float16"], "did you mean 'fp16'?"),
+        (["optimize", "b", "--target", "tensorrt"], "did you mean 'trt'?"),
+        (["translate", "b", "--format", "json"], "did you mean 'jsonl'?"),
+        (["transalte"], "No such command 'transalte'. Did you mean 'translate'? See: "),
+        (["--versoin"], "Did you mean '--version'? See: "),
+        (["translate", "b", "--beem", "3"], "No such option '--beem'. (Did you mean one of: '--beam'"),
+        (["optimize", "b"], "Missing option '--target'. Choose from: ort-cuda, trt. See: "),
+        (["export", "c"], "Missing option '--out'. See: "),
+        (["score", "b"], "Missing argument 'TSV'. See: "),
+        (["translate", "b", "--beam", "many"], "'many' is not a valid integer. See: "),
+    ],
+)
+def test_usage_error_is_one_line_with_the_way_out(edge_attn_cli, arguments, error):
+    stderr = edge_attn_cli(*arguments, code=2, error=error).stderr
+    verb = f" {arguments[0]}" if arguments[0] in COMMANDS else ""
+    assert stderr.endswith(f" See: cli{verb} --help\n")
+
+
+def test_parameter_in_an_error_is_printed_as_its_option(edge_attn_cli, monkeypatch):
+    def fail(**options: object) -> None:
+        raise errors.InputError("`n_best` and `as_json`, not `unknown`")
+
+    monkeypatch.setattr("edge_attn.runtimes.commands.translate.translate_file", fail)
+    assert edge_attn_cli("translate", "b", code=4).stderr == "edge-attn: --n-best and `as_json`, not `unknown`\n"
+
+
+def test_command_without_arguments_prints_the_help(edge_attn_cli):
+    assert "Commands:" in edge_attn_cli(code=2).stderr
+
+
+@pytest.mark.parametrize("group", [(), ("cache",)])
+def test_summary_of_each_command_is_complete(edge_attn_cli, group):
+    """Long summaries are cut by click: each fits into 80 columns."""
+    summaries = edge_attn_cli(*group, "--help").stdout.partition("Commands:\n")[2]
+    assert summaries
+    assert "..." not in summaries
+
+
+def test_environment_sets_the_default_of_an_option(edge_attn_cli, monkeypatch):
+    received: dict[str, object] = {}
+    monkeypatch.setattr(
+        "edge_attn.runtimes.commands.translate.translate_file", lambda **options: received.update(options)
+    )
+    monkeypatch.setenv("EDGE_ATTN_TRANSLATE_FORMAT", "jsonl")
+    monkeypatch.setenv("EDGE_ATTN_TRANSLATE_THREADS", "3")
+    monkeypatch.setenv("EDGE_ATTN_TRANSLATE_ALLOW_FALLBACK", "1")
+    edge_attn_cli("translate", "bundle")
+    assert (received["format"], received["options"]) == ("jsonl", RuntimeOptions(3, "fp32", True))
+    edge_attn_cli("translate", "bundle", "--format", "moses")
+    assert received["format"] == "moses"
+    monkeypatch.setenv("EDGE_ATTN_TRANSLATE_FORMAT", "xml")
+    edge_attn_cli("translate", "bundle", code=2, error="'xml' is not one of text, jsonl, moses")
+
+
+def test_short_options_are_those_of_the_long_ones(edge_attn_cli, monkeypatch, tmp_path):
+    received: dict[str, object] = {}
+    monkeypatch.setattr(
+        "edge_attn.runtimes.commands.translate.translate_file", lambda **options: received.update(options)
+    )
+    edge_attn_cli("translate", "bundle", "-i", tmp_path / "in", "-o", tmp_path / "out", "-b", 5, "-n", 2)
+    assert (received["input"], received["output"]) == (tmp_path / "in", tmp_path / "out")
+    assert received["config"] == SearchConfig(beam=5, n_best=2)
 
 
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EdgeAttnError)]
@@ -150,7 +271,8 @@ def test_package_runs_as_a_module(tmp_path, module):
     command = [sys.executable, "-m", module]
     settings = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path, "timeout": 60}
     result = subprocess.run([*command, "--version"], **settings)
-    assert (result.returncode, result.stdout) == (0, f"edge-attn, version {__version__}\n")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"edge-attn, version {__version__}\n")
     result = subprocess.run([*command, "export", "a", "--out", "b"], **settings)
     assert result.returncode in (3, 4), result.stderr
 

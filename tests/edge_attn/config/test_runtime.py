@@ -10,7 +10,7 @@ from edge_attn.errors import UsageError
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_runtime_without_threads_is_refused(threads):
-    with pytest.raises(UsageError, match=f"threads must be at least 1, got {threads}"):
+    with pytest.raises(UsageError, match=f"`threads` must be at least 1, got {threads}"):
         RuntimeOptions(threads)
 
 

@@ -123,7 +123,7 @@ def test_teacher_forcing_sums_to_the_log_prob():
 def test_beam_needs_one_candidate_more_than_its_width():
     decoder = TableDecoder(random_tables(1, 1, 8), candidates=4)
     assert len(search(decoder, [SOURCE], SearchConfig(3, 3))[0]) == 3
-    with pytest.raises(UsageError, match=r"a beam of 4 needs 5 candidates a step, this bundle has 4; use --beam 3"):
+    with pytest.raises(UsageError, match=r"a beam of 4 needs 5 candidates a step, this bundle has 4; use `beam` 3"):
         search(decoder, [SOURCE], SearchConfig(4))
 
 

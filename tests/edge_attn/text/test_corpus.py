@@ -130,5 +130,5 @@ def test_sentences_are_lines_with_text(write):
 
 
 def test_empty_separator_is_refused(write):
-    with pytest.raises(UsageError, match="separator must not be empty"):
+    with pytest.raises(UsageError, match="`separator` must not be empty"):
         read_pairs(write(b"a\tb\n"), "")

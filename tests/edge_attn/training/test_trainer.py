@@ -293,7 +293,7 @@ def test_bad_data_is_refused_before_writing(tiny, out, tmp_path):
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_below_one_are_refused(tiny, out, threads):
-    with pytest.raises(UsageError, match=f"threads must be at least 1, got {threads}"):
+    with pytest.raises(UsageError, match=f"`threads` must be at least 1, got {threads}"):
         train(tiny(), out, threads=threads)
 
 

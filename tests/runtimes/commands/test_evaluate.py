@@ -129,7 +129,7 @@ def test_separator_splits_the_pairs(toy_bundle, tmp_path, pairs):
     path = tmp_path / "corpus.txt"
     path.write_text("".join(f"{source}|||{target}\n" for source, target in pairs[:4]))
     assert evaluate_one(toy_bundle, path, separator="|||").total.sentences == 4
-    with pytest.raises(UsageError, match="separator must not be empty"):
+    with pytest.raises(UsageError, match="`separator` must not be empty"):
         evaluate(toy_bundle, path, separator="")
 
 

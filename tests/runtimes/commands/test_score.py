@@ -310,7 +310,7 @@ def test_missing_or_empty_file_is_named(edge_attn_cli, run, toy_bundle, tmp_path
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--runtime", "tvm"], "unknown runtime 'tvm'; known: "),
+        (["--runtime", "tvm"], "'tvm' is not one of ort-cpu, ort-cuda, "),
         (["--precision", "int8"], "the runtime ort-cpu supports fp32"),
         (["--separator", ""], "separator must not be empty"),
     ],

@@ -148,12 +148,12 @@ def test_long_line_is_truncated_with_a_warning(translate):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--beam", 0], "beam must be at least 1, got 0"),
-        (["--beam", 2, "--n-best", 3], "n_best must be between 1 and the beam (2), got 3"),
+        (["--beam", 0], "--beam must be at least 1, got 0"),
+        (["--beam", 2, "--n-best", 3], "--n-best must be between 1 and the beam (--beam 2), got 3"),
         (["--beam", 16], "a beam of 16 needs 17 candidates a step, this bundle has 16; use --beam 15 or less"),
-        (["--max-length", 0], "max_length must be at least 1"),
-        (["--length-penalty", "nan"], "length_penalty must be between 0 and 10, got nan"),
-        (["--runtime", "tvm"], "unknown runtime 'tvm'; known: "),
+        (["--max-length", 0], "--max-length must be at least 1"),
+        (["--length-penalty", "nan"], "--length-penalty must be between 0 and 10, got nan"),
+        (["--runtime", "tvm"], "'tvm' is not one of ort-cpu, ort-cuda, "),
         (["--runtime", "torch"], "the runtime torch runs a checkpoint"),
     ],
 )
@@ -382,3 +382,18 @@ def test_memory_does_not_grow_with_the_input(start_edge_attn, toy_bundle, toy_pa
         assert (tmp_path / f"{count}.out").read_bytes().count(b"\n") == count
     assert peaks[1] - peaks[0] <= 20, peaks
     assert peaks[0] < 300, f"{peaks} MB are more than the toy model can use: the measurement is wrong"
+
+
+def test_sentences_of_the_command_line_are_translated(edge_attn_cli, toy_bundle):
+    result = edge_attn_cli("translate", toy_bundle, "the red king", "", "a black cat\na child", "-b", 1)
+    assert result.stdout.splitlines()[:2] == ["le roi rouge", ""]
+    assert len(result.stdout.splitlines()) == 4
+
+
+def test_sentences_and_an_input_file_exclude_each_other(edge_attn_cli, toy_bundle, toy_pairs):
+    error = "--input and sentences exclude each other"
+    edge_attn_cli("translate", toy_bundle, "the red king", "--input", toy_pairs, code=2, error=error)
+
+
+def test_sentence_that_is_not_utf_8_is_refused(edge_attn_cli, toy_bundle):
+    edge_attn_cli("translate", toy_bundle, "\udcff", code=4, error="line 1: not UTF-8 at byte 1")

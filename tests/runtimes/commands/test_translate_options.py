@@ -35,7 +35,7 @@ def test_each_line_begins_with_its_prefix(translate, prefixes, monkeypatch):
         (b"le\nun\n", "line 3 has no prefix"),
         (b"le\nun\nle\nla\n", "has more lines than the input, which has 3"),
         (b"le\nun\nder Hund\n", "prefixes: line 3: the target vocabulary has no 'der'"),
-        (b"le\nun\n" + b"le " * 11, "prefixes: line 3: 11 tokens, and max_length leaves room for 10"),
+        (b"le\nun\n" + b"le " * 11, "prefixes: line 3: 11 tokens, and --max-length leaves room for 10"),
         (b"le\nun\n\xff\n", "prefixes: line 3: not UTF-8 at byte 1"),
         (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3: more than {LONGEST_LINE} bytes"),
     ],
@@ -113,16 +113,16 @@ def test_groups_change_the_translations(translate):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--sample", "--beam", 4], "sampling needs a beam of 1, got beam 4"),
-        (["--seed", 3], "seed is for sampling, and sample is off"),
-        (["--groups", 2], "groups above 1 and a diversity above 0 need each other"),
+        (["--sample", "--beam", 4], "sampling needs a beam of 1, got --beam 4"),
+        (["--seed", 3], "--seed is for sampling, which is off; add --sample, or remove --seed"),
+        (["--groups", 2], "--groups above 1 and a --diversity above 0 need each other"),
         (["--suppress", "Hund"], "'Hund' cannot be suppressed: it is no entry of the target vocabulary"),
-        (["--alternatives", 2, "--n-best", 2], "alternatives exclude sample, groups and n_best"),
-        (["--sample", "--groups", 2], "sampling has no groups: remove groups and diversity"),
+        (["--alternatives", 2, "--n-best", 2], "--alternatives exclude --sample, --groups and --n-best"),
+        (["--sample", "--groups", 2], "sampling has no groups: remove --groups and --diversity"),
         (["--sample", "--n-best", 8000], "at most 1024 hypotheses of a sentence can be live, got 8000"),
         (["--alternatives", 300], "at most 1024 hypotheses of a sentence can be live, got 1200"),
-        (["--length-penalty-kind", "none", "--length-penalty", 2], "none divides by 1: it takes no length_penalty"),
-        (["--min-length", 9, "--max-length", 8], "min_length must be at most max_length (8), got 9"),
+        (["--length-penalty-kind", "none", "--length-penalty", 2], "none divides by 1: it takes no --length-penalty"),
+        (["--min-length", 9, "--max-length", 8], "--min-length must be at most --max-length (8), got 9"),
     ],
 )
 def test_invalid_options_are_a_usage_error(translate, options, error):

@@ -287,5 +287,7 @@ def test_missing_target_is_a_command(toy_bundle):
 
 @pytest.mark.parametrize("verb", ["verify", "translate"])
 def test_precision_that_a_runtime_lacks_is_usage(edge_attn_cli, toy_bundle, verb):
-    error = "the runtime ort-cpu supports fp32, got precision 'fp16'"
+    error = (
+        "the runtime ort-cpu supports fp32, got --precision 'fp16'; fp16 is for ort-cuda, trt, trt-rtx, once edge-attn"
+    )
     edge_attn_cli(verb, toy_bundle, "--precision", "fp16", code=2, error=error)

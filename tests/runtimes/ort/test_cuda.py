@@ -65,7 +65,10 @@ def install_packages(monkeypatch, *names: str) -> None:
 @pytest.mark.parametrize(
     ("packages", "message"),
     [
-        ([], "has no CUDAExecutionProvider; run: pip install 'edge-attn[gpu]'; or run on the CPU: --allow-fallback"),
+        (
+            [],
+            "has no CUDAExecutionProvider; run: pip install 'edge-attn[gpu]'; or run on the CPU with `allow_fallback`",
+        ),
         (["onnxruntime"], "; run: pip uninstall -y onnxruntime && pip install 'edge-attn[gpu]'; or"),
         (
             ["onnxruntime-gpu", "onnxruntime", "onnxruntime"],
@@ -88,7 +91,7 @@ def test_jetson_gets_no_pip_advice(monkeypatch, packages):
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     install_packages(monkeypatch, *packages)
     fault = provider_fault(CUDA)
-    assert "use --runtime trt, or an onnxruntime that was built for this board" in fault
+    assert "use the runtime trt, or an onnxruntime that was built for this board" in fault
     assert "pip install" not in fault
     assert ("overwrite each other" in fault) == (len(packages) > 1)
 

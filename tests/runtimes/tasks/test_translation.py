@@ -186,7 +186,7 @@ def test_load_refuses_other_files_runtimes_and_threads(toy_checkpoint, tmp_path,
             edge_attn.load(path)
     with pytest.raises(UsageError, match="unknown runtime 'tvm'; known: ort-cpu"):
         edge_attn.load(toy_bundle, "tvm")
-    with pytest.raises(UsageError, match="threads must be at least 1"):
+    with pytest.raises(UsageError, match="`threads` must be at least 1"):
         edge_attn.load(toy_bundle, threads=0)
     with pytest.raises(UsageError, match="the runtime torch runs a checkpoint"):
         edge_attn.load(toy_bundle, "torch")
@@ -243,7 +243,7 @@ def test_translation_begins_with_its_prefix(model):
     ("prefix", "options", "error"),
     [
         ("un Hund", {}, "prefix 1: the target vocabulary has no 'Hund'"),
-        ("un chat noir et un roi", {"max_length": 5}, "prefix 1: 6 tokens, and max_length leaves room for 5"),
+        ("un chat noir et un roi", {"max_length": 5}, "prefix 1: 6 tokens, and `max_length` leaves room for 5"),
         (b"un", {}, "prefix 1 must be a string, got bytes"),
     ],
 )

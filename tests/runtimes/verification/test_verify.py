@@ -82,7 +82,7 @@ def test_unknown_arguments_are_refused(toy_bundle):
         verify(toy_bundle, levels=["L6"])
     with pytest.raises(UsageError, match="unknown runtime 'tvm'"):
         verify(toy_bundle, "tvm")
-    with pytest.raises(UsageError, match="--input needs --reference"):
+    with pytest.raises(UsageError, match="`sentences` needs `reference`"):
         verify(toy_bundle, sentences=Path("lines"))
 
 
