@@ -60,7 +60,7 @@ class TorchRuntime:
 
 @dataclass(frozen=True)
 class ModelReferences:
-    """An encoder-decoder model in the three forms that a recording needs, each built when it is first used."""
+    """An encoder-decoder model in the four forms that a recording needs, each built when it is first used."""
 
     model: EncoderDecoder
     candidates: int = CANDIDATES
@@ -75,13 +75,21 @@ class ModelReferences:
     @functools.cached_property
     def precise(self) -> TorchRuntime:
         """Return the model's own equations in fp64."""
-        double = cast(Any, copy.deepcopy(cast(nn.Module, self.model)).double())
-        return TorchRuntime(encoder_decoder_graphs(double, self.candidates, folded=False), "fp64")
+        return TorchRuntime(encoder_decoder_graphs(self._double, self.candidates, folded=False), "fp64")
 
     @functools.cached_property
     def deployed(self) -> TorchRuntime:
         """Return the exported form in fp32."""
         return TorchRuntime(encoder_decoder_graphs(self.model, self.candidates, self.folded))
+
+    @functools.cached_property
+    def deployed_precise(self) -> TorchRuntime:
+        """Return the exported form in fp64."""
+        return TorchRuntime(encoder_decoder_graphs(self._double, self.candidates, self.folded), "fp64")
+
+    @functools.cached_property
+    def _double(self) -> Any:
+        return copy.deepcopy(cast(nn.Module, self.model)).double()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ change anywhere shows), alignments; tokens, scores, texts and alignment of greed
 text of every vocabulary entry.
 
 Noise: the reference runs in fp32 and in fp64. Their largest difference at a step, times NOISE_FACTOR, is the noise of
-that step. A different token is accepted only where the reference's own margin is below it. Noise is never measured on
-a candidate.
+that step. A different token is accepted only where the reference's own margin is below it. In the same way each figure
+of L1, L2 and L3 has its noise, which can raise its bound (tolerances.py). Noise is never measured on a candidate.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class ReferenceHypothesis:
     """Noise of log_prob."""
     finished: bool
 
+    @property
+    def score_noise(self) -> float:
+        """Return the noise of the score, which is the log-probability times an exact factor."""
+        return abs(self.score / self.log_prob) * self.noise if self.log_prob else self.noise
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -56,6 +61,8 @@ class Golden:
     greedy: tuple[ReferenceHypothesis, ...]
     n_best: tuple[tuple[ReferenceHypothesis, ...], ...]
     vocabulary: str
+    noise: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Noise of each figure by its key, as `L1.max_abs memory.keys`; bundles of earlier versions have none."""
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
     """Arrays by name, the sentences' rows one after another."""
 
@@ -116,6 +123,11 @@ class Golden:
         count = len(self.sentences)
         if not count or not all(self.n_best) or {len(self.sources), len(self.greedy), len(self.n_best)} != {count}:
             raise BundleError("the golden data lacks a source, a greedy result or an n-best list for some sentence")
+        for key, noise in self.noise.items():
+            if not 0 <= noise < np.inf:
+                raise BundleError(
+                    f"the golden data's noise of {key} is {noise}, expected a finite number of at least 0"
+                )
         steps, sources = self.steps()[-1].stop, self.positions()[-1].stop
         states = (name.partition(".")[2] for name in self.arrays if name.startswith("encoder.state."))
         required = ("top_ids", *SUMMARY, "noise", *(f"next_{name}" for name in states))

@@ -40,6 +40,13 @@ def largest(values: np.ndarray) -> float:
     return float(np.max(values)) if values.size else 0.0
 
 
+def absolute_difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return |actual - expected|: 0 where both are NaN or the same infinity, NaN or infinite where only one is."""
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        return np.where(same, 0.0, np.abs(actual - expected))
+
+
 def first_difference(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     """Return the first step at which two token sequences differ, or the shorter length if one begins with the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -14,7 +14,9 @@ from edge_attn.decoding.batching import BATCH, batches, search_batches
 from edge_attn.decoding.decoder import ENCODER, encode, output_sizes, teacher_force
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
+from edge_attn.parity.figures import StepFigures
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, ReferenceHypothesis
+from edge_attn.parity.metrics import absolute_difference
 from edge_attn.parity.task import References
 from edge_attn.progress import track
 from edge_attn.spec import Runtime
@@ -26,6 +28,8 @@ NOISE_FACTOR = 4.0
 """Safety factor: the log-probabilities of two tokens can each be off, in the reference and in the candidate."""
 MIN_LOG_REST = float(np.log(1e-6))
 """Lower limit of the compared log of the remaining probability mass."""
+IMPOSSIBLE = -1e3
+"""Log-probability that stands for -inf in the projections."""
 RECORDED_BEAM = 5
 """Beam size of the recorded search, where the graph returns enough candidates."""
 
@@ -112,8 +116,15 @@ def summarize(log_probs: np.ndarray, top: np.ndarray) -> dict[str, np.ndarray]:
     np.put_along_axis(remaining, top, 0.0, 1)
     with np.errstate(divide="ignore"):
         rest = np.log(remaining.sum(1))
-    values = (np.take_along_axis(rows, top, 1), np.maximum(rest, MIN_LOG_REST), rows @ projection(rows.shape[1]))
+    finite = np.where(np.isneginf(rows), IMPOSSIBLE, rows)  # inf - inf would hide the row in its projections
+    values = (np.take_along_axis(rows, top, 1), np.maximum(rest, MIN_LOG_REST), finite @ projection(rows.shape[1]))
     return dict(zip(SUMMARY, values, strict=True))
+
+
+def step_arrays(outputs: StepOutputs, top: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the outputs of one sentence's steps as arrays of golden data, by their names without `steps.`."""
+    arrays = {**outputs.states, **summarize(outputs.log_probs, top)}
+    return arrays if outputs.alignment is None else {**arrays, "alignment": outputs.alignment}
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
@@ -136,14 +147,18 @@ def record_translation(references: References, text: Text, sentences: Sequence[s
     candidates, _ = output_sizes(references.reference.graphs)
     beam = max(1, min(RECORDED_BEAM, candidates - 1))
     config = SearchConfig(beam=beam, n_best=beam, max_length=2 * max_source)
-    golden = record(references.reference, references.precise, text, sentences, config, max_source)
-    memory = record_encoder(references.deployed, golden.sources)
-    others = {name: rows for name, rows in golden.arrays.items() if not name.startswith("encoder.")}
-    return dataclasses.replace(golden, arrays={**memory, **others})
+    encoders = references.deployed, references.deployed_precise
+    return record(references.reference, references.precise, text, sentences, config, max_source, encoders)
 
 
 def record(
-    reference: Runtime, precise: Runtime, text: Text, sentences: Sequence[str], config: SearchConfig, max_source: int
+    reference: Runtime,
+    precise: Runtime,
+    text: Text,
+    sentences: Sequence[str],
+    config: SearchConfig,
+    max_source: int,
+    encoders: tuple[Runtime, Runtime] | None = None,
 ) -> Golden:
     """Return the results of `reference` (fp32), and its noise against `precise` (the same weights in fp64).
 
@@ -154,6 +169,7 @@ def record(
         sentences: source sentences.
         config: beam search to record; greedy search is recorded too.
         max_source: maximum source length in tokens.
+        encoders: the model in fp32 and in fp64 whose encoder's outputs are recorded; by default the first two.
     """
     sources = [encode_truncated(text, sentence, max_source)[0] for sentence in sentences]
     greedy = search_batches(reference, sources, dataclasses.replace(config, beam=1, n_best=1), True)
@@ -164,13 +180,16 @@ def record(
         arrays.setdefault(name, []).append(rows if rows.dtype == bool else rows.astype(np.float32))
 
     targets = [hypotheses[0].tokens for hypotheses in greedy]
+    figures = StepFigures()
     runs = (run_teacher_forced(runtime, sources, targets) for runtime in (reference, precise))
     for outputs, exact in zip(*runs, strict=True):
         top = np.argsort(-outputs.log_probs, axis=1, kind="stable")[:, :TOP].astype(np.int64)  # (steps, TOP)
         arrays.setdefault("steps.top_ids", []).append(top.astype(np.int32))
+        figures.add_steps(step_arrays(exact, top), step_arrays(outputs, top))
         for name, value in summarize(outputs.log_probs, top).items():
             append(f"steps.{name}", value)
-        append("steps.noise", NOISE_FACTOR * np.abs(outputs.log_probs - exact.log_probs).max(1))
+        noise = NOISE_FACTOR * absolute_difference(outputs.log_probs, exact.log_probs).max(1)
+        append("steps.noise", np.where(np.isfinite(noise), noise, 0.0))
         for name, value in outputs.states.items():
             append(f"steps.{name}", value)
         if outputs.alignment is not None:
@@ -179,15 +198,31 @@ def record(
         weights = hypotheses[0].alignment
         if weights is not None:
             append("beam.alignment", weights[:, : len(source)].reshape(-1))
+    encoded, exactly = (record_encoder(runtime, sources) for runtime in encoders or (reference, precise))
+    rows = [{name.partition(".")[2]: value for name, value in part.items()} for part in (exactly, encoded)]
+    figures.add_encoder(rows[0], rows[1])
+    best = [hypotheses[0] for hypotheses in _with_noise(reference, precise, text, sources, greedy)]
+    lists = _with_noise(reference, precise, text, sources, n_best)
     return Golden(
         config,
         tuple(sentences),
         tuple(tuple(source) for source in sources),
-        tuple(best[0] for best in _with_noise(reference, precise, text, sources, greedy)),
-        tuple(_with_noise(reference, precise, text, sources, n_best)),
+        tuple(best),
+        tuple(lists),
         vocabulary_digest(text.target),
-        {**record_encoder(reference, sources), **{name: np.concatenate(rows) for name, rows in arrays.items()}},
+        _noise_of_figures(figures, [*best, *(hypothesis for hypotheses in lists for hypothesis in hypotheses)]),
+        {**encoded, **{name: np.concatenate(rows) for name, rows in arrays.items()}},
     )
+
+
+def _noise_of_figures(figures: StepFigures, hypotheses: Sequence[ReferenceHypothesis]) -> dict[str, float]:
+    """Return the noise of each figure of L1, L2 and L3 by its key."""
+    noise = figures.noise(NOISE_FACTOR)
+    noise["L3.log_prob"] = max(hypothesis.noise for hypothesis in hypotheses)
+    noise["L3.score"] = max(hypothesis.score_noise for hypothesis in hypotheses)
+    if "L1.alignment" in noise:
+        noise["L3.alignment"] = noise["L1.alignment"]
+    return noise
 
 
 def record_encoder(runtime: Runtime, sources: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:

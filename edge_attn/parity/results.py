@@ -1,4 +1,7 @@
-"""Results of a comparison between a runtime and the reference. Every comparison is written so that NaN fails."""
+"""Results of a comparison between a runtime and the reference.
+
+Every comparison is written so that NaN and infinity fail, except where the reference has the very same ones.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edge_attn.parity.metrics import largest
+from edge_attn.parity.metrics import absolute_difference, largest
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,16 @@ class TensorDifference:
             self._differences.setdefault(name, []).append(np.array([np.inf]))
             self._rows.setdefault(name, []).append((sentence, np.array([np.inf])))
             return
-        if actual.size:
-            rows = np.abs(np.subtract(actual, expected, dtype=np.float64)).reshape(len(actual), -1).max(1)  # (rows)
-            self._rows.setdefault(name, []).append((sentence, rows))
         a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
-        self._differences.setdefault(name, []).append(np.abs(a - b))
-        sums = np.array([((a - b) ** 2).sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()])
-        self._squares[name] = self._squares.get(name, np.zeros(4)) + sums
+        difference = absolute_difference(a, b)
+        self._differences.setdefault(name, []).append(difference)
+        if actual.size:
+            rows = difference.reshape(len(actual), -1).max(1)  # (rows)
+            self._rows.setdefault(name, []).append((sentence, rows))
+        same = (difference == 0) & ~np.isfinite(b)  # the reference's own NaN and infinities have no square
+        a, b, difference = a[~same], b[~same], difference[~same]
+        sums = np.array([(difference**2).sum(), (a * a).sum(), (b * b).sum(), (a * b).sum(), b.size])
+        self._squares[name] = self._squares.get(name, np.zeros(5)) + sums
 
     def names(self) -> list[str]:
         """Return the names in the order in which they were added."""
@@ -158,14 +164,19 @@ class TensorDifference:
         """Return the 99th percentile of the absolute differences."""
         return float(np.quantile(np.concatenate(self._differences[name]), 0.99))
 
+    def scale(self, name: str) -> float:
+        """Return the root mean square of the expected values."""
+        _, _, expected, _, count = self._squares.get(name, np.zeros(5))
+        return float(np.sqrt(expected / max(count, 1.0)))
+
     def relative(self, name: str) -> float:
         """Return the norm of the difference, divided by the norm of the expected values."""
-        difference, _, expected, _ = self._squares.get(name, np.array([np.inf, 1.0, 1.0, 0.0]))
+        difference, _, expected, *_ = self._squares.get(name, np.array([np.inf, 1.0, 1.0, 0.0, 1.0]))
         return float(np.sqrt(difference / expected)) if expected > 0 else float(np.sqrt(difference))
 
     def cosine(self, name: str) -> float:
         """Return 1 - cosine similarity, at least 0."""
-        _, actual, expected, product = self._squares.get(name, np.array([0.0, 1.0, 1.0, 0.0]))
+        _, actual, expected, product, _ = self._squares.get(name, np.array([0.0, 1.0, 1.0, 0.0, 1.0]))
         if actual == 0 and expected == 0:
             return 0.0
         return float(max(1.0 - product / np.sqrt(actual * expected), 0.0)) if actual * expected > 0 else 1.0

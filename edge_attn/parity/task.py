@@ -13,9 +13,10 @@ from typing import Any, Protocol, TypeAlias
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.parity.results import LevelResult
+from edge_attn.parity.tolerances import Bounds
 from edge_attn.spec import GraphSpec, Runtime
 
-Compare: TypeAlias = Callable[[Bundle, Runtime, Any, Mapping[str, float]], Sequence[LevelResult]]
+Compare: TypeAlias = Callable[[Bundle, Runtime, Any, Bounds], Sequence[LevelResult]]
 """Comparison of a bundle on a runtime with golden data, within bounds by name."""
 
 
@@ -30,7 +31,7 @@ class GoldenData(Protocol):
 
 
 class References(Protocol):
-    """The reference model behind the Runtime interface, in the three forms that a recording needs."""
+    """The reference model behind the Runtime interface, in the four forms that a recording needs."""
 
     @property
     def reference(self) -> Runtime:
@@ -43,6 +44,10 @@ class References(Protocol):
     @property
     def deployed(self) -> Runtime:
         """Return the modules that are exported, in fp32."""
+
+    @property
+    def deployed_precise(self) -> Runtime:
+        """Return the modules that are exported, in fp64."""
 
 
 class Task(Protocol):

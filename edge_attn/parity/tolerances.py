@@ -1,16 +1,20 @@
 """Bounds of each verification level, by precision.
 
-The bounds are ceilings: a manifest may only be stricter, and `--override` loosens one for a single run and is listed
-in its report.
+The bound of a figure is the largest of the ceiling in the code, the ceiling times the scale of large activations, and
+the recorded noise of the reference, up to NOISE_LIMIT ceilings. A manifest may only be stricter. `--override` sets a
+bound for a single run and is listed in its report. Both are taken as they are, without scale and noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from edge_attn.errors import BundleError, UsageError
+from edge_attn.parity.figures import Figure
+from edge_attn.parity.results import Measurement
 
 LEVELS = {
     "L0": "op: each op against its float64 oracle",
@@ -105,7 +109,43 @@ against the reference's own. The quality that fp16 and int8 may lose against hum
 with `evaluate`."""
 
 
-def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str, float]) -> dict[str, float]:
+NOISE_LIMIT = 10.0
+"""Largest bound that noise can cause, in ceilings: a reference noisier than that proves too little."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds(Mapping[str, float]):
+    """Bounds of one run by name, before the noise and the scale of a figure."""
+
+    limits: Mapping[str, float]
+    fixed: frozenset[str] = frozenset()
+    """Names whose bound the manifest or the user has set."""
+
+    def __getitem__(self, name: str) -> float:
+        return self.limits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.limits)
+
+    def __len__(self) -> int:
+        return len(self.limits)
+
+    def measurement(self, figure: Figure, noise: Mapping[str, float]) -> Measurement:
+        """Return a figure with its bound.
+
+        Args:
+            figure: the measured value.
+            noise: noise of the reference by the key of a figure; a figure without any has its ceiling.
+        """
+        bound = self[figure.bound]
+        if figure.bound not in self.fixed:
+            bound *= max(figure.scale, 1.0)
+            bound = max(bound, min(noise.get(figure.key, 0.0), NOISE_LIMIT * bound))
+        place = figure.place(bound) if figure.place else ""
+        return Measurement(figure.level, figure.name, figure.value, bound, figure.part, place)
+
+
+def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str, float]) -> Bounds:
     """Return the bounds of one run, by name.
 
     Raises:
@@ -125,4 +165,4 @@ def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str
         if not 0 <= value < np.inf:
             raise UsageError(f"--override {name}: must be a finite number of at least 0, got {value}")
         limits[name] = value
-    return limits
+    return Bounds(limits, frozenset({*stricter, *overrides}))

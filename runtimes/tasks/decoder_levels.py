@@ -6,7 +6,8 @@ L1 and L2 follow the reference's greedy tokens, sentence by sentence and in padd
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,15 +16,14 @@ from edge_attn.decoding.decoder import ENCODER
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.parity import recorder
+from edge_attn.parity.figures import Figure, StepFigures
 from edge_attn.parity.golden import SUMMARY, Golden, ReferenceHypothesis
-from edge_attn.parity.metrics import chrf, first_difference, largest
+from edge_attn.parity.metrics import chrf, first_difference
 from edge_attn.parity.results import LevelResult, Measurement, TensorDifference, TokenMismatch
+from edge_attn.parity.tolerances import Bounds
 from edge_attn.spec import Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
 from edge_attn.text.tokenizers import EOS
-
-Bounds = Mapping[str, float]
-
 
 # ---- L1 and L2
 
@@ -31,68 +31,34 @@ Bounds = Mapping[str, float]
 def compare_graphs_and_steps(runtime: Runtime, golden: Golden, bounds: Bounds) -> tuple[LevelResult, LevelResult]:
     """Compare along the reference's greedy tokens. L1: encoder outputs, states, alignments. L2: log-probabilities."""
     arrays, positions, steps = golden.arrays, golden.positions(), golden.steps()
-    axes = {tensor.name: tensor.shape for tensor in runtime.graphs[ENCODER].outputs}
+    per_position = {tensor.name for tensor in runtime.graphs[ENCODER].outputs if "src" in tensor.shape}
     alignments = golden.alignments("steps.alignment")
     targets = [hypothesis.tokens for hypothesis in golden.greedy]
-    encoder, states, alignment, log_probs = (TensorDifference() for _ in range(4))
-    divergences, misses = [], 0
+    figures, misses = StepFigures(per_position), 0
     for batch in (1, BATCH):
         for i, outputs in enumerate(recorder.run_teacher_forced(runtime, golden.sources, targets, batch)):
-            for name, value in outputs.encoder.items():
-                expected_rows = arrays[f"encoder.{name}"][positions[i] if "src" in axes[name] else slice(i, i + 1)]
-                encoder.add(name, value if "src" in axes[name] else value[None], expected_rows, i)
-            for name, value in outputs.states.items():
-                states.add(name, value, arrays[f"steps.{name}"][steps[i]], i)
-            if alignments:
-                alignment.add("alignment", _or_nan(outputs.alignment), alignments[i], i)
-            expected = {name: arrays[f"steps.{name}"][steps[i]] for name in SUMMARY}
+            figures.add_encoder(
+                {name: value if name in per_position else value[None] for name, value in outputs.encoder.items()},
+                {
+                    name: arrays[f"encoder.{name}"][positions[i] if name in per_position else slice(i, i + 1)]
+                    for name in outputs.encoder
+                },
+                i,
+            )
             top = arrays["steps.top_ids"][steps[i]].astype(np.int64)  # (steps, TOP)
-            actual = recorder.summarize(outputs.log_probs, top)
-            log_probs.add("log_prob", actual["top_log_probs"], expected["top_log_probs"], i)
-            log_probs.add("rest", actual["rest"], expected["rest"], i)
-            log_probs.add("projection", actual["projections"], expected["projections"], i)
-            divergences.append(_divergence(expected, actual))
+            actual = recorder.step_arrays(outputs, top)
+            expected = {name: arrays[f"steps.{name}"][steps[i]] for name in (*outputs.states, *SUMMARY)}
+            if alignments:
+                expected["alignment"] = alignments[i]
+                actual.setdefault("alignment", _or_nan(None))
+            else:
+                actual.pop("alignment", None)
+            figures.add_steps(actual, expected, i)
             misses += _top1_misses(outputs.log_probs, top, expected["top_log_probs"], arrays["steps.noise"][steps[i]])
-    graph, step = LevelResult("L1"), LevelResult("L2")
-    for name in encoder.names():
-        for measure in ("max_abs", "p99", "relative", "cosine"):
-            value = getattr(encoder, measure)(name)
-            place = encoder.place(name, bounds["L1.max_abs"], "position" if "src" in axes[name] else "")
-            bound = bounds[f"L1.{measure}"]
-            graph.measurements.append(Measurement("L1", f"{measure} {name}", value, bound, "encoder", place))
-    for name in states.names():
-        bound = bounds["L1.state"]
-        place = states.place(name, bound, "step")
-        graph.measurements.append(Measurement("L1", f"state {name}", states.max_abs(name), bound, "step", place))
-    graph.measurements += _max_abs("L1", alignment, bounds, "step", "step")
-    step.measurements += _max_abs("L2", log_probs, bounds, "step", "step")
-    step.measurements.append(Measurement("L2", "kl", largest(np.concatenate(divergences)), bounds["L2.kl"], "step"))
-    step.measurements.append(Measurement("L2", "top1", misses / (2 * steps[-1].stop), bounds["L2.top1"], "step"))
-    return graph.conclude(), step.conclude()
-
-
-def _max_abs(level: str, difference: TensorDifference, bounds: Bounds, part: str, row: str) -> list[Measurement]:
-    measurements = []
-    for name in difference.names():
-        bound = bounds[f"{level}.{name}"]
-        place = difference.place(name, bound, row)
-        measurements.append(Measurement(level, name, difference.max_abs(name), bound, part, place))
-    return measurements
-
-
-def _divergence(expected: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the KL divergence of each step from the reference, over the best entries and the rest.
-
-        sum p log(p / q) - p + q
-
-    is of second order in their difference even where rounding means that p and q do not quite sum to one.
-    """
-    p, q = (
-        np.concatenate([rows["top_log_probs"], rows["rest"][:, None]], 1).astype(np.float64)
-        for rows in (expected, actual)
-    )  # (steps, TOP + 1)
-    divergence: np.ndarray = (np.exp(p) * (p - q) - np.exp(p) + np.exp(q)).sum(1)
-    return divergence
+    levels = {name: LevelResult(name) for name in ("L1", "L2")}
+    for figure in (*figures, Figure("L2", "top1", misses / (2 * steps[-1].stop), part="step")):
+        levels[figure.level].measurements.append(bounds.measurement(figure, golden.noise))
+    return levels["L1"].conclude(), levels["L2"].conclude()
 
 
 def _top1_misses(log_probs: np.ndarray, top: np.ndarray, expected: np.ndarray, noise: np.ndarray) -> int:
@@ -107,7 +73,8 @@ def _top1_misses(log_probs: np.ndarray, top: np.ndarray, expected: np.ndarray, n
     best = log_probs.argmax(1)
     reference = np.where(best[:, None] == top, expected, -np.inf).max(1)
     within_noise = expected[:, 0] - reference <= noise
-    wrong = (best != top[:, 0]) & ~within_noise | ~np.isfinite(log_probs).all(1)
+    broken = np.isnan(log_probs) | np.isposinf(log_probs)  # -inf is a probability of 0; the projections compare it
+    wrong = (best != top[:, 0]) & ~within_noise | broken.any(1)
     return int(wrong.sum())
 
 
@@ -143,7 +110,10 @@ def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: 
         difference.add(name, values[:, 0], values[:, 1])
     _add_alignments(difference, greedy, golden.greedy, golden.alignments("steps.alignment"))
     _add_alignments(difference, best_of_beam, references, golden.alignments("beam.alignment"))
-    level.measurements += _max_abs("L3", difference, bounds, "search", "")
+    for name in difference.names():
+        place = functools.partial(difference.place, name, row="")
+        figure = Figure("L3", name, difference.max_abs(name), part="search", place=place)
+        level.measurements.append(bounds.measurement(figure, golden.noise))
     for where, hypotheses, expected in (("greedy", greedy, golden.greedy), ("beam", best_of_beam, references)):
         texts = [text.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
         loss = 1.0 - chrf(texts, [reference.text for reference in expected])
@@ -322,15 +292,10 @@ def _beam_mismatch(
     if other is None:  # the reference recorded no margin between the two, so none excuses it
         margin, noise = np.inf, 0.0
     else:
-        margin, noise = expected.score - other.score, _score_noise(expected) + _score_noise(other)
+        margin, noise = expected.score - other.score, expected.score_noise + other.score_noise
     mismatch = TokenMismatch(sentence, "beam", step, *tokens, margin, noise)
     return _with_texts(mismatch, source, expected, actual, text)
 
 
 def _token(tokens: Sequence[int], step: int) -> int:
     return tokens[step] if step < len(tokens) else EOS
-
-
-def _score_noise(reference: ReferenceHypothesis) -> float:
-    """Return the noise of the score, which is the log-probability times an exact factor."""
-    return abs(reference.score / reference.log_prob) * reference.noise if reference.log_prob else reference.noise

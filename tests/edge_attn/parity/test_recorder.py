@@ -14,6 +14,7 @@ from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import recorder
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden
 from edge_attn.parity.recorder import MIN_LOG_REST, projection, record_translation, run_teacher_forced, summarize
+from edge_attn.parity.tolerances import BOUNDS
 from edge_attn.reference import ModelReferences, open_checkpoint
 from edge_attn.text import pipeline
 from edge_attn.text.pipeline import Text
@@ -109,6 +110,37 @@ def test_noise_is_the_difference_of_two_precisions(recorded):
     assert (noiseless.arrays["steps.noise"] == 0).all()
     assert {hypothesis.noise for hypothesis in noiseless.greedy} == {0.0}
     assert noiseless.sources == golden_data.sources
+
+
+def test_every_figure_has_its_noise(recorded):
+    model, text, golden_data = recorded
+    measures = {key.partition(" ")[0] for key in golden_data.noise}
+    attends = {"L1.alignment", "L3.alignment"} if model.config.attention != "none" else set()
+    of_every_model = {name for name in BOUNDS["fp32"] if name.startswith("L1.")} - {"L1.alignment"}
+    of_every_model |= {"L2.log_prob", "L2.rest", "L2.projection", "L2.kl", "L3.log_prob", "L3.score"}
+    assert measures == of_every_model | attends
+    assert 1e-8 < golden_data.noise["L2.log_prob"] < 1e-4
+    assert 1e-9 < golden_data.noise["L1.max_abs state.hidden.0"] < 1e-5
+    reference = ModelReferences(model).reference
+    noiseless = recorder.record(reference, reference, text, LINES, golden_data.search, 9)
+    assert set(noiseless.noise.values()) == {0.0}
+
+
+def test_noise_of_the_encoder_is_that_of_its_exported_form(recorded):
+    """A folded output is another tensor than the reference's: its noise is not the distance between the two."""
+    _, _, golden_data = recorded
+    names = {name.partition(".")[2] for name in golden_data.arrays if name.startswith("encoder.")}
+    assert {key.partition(" ")[2] for key in golden_data.noise if key.startswith("L1.max_abs ")} == names
+    assert all(golden_data.noise[f"L1.max_abs {name}"] < 1e-5 for name in names)
+
+
+def test_impossible_tokens_keep_the_projections_finite():
+    rows = np.log(np.array([[0.5, 0.5, 1e-30, 1e-30]]))
+    rows[0, 2] = -np.inf
+    moved = rows[:, [0, 1, 3, 2]]
+    before, after = (summarize(values, np.array([[0, 1]])) for values in (rows, moved))
+    assert np.isfinite(before["projections"]).all()
+    assert np.abs(before["projections"] - after["projections"]).max() > 1.0
 
 
 def test_batch_equals_single_sentences(recorded):

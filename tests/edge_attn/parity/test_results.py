@@ -1,4 +1,4 @@
-"""Tests of comparisons and verdicts: NaN and infinity always fail."""
+"""Tests of comparisons and verdicts: NaN and infinity fail unless the reference has the very same ones."""
 
 from __future__ import annotations
 
@@ -68,6 +68,26 @@ def test_nan_and_infinity_exceed_every_bound(measure, broken):
     difference = TensorDifference()
     difference.add("a", np.ones(2), np.ones(2))
     difference.add("a", broken, np.ones(2))
+    assert not Measurement("L1", measure, getattr(difference, measure)("a"), 0.5).ok
+
+
+@pytest.mark.parametrize("measure", ["max_abs", "p99", "relative", "cosine"])
+def test_nan_and_infinity_of_the_reference_are_no_difference(measure):
+    difference = TensorDifference()
+    values = np.array([np.nan, np.inf, -np.inf, 2.0])
+    difference.add("a", values, values)
+    assert Measurement("L1", measure, getattr(difference, measure)("a"), 1e-12).ok
+    assert difference.scale("a") == 2.0
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("measure", ["max_abs", "p99", "relative", "cosine"])
+@pytest.mark.parametrize(
+    "broken", [[1.0, np.inf], [np.nan, np.nan], [np.nan, -np.inf], [np.inf, np.inf], [np.nan, 1e9]], ids=str
+)
+def test_other_nan_or_infinity_than_the_reference_fails(measure, broken):
+    difference = TensorDifference()
+    difference.add("a", np.array(broken), np.array([np.nan, np.inf]))
     assert not Measurement("L1", measure, getattr(difference, measure)("a"), 0.5).ok
 
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from edge_attn.errors import BundleError, UsageError
-from edge_attn.parity.tolerances import BOUNDS, LEVELS, bounds
+from edge_attn.parity.figures import Figure
+from edge_attn.parity.tolerances import BOUNDS, LEVELS, NOISE_LIMIT, bounds
 from edge_attn.registry import PRECISIONS
 
 
@@ -47,3 +48,31 @@ def test_unknown_bound_is_refused():
 def test_negative_or_nonfinite_override_is_refused(value):
     with pytest.raises(UsageError, match=r"--override L2.kl: must be a finite number of at least 0"):
         bounds("fp32", {}, {"L2.kl": value})
+
+
+@pytest.mark.parametrize(
+    ("noise", "scale", "bound"),
+    [
+        (0.0, 0.3, 1.0),  # the ceiling is a floor for quiet references and small activations
+        (0.9, 1.0, 1.0),
+        (3.0, 1.0, 3.0),
+        (1e9, 1.0, NOISE_LIMIT),  # a reference that is noise alone excuses nothing
+        (0.0, 100.0, 100.0),
+        (300.0, 100.0, 300.0),
+        (1e9, 100.0, 100 * NOISE_LIMIT),
+    ],
+)
+def test_noise_and_scale_raise_the_ceiling(noise, scale, bound):
+    ceiling = BOUNDS["fp32"]["L1.max_abs"]
+    figure = Figure("L1", "max_abs memory.keys", 0.0, scale)
+    measured = bounds("fp32", {}, {}).measurement(figure, {"L1.max_abs memory.keys": noise * ceiling})
+    assert measured.bound == pytest.approx(bound * ceiling)
+    other = bounds("fp32", {}, {}).measurement(figure, {"L1.max_abs memory.values": 5.0})
+    assert other.bound == pytest.approx(max(scale, 1.0) * ceiling)
+
+
+@pytest.mark.parametrize(("stricter", "overrides"), [({"L1.max_abs": 1e-6}, {}), ({}, {"L1.max_abs": 1e-6})])
+def test_bound_of_manifest_or_user_is_taken_as_it_is(stricter, overrides):
+    figure = Figure("L1", "max_abs memory.keys", 2e-6, 100.0)
+    measured = bounds("fp32", stricter, overrides).measurement(figure, {figure.key: 1e-5})
+    assert (measured.bound, measured.ok) == (1e-6, False)
