@@ -17,6 +17,13 @@ Any other exception is a bug of edge-attn: exit code 70, with a traceback.
 
 from __future__ import annotations
 
+import re
+
+LONGEST_MESSAGE = 288
+"""Characters of an error's line on standard error, which begins with `edge-attn: `."""
+LONGEST_VALUE = 80
+"""Characters of a value in a message that would be too long otherwise."""
+
 
 class EdgeAttnError(Exception):
     """Base class of all errors. The message is one sentence for the person who can act on it.
@@ -76,3 +83,38 @@ class ExportError(InputError):
 
 class TooLargeError(InputError):
     """A request is larger than the profile that an engine was built for."""
+
+
+def one_line(message: object, limit: int = LONGEST_MESSAGE) -> str:
+    """Return a message as one line of at most `limit` characters.
+
+    Line breaks, control characters, terminal codes and lone surrogates are escaped. Of a message that is too long,
+    long words are shortened in the middle first, such as values that came from a file, then the message itself.
+    """
+    text = _escape(str(message).strip())
+    if len(text) > limit:
+        text = re.sub(rf"\S{{{LONGEST_VALUE},}}", lambda word: _shorten(word[0], LONGEST_VALUE), text)
+    return _shorten(text, limit)
+
+
+def quoted(value: object) -> str:
+    """Return a value as it stands in a message: its repr on one line, shortened in the middle."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        text = f"a {type(value).__name__}"
+    return _shorten(_escape(text), LONGEST_VALUE)
+
+
+def _escape(text: str) -> str:
+    """Return `text` with the escape sequence of each character that cannot be printed."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shorten(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 2
+    return f"{text[:head]}\u2026{text[head + 1 - limit :]}"

@@ -3,13 +3,11 @@
 Each command imports its function, a row of the table `VERBS`, when it runs, so that `--help` imports click only.
 
 Exit codes: 0 success, 1 parity does not hold, 2 usage, 3 not tested, 4 bad input or bundle, 70 a bug in edge-attn,
-130 interrupted, 141 the reader closed the pipe. Output is UTF-8 in every locale.
+129 SIGHUP, 130 Ctrl-C, 141 the reader closed the pipe, 143 SIGTERM. Output is UTF-8 in every locale.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import re
 import signal
 import sys
@@ -21,8 +19,10 @@ import click
 from edge_attn import __version__
 from edge_attn.cli.device import cache, demo, doctor, inspect, optimize, verify
 from edge_attn.cli.model import export, train
+from edge_attn.cli.signals import exit_code, raise_on_signals
+from edge_attn.cli.streams import open_streams
 from edge_attn.cli.text import align, evaluate, score, translate
-from edge_attn.errors import EdgeAttnError
+from edge_attn.errors import EdgeAttnError, InputError, one_line
 
 VERSIONED = (
     *("numpy", "click", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnxscript"),
@@ -54,7 +54,7 @@ class ErrorHandlingGroup(click.Group):
             message = " ".join(error.format_message().split())
             end = "" if message.endswith((".", "?")) else "."
             command = error.ctx.command_path if error.ctx else "edge-attn"
-            click.echo(f"edge-attn: {message}{end} See: {command} --help", err=True)
+            _print_line(f"{message}{end} See: {command} --help")
             code = error.exit_code
         sys.exit(code)
 
@@ -65,13 +65,19 @@ class ErrorHandlingGroup(click.Group):
             if error.exit_code == 70:
                 raise
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            click.echo(f"edge-attn: {_with_option_names(str(error), command)}", err=True)
+            _print_line(_with_option_names(str(error), command))
             ctx.exit(error.exit_code)
+        except MemoryError as error:
+            _print_line(f"the memory of this machine is too small: {error}".rstrip(": "))
+            ctx.exit(InputError.exit_code)
         except BrokenPipeError:  # a reader such as `head` needs no more lines
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(128 + signal.SIGPIPE)
-        except KeyboardInterrupt:
-            ctx.exit(128 + signal.SIGINT)
+        except KeyboardInterrupt as error:
+            ctx.exit(exit_code(error))
+
+
+def _print_line(message: object) -> None:
+    click.echo(f"edge-attn: {one_line(message)}", err=True)
 
 
 def _with_option_names(message: str, command: click.Command | None) -> str:
@@ -126,14 +132,33 @@ for command in (train, export, translate, score, align, evaluate, verify, inspec
 
 def main() -> None:
     """Run the command `edge-attn`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    output = open_streams()
+    raise_on_signals()
     try:
-        cli()
+        code = _run()
+        if output is not None:
+            sys.stdout.flush()
+    except InputError as error:  # from standard output
+        _print_line(error)
+        code = error.exit_code
+    except BrokenPipeError:
+        code = 128 + signal.SIGPIPE
+    except KeyboardInterrupt as error:
+        code = exit_code(error)
     except Exception:
         import traceback
 
         traceback.print_exc()
         click.echo("edge-attn: this is a bug in edge-attn, not an error in your input; please report it", err=True)
-        sys.exit(70)
+        code = 70
+    if output is not None and isinstance(output.error, BrokenPipeError):  # click turns it into 1, which is a verdict
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        cli()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
+    return 0

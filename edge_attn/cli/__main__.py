@@ -2,4 +2,5 @@
 
 from edge_attn.cli import main
 
-main()
+if __name__ == "__main__":  # a worker that multiprocessing spawns imports this file under another name
+    main()
