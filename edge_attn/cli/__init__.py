@@ -56,6 +56,8 @@ class ErrorHandlingGroup(click.Group):
             command = error.ctx.command_path if error.ctx else "edge-attn"
             _print_line(f"{message}{end} See: {command} --help")
             code = error.exit_code
+        except click.Abort as error:  # an interruption outside of a command
+            code = exit_code(error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt())
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
