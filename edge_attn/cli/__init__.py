@@ -37,7 +37,9 @@ class ErrorHandlingGroup(click.Group):
     An interruption has the exit code of a shell, because click's exit code 1 is a verdict here.
     """
 
-    def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **settings: Any) -> Any:
+    def main(  # type: ignore[override]  # click declares an overload for each value of standalone_mode
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **settings: Any
+    ) -> Any:
         """Run a command line, and exit with its code if `standalone_mode` is set.
 
         Raises:
