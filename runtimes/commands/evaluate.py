@@ -117,7 +117,7 @@ def _changed_options(translator: Translator, config: SearchConfig) -> dict[str, 
 
 
 def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[Translation]:
-    by_index = dict(translator.translate_iter([source for source, _ in pairs], config, alignments=False))
+    by_index = dict(translator.translate_batches([source for source, _ in pairs], config, alignments=False))
     return [by_index[i] for i in range(len(pairs))]
 
 

@@ -133,7 +133,7 @@ def _translate_windows(
         if window_prefixes is not None:
             lines = lines[: len(window_prefixes)]
         translations = dict(
-            translator.translate_iter(lines, config, aligned, phrase_table=replacements, prefixes=window_prefixes)
+            translator.translate_batches(lines, config, aligned, phrase_table=replacements, prefixes=window_prefixes)
         )
         yield [(line, translations[i]) for i, line in enumerate(lines)]
         count += len(lines)

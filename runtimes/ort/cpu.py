@@ -55,7 +55,8 @@ class OrtCpu:
         return rows
 
     def close(self) -> None:
-        """Do nothing, because sessions are released with their last reference."""
+        """Free the sessions with their weights and memory arenas."""
+        self._sessions.clear()
 
 
 def onnxruntime_packages() -> list[str]:

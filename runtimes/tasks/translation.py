@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ from edge_attn.runtimes.tasks.unk_replacement import check_replacement, replace_
 from edge_attn.spec import GraphSpec, Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
 from edge_attn.text.tokenizers import UNK
+
+WINDOW = 256
+"""Number of sentences that `translate_iter` reads ahead."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,15 @@ class SourceCutWarning(UserWarning):
 
 
 class Translator:
-    """A model that translates, on one runtime. `Translator.open` and `edge_attn.load` open one."""
+    """A model that translates, on one runtime. `Translator.open` and `edge_attn.load` open one.
+
+    As a context manager it is closed at the end of the block. Several threads may use one model at the same time on the
+    CPU, and their results are those of one thread.
+    """
 
     def __init__(self, runtime: Runtime, text: Text, max_source: int) -> None:
         self.runtime, self.text, self.max_source = runtime, text, max_source
+        self._closed = False
 
     @classmethod
     def open(cls, path: Path | Bundle, runtime: str = "ort-cpu", options: RuntimeOptions = DEFAULT) -> Translator:
@@ -88,6 +97,22 @@ class Translator:
             return cls(live.references.reference, live.text, live.max_source)
         bundle = path if isinstance(path, Bundle) else Bundle.open(path)
         return cls(open_runtime(bundle, runtime, options), bundle.text(), bundle.manifest.max_source)
+
+    def close(self) -> None:
+        """Free the memory of the runtime. Further calls do nothing; a translation after it is a UsageError."""
+        if not self._closed:
+            self._closed = True
+            self.runtime.close()
+
+    def __enter__(self) -> Translator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this model was closed; load it again")
 
     def translate(
         self,
@@ -131,21 +156,90 @@ class Translator:
             if isinstance(texts, str):
                 raise UsageError(f"translate takes a list of {name}, got one string; put it in a list")
         table = check_replacement(self.runtime, replace_unknown, phrase_table)
-        options = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
-        changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        config = self.validate_config(dataclasses.replace(config or SearchConfig(), **changes), suppress)
+        config = self._config(beam, n_best, length_penalty, max_length, config, suppress)
         sentences = list(sentences)
         prefix_ids = None if prefixes is None else self._prefixes(list(prefixes), len(sentences), config)
         translations: dict[int, Translation] = {}
-        for i, translation in self.translate_iter(sentences, config, alignments, batch_tokens, table, prefix_ids):
+        for i, translation in self.translate_batches(sentences, config, alignments, batch_tokens, table, prefix_ids):
             translations[i] = translation
             if translation.cut:
-                warnings.warn(
-                    f"sentence {i} has more than {self.max_source} tokens; only the first were translated",
-                    SourceCutWarning,
-                    stacklevel=2,
-                )
+                self._warn_about_cut(i)
         return [translations[i] for i in range(len(sentences))]
+
+    def translate_iter(
+        self,
+        sentences: Iterable[str],
+        beam: int | None = None,
+        n_best: int | None = None,
+        length_penalty: float | None = None,
+        max_length: int | None = None,
+        alignments: bool = True,
+        window: int = WINDOW,
+        config: SearchConfig | None = None,
+        suppress: Iterable[str] = (),
+    ) -> Iterator[Translation]:
+        """Return an iterator over the translations of a stream of sentences, in order and in bounded memory.
+
+        It reads `window` sentences ahead, so that sentences of similar length share a batch. The options are checked at
+        once, the sentences as they are read.
+
+        Args:
+            sentences: source sentences, as an open file, whose line feeds do not count.
+            beam: beam size; 1 is greedy search. Like the next three, it replaces the value of `config`.
+            n_best: number of translations of each sentence, in `Translation.n_best`.
+            length_penalty: exponent of the length penalty.
+            max_length: maximum number of target tokens, the end symbol included.
+            alignments: whether translations contain their attention weights.
+            window: number of sentences that are read ahead; 1 answers each sentence before the next one is read.
+            config: all search options.
+            suppress: entries of the target vocabulary that are never generated.
+
+        Raises:
+            UsageError: an option out of range, or one that this model does not support.
+            InputError: a sentence that is not a string; the translations of the windows before it are returned first.
+        """
+        if isinstance(sentences, str):
+            raise UsageError("translate_iter takes an iterable of sentences, got one string; put it in a list")
+        if window < 1:
+            raise UsageError(f"`window` must be at least 1, got {window}")
+        validated = self._config(beam, n_best, length_penalty, max_length, config, suppress)
+        return self._iterate(iter(sentences), validated, alignments, window)
+
+    def _iterate(
+        self, sentences: Iterator[str], config: SearchConfig, alignments: bool, window: int
+    ) -> Iterator[Translation]:
+        first = 0
+        while lines := list(itertools.islice(sentences, window)):
+            for i, line in enumerate(lines):
+                if not isinstance(line, str):
+                    raise InputError(f"sentence {first + i} must be a string, got {type(line).__name__}")
+            translations = dict(self.translate_batches(lines, config, alignments))
+            for i in range(len(lines)):
+                if translations[i].cut:
+                    self._warn_about_cut(first + i)
+                yield translations[i]
+            first += len(lines)
+
+    def _warn_about_cut(self, sentence: int) -> None:
+        warnings.warn(
+            f"sentence {sentence} has more than {self.max_source} tokens; only the first were translated",
+            SourceCutWarning,
+            stacklevel=3,
+        )
+
+    def _config(
+        self,
+        beam: int | None,
+        n_best: int | None,
+        length_penalty: float | None,
+        max_length: int | None,
+        config: SearchConfig | None,
+        suppress: Iterable[str],
+    ) -> SearchConfig:
+        """Return `config` with the options that replace its values, checked against the model."""
+        options = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_length": max_length}
+        changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return self.validate_config(dataclasses.replace(config or SearchConfig(), **changes), suppress)
 
     def validate_config(self, config: SearchConfig, suppress: Iterable[str] = ()) -> SearchConfig:
         """Return `config` with these entries of the target vocabulary suppressed, if the model supports them.
@@ -153,6 +247,7 @@ class Translator:
         Raises:
             UsageError: the vocabulary has no such entry, or the model does not support an option.
         """
+        self._check_open()
         pieces = list(suppress)
         if pieces:
             ids = {piece: i for i, piece in enumerate(self.text.target.pieces(range(len(self.text.target))))}
@@ -200,6 +295,7 @@ class Translator:
         Raises:
             InputError: a pair that is not two strings.
         """
+        self._check_open()
         scores = score_pairs(self.runtime, self.text, self.max_source, pairs, alignments, batch_tokens)
         for i, score in enumerate(scores):
             if score.cut:
@@ -210,7 +306,7 @@ class Translator:
                 )
         return scores
 
-    def translate_iter(
+    def translate_batches(
         self,
         sentences: Sequence[str],
         config: SearchConfig,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
+import itertools
 import warnings
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -217,7 +223,7 @@ def test_translation_is_a_frozen_value():
 def test_search_defaults_are_those_of_the_config(model):
     [translation] = model.translate([SENTENCE])
     config = SearchConfig()
-    ((_, same),) = model.translate_iter([SENTENCE], config, True)
+    ((_, same),) = model.translate_batches([SENTENCE], config, True)
     assert translation == same
 
 
@@ -293,3 +299,92 @@ def test_alternatives_differ_after_the_prefix(model):
     assert translation.n_best[0].tokens == ("un", "chat")
     assert len({(*h.tokens, "</s>")[1] for h in translation.n_best}) == 4
     assert all(h.tokens[0] == "un" for h in translation.n_best)
+
+
+def test_model_is_closed_at_the_end_of_its_block(toy_bundle):
+    with edge_attn.load(toy_bundle) as model:
+        assert model.translate(["the king"])[0].text == "le roi"
+    model.close()
+    for use in (
+        lambda: model.translate(["the king"]),
+        lambda: model.translate_iter(["the king"]),
+        lambda: model.score([("the king", "le roi")]),
+    ):
+        with pytest.raises(UsageError, match="this model was closed; load it again"):
+            use()
+
+
+def test_closed_model_frees_its_sessions(toy_bundle):
+    model = edge_attn.load(toy_bundle)
+    sessions = [weakref.ref(session) for session in model.runtime._sessions.values()]
+    model.close()
+    gc.collect()
+    assert [session() for session in sessions] == [None, None]
+
+
+@pytest.mark.parametrize("window", [1, 3, 256])
+def test_stream_has_the_translations_of_a_list_in_order(model, toy_pairs, window):
+    sentences = [line.split("\t")[0] for line in toy_pairs.read_text(encoding="utf-8").splitlines()[:8]]
+    expected = model.translate([*sentences, ""], beam=2, n_best=2)
+    stream = model.translate_iter((f"{line}\n" for line in [*sentences, ""]), beam=2, n_best=2, window=window)
+    translations = list(stream)
+    assert [t.text for t in translations] == [t.text for t in expected]
+    assert [len(t.n_best) for t in translations] == [len(t.n_best) for t in expected]
+
+
+def test_stream_reads_one_window_ahead(model):
+    read: list[int] = []
+
+    def sentences() -> Iterator[str]:
+        for i in itertools.count():
+            read.append(i)
+            yield "the king"
+
+    stream = model.translate_iter(sentences(), beam=1, window=4)
+    assert read == []
+    assert next(stream).text == "le roi"
+    assert read == [0, 1, 2, 3]
+
+
+def test_stream_checks_options_before_it_reads(model):
+    unread = iter(["the king"])
+    for options, error in (
+        ({"beam": 0}, "`beam` must be at least 1"),
+        ({"window": 0}, "`window` must be at least 1, got 0"),
+        ({"suppress": ["Hund"]}, "'Hund' cannot be suppressed"),
+    ):
+        with pytest.raises(UsageError, match=error):
+            model.translate_iter(unread, **options)
+    with pytest.raises(UsageError, match="got one string; put it in a list"):
+        model.translate_iter("the king")
+    assert list(unread) == ["the king"]
+
+
+def test_stream_yields_what_precedes_an_invalid_sentence(model):
+    stream = model.translate_iter(["the king", "a cat", None], beam=1, window=2)
+    assert [next(stream).text, next(stream).text] == ["le roi", "un chat"]
+    with pytest.raises(InputError, match="sentence 2 must be a string, got NoneType"):
+        next(stream)
+
+
+def test_stream_warns_of_a_cut_sentence_by_its_number(model):
+    with pytest.warns(SourceCutWarning, match="sentence 2 has more than 20 tokens"):
+        assert len(list(model.translate_iter(["a cat", "a cat", "a cat " * 30], beam=1, window=2))) == 3
+
+
+def test_eight_threads_share_one_model(model, toy_pairs):
+    sentences = [line.split("\t")[0] for line in toy_pairs.read_text(encoding="utf-8").splitlines()]
+    expected = [t.text for t in model.translate(sentences, beam=2)]
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda i: model.translate(sentences[i::8], beam=2), range(8)))
+        single = list(pool.map(lambda sentence: model.translate([sentence], beam=2)[0].text, sentences))
+    assert single == expected
+    assert [parts[i % 8][i // 8].text for i in range(len(sentences))] == expected
+
+
+def test_coroutines_share_one_model(model):
+    async def translate() -> list[str]:
+        calls = [asyncio.to_thread(model.translate, [text], beam=2) for text in ("the king", "a cat", SENTENCE) * 4]
+        return [translations[0].text for translations in await asyncio.gather(*calls)]
+
+    assert asyncio.run(translate()) == ["le roi", "un chat", TRANSLATION] * 4
