@@ -9,6 +9,11 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.validation import at_least, one_of, positive, read_toml
 from edge_attn.errors import ConfigError
 
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
+"""Normalization rules of the sentencepiece library."""
+NORMAL_FORMS = ("nfc", "nfkc", "none")
+"""Normalizations of words and characters."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -44,11 +49,53 @@ class TextConfig:
     """Maximum size of the source vocabulary, with its four special entries."""
     target_size: int = 4000
     """Maximum size of the target vocabulary, with its four special entries."""
+    normalization: str = ""
+    """Normal form of the text. sentencepiece: nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf (cf folds case) or identity;
+    words and characters: nfc, nfkc or none. Empty: nmt_nfkc for sentencepiece, nfc for the others."""
+    case: str = "keep"
+    """keep, or lower: both sides of the model read and write lower case."""
+    character_coverage: float = 1.0
+    """sentencepiece: share of the characters of the training text that are in the vocabulary, in (0, 1]. Less than 1
+    leaves out the rarest ones, for text with thousands of different characters."""
+    byte_fallback: bool = False
+    """sentencepiece: represent each unknown character by its UTF-8 bytes, which take 256 entries."""
+    split_digits: bool = False
+    """sentencepiece: each digit is a piece of its own, so that numbers which the training text lacks are copied."""
+    user_symbols: tuple[str, ...] = ()
+    """Entries that each vocabulary has, and that are never split."""
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, ("sentencepiece", "words", "characters"))
         at_least("source_size", self.source_size, 5)
         at_least("target_size", self.target_size, 5)
+        is_sentencepiece = self.kind == "sentencepiece"
+        if self.normalization:
+            one_of("normalization", self.normalization, NORMALIZATIONS if is_sentencepiece else NORMAL_FORMS)
+        one_of("case", self.case, ("keep", "lower"))
+        if not 0.0 < self.character_coverage <= 1.0:
+            raise ConfigError(f"character_coverage must be in (0, 1], got {self.character_coverage}")
+        for name in ("character_coverage", "byte_fallback", "split_digits"):
+            if not is_sentencepiece and getattr(self, name) != getattr(TextConfig, name):
+                raise ConfigError(f"{name} is an option of sentencepiece, and kind is {self.kind}; remove it")
+        self._check_user_symbols()
+
+    def _check_user_symbols(self) -> None:
+        for symbol in self.user_symbols:
+            if not symbol or any(character.isspace() or not character.isprintable() for character in symbol):
+                raise ConfigError(f"user_symbols must be printable and without white space, got {symbol!r}")
+            if symbol in ("<pad>", "<unk>", "<s>", "</s>"):
+                raise ConfigError(f"user_symbols must not contain {symbol!r}, which every vocabulary has")
+            if self.kind == "characters" and len(symbol) > 1:
+                raise ConfigError(f"user_symbols must be single characters where kind is characters, got {symbol!r}")
+        if len(set(self.user_symbols)) < len(self.user_symbols):
+            raise ConfigError("user_symbols must not contain an entry twice")
+        if len(self.user_symbols) + 4 >= min(self.source_size, self.target_size):
+            raise ConfigError(f"{len(self.user_symbols)} user_symbols leave no room in source_size or target_size")
+
+    @property
+    def normal_form(self) -> str:
+        """Return the normalization, or the default of the kind."""
+        return self.normalization or ("nmt_nfkc" if self.kind == "sentencepiece" else "nfc")
 
 
 @dataclass(frozen=True)

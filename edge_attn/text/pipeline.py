@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edge_attn.config.training import TextConfig
 from edge_attn.errors import InputError
 from edge_attn.registry import TOKENIZERS, resolve
+from edge_attn.text.rules import TextRules
 from edge_attn.text.tokenizers import EOS, Tokenizer
 
 
@@ -21,21 +23,15 @@ class Text:
     target: Tokenizer
 
     @classmethod
-    def train(cls, kind: str, pairs: Sequence[tuple[str, str]], source_size: int, target_size: int) -> Text:
-        """Train both tokenizers on sentence pairs.
-
-        Args:
-            kind: kind of the tokenizers, a row of TOKENIZERS.
-            pairs: the (source, target) sentences.
-            source_size: maximum size of the source vocabulary.
-            target_size: maximum size of the target vocabulary.
+    def train(cls, config: TextConfig, pairs: Sequence[tuple[str, str]]) -> Text:
+        """Train both tokenizers on (source, target) sentence pairs.
 
         Raises:
             InputError: the sentences are too few for the vocabulary, or the vocabulary is too small.
         """
-        tokenizer = resolve("tokenizer", TOKENIZERS, kind)
-        source = tokenizer.train((pair[0] for pair in pairs), source_size)
-        return cls(kind, source, tokenizer.train((pair[1] for pair in pairs), target_size))
+        tokenizer = resolve("tokenizer", TOKENIZERS, config.kind)
+        source = tokenizer.train((pair[0] for pair in pairs), config.source_size, config)
+        return cls(config.kind, source, tokenizer.train((pair[1] for pair in pairs), config.target_size, config))
 
     @classmethod
     def load(cls, read: Callable[[str], bytes]) -> Text:
@@ -45,22 +41,25 @@ class Text:
             InputError: a file is damaged, or the kind of tokenizer is unknown.
         """
         try:
-            kind = json.loads(read("text/text.json"))["kind"]
+            content = json.loads(read("text/text.json"))
+            kind = content["kind"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"text/text.json does not name a kind of tokenizer: {error}") from error
         if not isinstance(kind, str) or kind not in TOKENIZERS:
             raise InputError(f"text/text.json names the tokenizer {kind!r}; known: {', '.join(sorted(TOKENIZERS))}")
         tokenizer = resolve("tokenizer", TOKENIZERS, kind)
+        rules = TextRules.from_json(content)
         sides = {}
         for side in ("source", "target"):
             name = f"text/{side}{tokenizer.suffix}"
-            sides[side] = tokenizer.from_bytes(read(name), name)
+            sides[side] = tokenizer.from_bytes(read(name), name, rules)
         return cls(kind, **sides)
 
     def files(self) -> dict[str, bytes]:
         """Return the content of every file of the tokenizers, by its name in a bundle or checkpoint."""
+        content = {"kind": self.kind, **self.source.rules.to_json()}
         return {
-            "text/text.json": (json.dumps({"kind": self.kind}, sort_keys=True) + "\n").encode(),
+            "text/text.json": (json.dumps(content, sort_keys=True) + "\n").encode(),
             f"text/source{self.source.suffix}": self.source.to_bytes(),
             f"text/target{self.target.suffix}": self.target.to_bytes(),
         }

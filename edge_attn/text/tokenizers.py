@@ -9,14 +9,21 @@ from __future__ import annotations
 import abc
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from edge_attn.config.training import TextConfig
 from edge_attn.errors import InputError
+from edge_attn.text.rules import TextRules
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character in UTF-16, which UTF-8 cannot encode."""
+
+NO_RULES = TextRules()
 
 
 class Tokenizer(Protocol):
@@ -25,17 +32,26 @@ class Tokenizer(Protocol):
     suffix: str
     """Suffix of the vocabulary's file."""
 
+    @property
+    def rules(self) -> TextRules:
+        """Return the rules that are applied to each text before it is encoded."""
+
     @classmethod
-    def train(cls, lines: Iterable[str], size: int) -> Tokenizer:
+    def train(cls, lines: Iterable[str], size: int, config: TextConfig) -> Tokenizer:
         """Train a vocabulary of at most `size` entries on sentences.
+
+        Args:
+            lines: the sentences.
+            size: maximum number of entries, whatever sizes `config` has.
+            config: the other options.
 
         Raises:
             InputError: no such vocabulary can be trained on these sentences.
         """
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> Tokenizer:
-        """Load the vocabulary from the content of its file `name`.
+    def from_bytes(cls, data: bytes, name: str, rules: TextRules = NO_RULES) -> Tokenizer:
+        """Load the vocabulary from the content of its file `name`, for texts under these rules.
 
         Raises:
             InputError: the file is damaged, or does not start with the four special entries.
@@ -68,10 +84,10 @@ class SentencePieceTokenizer:
 
     suffix = ".model"
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str, rules: TextRules = NO_RULES) -> None:
         import sentencepiece
 
-        self._data = data
+        self._data, self.rules = data, rules
         if not data:
             raise InputError(f"{name} is not a SentencePiece model: it is empty")
         try:
@@ -83,17 +99,22 @@ class SentencePieceTokenizer:
             raise InputError(f"{name} has (pad, unk, bos, eos) = {special_ids}, expected {(PAD, UNK, BOS, EOS)}")
 
     @classmethod
-    def train(cls, lines: Iterable[str], size: int) -> SentencePieceTokenizer:
+    def train(cls, lines: Iterable[str], size: int, config: TextConfig) -> SentencePieceTokenizer:
         import sentencepiece
 
+        rules = TextRules(case=config.case)
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
+                sentence_iterator=map(rules.apply, lines),
                 model_writer=model,
                 vocab_size=size,
                 model_type="unigram",
-                character_coverage=0.9998,
+                character_coverage=config.character_coverage,
+                byte_fallback=config.byte_fallback,
+                split_digits=config.split_digits,
+                user_defined_symbols=list(dict.fromkeys(map(rules.apply, config.user_symbols))),
+                normalization_rule_name=config.normal_form,
                 hard_vocab_limit=False,
                 num_threads=1,
                 pad_id=PAD,
@@ -104,14 +125,15 @@ class SentencePieceTokenizer:
             )
         except RuntimeError as error:
             reason = str(error).rpartition("] ")[2] or "the text is empty"
+            hint = " (text.character_coverage)" if "character_coverage" in reason else ""
             raise InputError(
-                f"no SentencePiece model of {size} entries can be trained on this text: {reason}"
+                f"no SentencePiece model of {size} entries can be trained on this text: {reason}{hint}"
             ) from error
-        return cls(model.getvalue(), "the trained model")
+        return cls(model.getvalue(), "the trained model", rules)
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> SentencePieceTokenizer:
-        return cls(data, name)
+    def from_bytes(cls, data: bytes, name: str, rules: TextRules = NO_RULES) -> SentencePieceTokenizer:
+        return cls(data, name, rules)
 
     def to_bytes(self) -> bytes:
         return self._data
@@ -120,7 +142,11 @@ class SentencePieceTokenizer:
         return int(self._model.get_piece_size())
 
     def encode(self, text: str) -> list[int]:
-        return list(self._model.encode(text))
+        return list(self._model.encode(self._readable(text)))
+
+    def _readable(self, text: str) -> str:
+        """Return the text under the rules, with halves of characters as replacement characters, for the library."""
+        return SURROGATE.sub("\ufffd", self.rules.apply(text))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [str(self._model.id_to_piece(int(i))) for i in ids]
@@ -131,9 +157,20 @@ class SentencePieceTokenizer:
     def surface_forms(self, text: str) -> list[str]:
         """Return the pieces of the text without the marker of a word's beginning, in the library's NFKC form.
 
-        A piece that is only the marker is an empty string. Consecutive unknown characters are one piece.
+        A piece that is only the marker is an empty string. Consecutive unknown characters are one piece. The last of
+        the pieces that are the bytes of a character represents it, and the others are empty.
         """
-        return [str(piece).replace("▁", " ").strip() for piece in self._model.encode(text, out_type=str)]
+        forms, pending = [], bytearray()
+        for piece in self._model.encode(self._readable(text), out_type=str):
+            if not self._model.is_byte(self._model.piece_to_id(piece)):
+                forms.append(str(piece).replace("▁", " ").strip())
+                continue
+            pending.append(int(piece[3:5], 16))  # <0xE2>
+            character = pending.decode(errors="ignore")
+            forms.append(character.strip())
+            if character:
+                pending.clear()
+        return forms
 
     def join(self, pieces: Sequence[str]) -> str:
         return str(self._model.decode_pieces(list(pieces)))
@@ -146,10 +183,10 @@ class _ListTokenizer(abc.ABC):
     joiner: str
     """Text between two entries."""
 
-    def __init__(self, entries: Sequence[str], name: str = "the vocabulary") -> None:
+    def __init__(self, entries: Sequence[str], name: str = "the vocabulary", rules: TextRules = NO_RULES) -> None:
         if tuple(entries[:4]) != SPECIAL or len(set(entries)) != len(entries):
             raise InputError(f"{name} must list {', '.join(SPECIAL)} first and no entry twice")
-        self._entries = tuple(entries)
+        self._entries, self.rules = tuple(entries), rules
         self._ids = {entry: i for i, entry in enumerate(entries) if i >= len(SPECIAL)}
 
     @staticmethod
@@ -158,22 +195,24 @@ class _ListTokenizer(abc.ABC):
         """Return the entries of a text."""
 
     @classmethod
-    def train(cls, lines: Iterable[str], size: int) -> Any:
-        counts = Counter(entry for line in lines for entry in cls._split(line))
-        for special in SPECIAL:
-            counts.pop(special, None)
+    def train(cls, lines: Iterable[str], size: int, config: TextConfig) -> Any:
+        rules = TextRules(config.normal_form, config.case)
+        counts = Counter(entry for line in lines for entry in cls._split(rules.apply(line)))
+        first = list(dict.fromkeys([*SPECIAL, *map(rules.apply, config.user_symbols)]))
+        for entry in first:
+            counts.pop(entry, None)
         ordered = sorted(counts, key=lambda entry: (-counts[entry], entry))
-        return cls([*SPECIAL, *ordered[: size - len(SPECIAL)]])
+        return cls([*first, *ordered[: size - len(first)]], rules=rules)
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> Any:
+    def from_bytes(cls, data: bytes, name: str, rules: TextRules = NO_RULES) -> Any:
         try:
             entries = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{name} is not JSON: {error}") from error
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise InputError(f"{name} must be a JSON list of strings")
-        return cls(entries, name)
+        return cls(entries, name, rules)
 
     def to_bytes(self) -> bytes:
         return (json.dumps(self._entries, ensure_ascii=False, indent=0) + "\n").encode()
@@ -182,7 +221,7 @@ class _ListTokenizer(abc.ABC):
         return len(self._entries)
 
     def encode(self, text: str) -> list[int]:
-        return [self._ids.get(entry, UNK) for entry in self._split(text)]
+        return [self._ids.get(entry, UNK) for entry in self._split(self.rules.apply(text))]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._entries[i] for i in ids]

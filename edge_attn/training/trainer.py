@@ -137,8 +137,7 @@ def _open_or_create(config: Config, out: Path, train: list[tuple[str, str]]) -> 
         former.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
-    kind = config.text
-    checkpoint.save_config(out, config, Text.train(kind.kind, train, kind.source_size, kind.target_size))
+    checkpoint.save_config(out, config, Text.train(config.text, train))
 
 
 def learning_rate(options: TrainingConfig, update: int) -> float:

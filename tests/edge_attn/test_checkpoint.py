@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from edge_attn import checkpoint
 from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.config.training import Config, DataConfig, TrainingConfig
+from edge_attn.config.training import Config, DataConfig, TextConfig, TrainingConfig
 from edge_attn.errors import CheckpointError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.text.pipeline import Text
 
-TEXT = Text.train("words", [("a b c", "x y")], 20, 20)
+TEXT = Text.train(TextConfig("words", 20, 20), [("a b c", "x y")])
 SMALL = Seq2SeqConfig(
     embedding=6, encoder_hidden=4, decoder_hidden=8, attention_size=5, tied_output=True, input_feeding=True
 )

@@ -41,7 +41,7 @@ def tiny(tmp_path_factory) -> Path:
     """Write a checkpoint that exports quickly."""
     folder = tmp_path_factory.mktemp("tiny")
     words = "the a cat dog sees likes small red and"
-    text = Text.train("words", [(words, words)], 50, 50)
+    text = Text.train(TextConfig("words", 50, 50), [(words, words)])
     sizes = {"embedding": 8, "encoder_hidden": 4, "decoder_hidden": 8, "attention_size": 4}
     data = DataConfig("train.tsv", "valid.tsv", max_tokens=9)
     config = Config(data, TextConfig("words"), Seq2SeqConfig(attention="none", **sizes), TrainingConfig())

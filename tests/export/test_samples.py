@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edge_attn.config.training import TextConfig
 from edge_attn.errors import ExportError
 from edge_attn.export.samples import MIN_SENTENCES, RARE_CHARACTERS, choose_sentences
 from edge_attn.text.pipeline import Text
@@ -21,7 +22,7 @@ LINES = [
 @pytest.fixture(params=["words", "characters", "sentencepiece"])
 def text(request) -> Text:
     lines = [(line, line) for line in LINES * 20]
-    return Text.train(request.param, lines, 60, 60)
+    return Text.train(TextConfig(request.param, 60, 60), lines)
 
 
 @pytest.mark.parametrize("samples", [LINES, LINES[:1], [f"{a} {b}" for a in LINES for b in LINES * 5]])
@@ -38,7 +39,7 @@ def test_sentences_are_enough_and_adversarial(text, samples):
 
 
 def test_many_sentences_cover_all_lengths():
-    text = Text.train("words", [(LINES[1], LINES[1])], 60, 60)
+    text = Text.train(TextConfig("words", 60, 60), [(LINES[1], LINES[1])])
     words = LINES[1].split()
     samples = [" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
     assert len(samples) > MIN_SENTENCES
@@ -47,19 +48,19 @@ def test_many_sentences_cover_all_lengths():
 
 
 def test_choice_ignores_the_order():
-    text = Text.train("words", [(line, line) for line in LINES], 60, 60)
+    text = Text.train(TextConfig("words", 60, 60), [(line, line) for line in LINES])
     assert choose_sentences(text, LINES, 20) == choose_sentences(text, list(reversed(LINES)), 20)
 
 
 @pytest.mark.parametrize("samples", [[], ["", "  "]])
 def test_no_sentence_fails(samples):
-    text = Text.train("words", [(line, line) for line in LINES], 60, 60)
+    text = Text.train(TextConfig("words", 60, 60), [(line, line) for line in LINES])
     with pytest.raises(ExportError, match=r"there is no sentence .* with --input"):
         choose_sentences(text, samples, 20)
 
 
 def test_too_few_sentences_fail():
-    text = Text.train("characters", [("ab", "ab")], 60, 60)
+    text = Text.train(TextConfig("characters", 60, 60), [("ab", "ab")])
     with pytest.raises(ExportError, match=r"yield only \d+ .* pass a file of at least 64 with --input"):
         choose_sentences(text, ["a", "b"], 4)
 

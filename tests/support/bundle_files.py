@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edge_attn.bundle.manifest import FORMAT, Manifest
+from edge_attn.config.training import TextConfig
 from edge_attn.spec import GraphSpec, TensorSpec
 from edge_attn.text.pipeline import Text
 
@@ -12,7 +13,7 @@ GRAPH = GraphSpec(
     (TensorSpec("memory.keys", "float32", ("batch", "src", 8)),),
 )
 FILES = {
-    **Text.train("words", [("a b", "c d")], 9, 9).files(),
+    **Text.train(TextConfig("words", 9, 9), [("a b", "c d")]).files(),
     "graphs/encoder.onnx": b"a graph " * 40,
     "MODEL_CARD.md": "# Modèle\n".encode(),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_attn.config.training import read_config
+from edge_attn.config.training import TextConfig, read_config
 from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.training.data import Pairs
@@ -37,7 +37,7 @@ def digest(out: Path) -> str:
 def a_run(config_path: Path, out: Path, world: int = 1) -> tuple[Trainer, Pairs]:
     config = read_config(config_path)
     pairs = read_pairs(config_path.parent / "train.tsv")
-    text = Text.train("words", pairs, 20, 20)
+    text = Text.train(TextConfig("words", 20, 20), pairs)
     out.mkdir(exist_ok=True)
     return Trainer(config, text, out, 0, world), Pairs.encode(text, pairs, 100)
 

@@ -134,6 +134,32 @@ def test_bad_file_is_refused(read, content, message):
         read(content)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"normalization": "nfc"}, "normalization must be one of nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf, identity"),
+        ({"kind": "words", "normalization": "identity"}, "normalization must be one of nfc, nfkc, none"),
+        ({"case": "upper"}, "case must be one of keep, lower"),
+        ({"character_coverage": 0.0}, r"character_coverage must be in \(0, 1\], got 0.0"),
+        ({"character_coverage": 1.01}, "character_coverage must be in"),
+        ({"character_coverage": float("nan")}, "character_coverage must be in"),
+        ({"kind": "words", "character_coverage": 0.9}, "character_coverage is an option of sentencepiece"),
+        ({"kind": "characters", "byte_fallback": True}, "byte_fallback is an option of sentencepiece"),
+        ({"kind": "words", "split_digits": True}, "split_digits is an option of sentencepiece"),
+        ({"user_symbols": ("",)}, "user_symbols must be printable and without white space, got ''"),
+        ({"user_symbols": ("a b",)}, "user_symbols must be printable and without white space"),
+        ({"user_symbols": ("a\ud83d",)}, "user_symbols must be printable and without white space"),
+        ({"user_symbols": ("</s>",)}, "user_symbols must not contain '</s>'"),
+        ({"user_symbols": ("a", "a")}, "user_symbols must not contain an entry twice"),
+        ({"kind": "characters", "user_symbols": ("ab",)}, "user_symbols must be single characters"),
+        ({"source_size": 5, "user_symbols": ("a",)}, "1 user_symbols leave no room"),
+    ],
+)
+def test_text_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        TextConfig(**options)
+
+
 def test_unreadable_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.toml cannot be read: No such file"):
         read_config(tmp_path / "none.toml")

@@ -10,6 +10,7 @@ pytest.importorskip("torch", reason="torch is not installed: a device needs none
 import torch
 
 from edge_attn.config.models import Seq2SeqConfig
+from edge_attn.config.training import TextConfig
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import recorder
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden
@@ -28,7 +29,7 @@ LINES = [" ".join(WORDS[i : i + 1 + i % 7]) for i in range(0, 80, 4)]
 
 def small(attention: str, words: int) -> tuple[Seq2Seq, Text]:
     """Return an untrained model whose distribution is sharp enough to end sentences."""
-    text = Text.train("words", [(" ".join(WORDS[:words]),) * 2], 200, 200)
+    text = Text.train(TextConfig("words", 200, 200), [(" ".join(WORDS[:words]),) * 2])
     torch.manual_seed(5)
     sizes = {"embedding": 16, "encoder_hidden": 8, "decoder_hidden": 16, "attention_size": 8}
     model = Seq2Seq(Seq2SeqConfig(attention=attention, **sizes), len(text.source), len(text.target)).eval()
@@ -183,8 +184,8 @@ def test_change_of_a_rare_token_changes_only_the_projections():
 
 
 def test_digest_distinguishes_vocabularies():
-    vocabulary = Text.train("words", [("a b c", "a b c")], 9, 9).target
-    other = Text.train("words", [("a c b", "a c d")], 9, 9).target
+    vocabulary = Text.train(TextConfig("words", 9, 9), [("a b c", "a b c")]).target
+    other = Text.train(TextConfig("words", 9, 9), [("a c b", "a c d")]).target
     assert recorder.vocabulary_digest(vocabulary) == recorder.vocabulary_digest(
         type(vocabulary)(["<pad>", "<unk>", "<s>", "</s>", *"abc"])
     )

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_attn.config.training import TextConfig
 from edge_attn.errors import InputError
 from edge_attn.registry import TOKENIZERS, resolve
 from edge_attn.text.pipeline import Text
@@ -26,12 +27,12 @@ from edge_attn.text.tokenizers import (
 
 LINES = ["the cat sat on the mat", "a dog ran to the cat", "the mat was red", "dogs and cats run"] * 3
 PAIRS = [(line, line[::-1]) for line in LINES]
-TRAINED = [resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60) for kind in sorted(TOKENIZERS)]
+TRAINED = [resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60, TextConfig(kind)) for kind in sorted(TOKENIZERS)]
 
 
 @pytest.fixture(params=sorted(TOKENIZERS))
 def text(request) -> Text:
-    return Text.train(request.param, PAIRS, 60, 60)
+    return Text.train(TextConfig(request.param, 60, 60), PAIRS)
 
 
 def test_training_text_is_encoded_and_decoded(text):
@@ -68,19 +69,22 @@ def test_text_is_loaded_from_its_files(text):
 
 
 def test_training_is_deterministic(text):
-    assert Text.train(text.kind, PAIRS, 60, 60).files() == text.files()
+    assert Text.train(TextConfig(text.kind, 60, 60), PAIRS).files() == text.files()
 
 
 def test_vocabulary_size_is_limited():
     for kind in ("words", "characters"):
-        tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 7)
+        tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 7, TextConfig(kind))
         assert len(tokenizer) == 7
         assert len(tokenizer.encode("the cat")) > 0
-    assert WordTokenizer.train(["b b a", "c a b"], 6).pieces([4, 5]) == ["b", "a"]  # the most frequent entries
+    assert WordTokenizer.train(["b b a", "c a b"], 6, TextConfig("words")).pieces([4, 5]) == [
+        "b",
+        "a",
+    ]  # the most frequent entries
 
 
 def test_too_large_sentencepiece_vocabulary_is_reduced():
-    assert 4 < len(SentencePieceTokenizer.train(LINES, 4000)) < 400
+    assert 4 < len(SentencePieceTokenizer.train(LINES, 4000, TextConfig())) < 400
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_too_large_sentencepiece_vocabulary_is_reduced():
 )
 def test_too_small_text_or_vocabulary_is_an_input_error(lines, size, message):
     with pytest.raises(InputError, match=message) as caught:
-        SentencePieceTokenizer.train(lines, size)
+        SentencePieceTokenizer.train(lines, size, TextConfig())
     assert "src/" not in str(caught.value)
 
 
@@ -123,7 +127,7 @@ def test_list_that_is_not_json_is_refused(data):
 
 
 def test_damaged_sentencepiece_model_is_refused(capfd):
-    whole = SentencePieceTokenizer.train(LINES, 60).to_bytes()
+    whole = SentencePieceTokenizer.train(LINES, 60, TextConfig()).to_bytes()
     for data in (b"", b"garbage" * 10, whole[: len(whole) // 2]):
         with pytest.raises(InputError, match=r"text/source\.model is not a SentencePiece model"):
             SentencePieceTokenizer.from_bytes(data, "text/source.model")
@@ -152,9 +156,10 @@ def test_text_without_a_known_kind_is_refused(content):
 def test_text_loads_without_torch():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['onnx'] = None\n"
+        "from edge_attn.config.training import TextConfig\n"
         "from edge_attn.text.pipeline import Text\n"
         "for kind in ('words', 'characters', 'sentencepiece'):\n"
-        "    text = Text.train(kind, [('a b c', 'c b a')] * 4, 30, 30)\n"
+        "    text = Text.train(TextConfig(kind, 30, 30), [('a b c', 'c b a')] * 4)\n"
         "    again = Text.load(text.files().__getitem__)\n"
         "    print(again.target.decode(again.target.encode('c b a')))\n"
     )
@@ -167,7 +172,7 @@ CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]))  # all that UTF-8
 
 @given(st.lists(CHARACTERS, min_size=1))
 def test_characters_are_decoded_exactly(lines):
-    tokenizer = CharacterTokenizer.train(lines, 10**6)
+    tokenizer = CharacterTokenizer.train(lines, 10**6, TextConfig("characters", normalization="none"))
     again = CharacterTokenizer.from_bytes(tokenizer.to_bytes(), "the vocabulary")
     for line in lines:
         assert again.decode(again.encode(line)) == line
@@ -175,7 +180,7 @@ def test_characters_are_decoded_exactly(lines):
 
 @given(st.lists(CHARACTERS, min_size=1))
 def test_words_are_decoded_with_single_spaces(lines):
-    tokenizer = WordTokenizer.train(lines, 10**6)
+    tokenizer = WordTokenizer.train(lines, 10**6, TextConfig("words", normalization="none"))
     again = WordTokenizer.from_bytes(tokenizer.to_bytes(), "the vocabulary")
     for line in lines:
         words = line.split()
@@ -192,13 +197,13 @@ def test_words_are_decoded_with_single_spaces(lines):
     ],
 )
 def test_surface_forms_are_parts_of_the_text(kind, sentence, surface_forms):
-    tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60)
+    tokenizer = resolve("tokenizer", TOKENIZERS, kind).train(LINES, 60, TextConfig(kind))
     assert tokenizer.surface_forms(sentence) == surface_forms
     assert len(tokenizer.encode(sentence)) == len(surface_forms)
 
 
 def test_consecutive_unknown_characters_are_one_surface_form():
-    tokenizer = SentencePieceTokenizer.train(LINES, 60)
+    tokenizer = SentencePieceTokenizer.train(LINES, 60, TextConfig())
     sentence = "the ☃☺ cat☃"
     surface_forms, ids = tokenizer.surface_forms(sentence), tokenizer.encode(sentence)
     assert [form for form, i in zip(surface_forms, ids, strict=True) if i == UNK] == ["☃☺", "☃"]

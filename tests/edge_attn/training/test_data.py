@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edge_attn.config.training import TextConfig
 from edge_attn.errors import InputError
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import BOS, EOS, PAD
@@ -13,7 +14,7 @@ from edge_attn.training.data import Pairs, choose_samples
 
 @pytest.fixture
 def text() -> Text:
-    return Text.train("words", [("a b c d e f", "x y z")], 20, 20)
+    return Text.train(TextConfig("words", 20, 20), [("a b c d e f", "x y z")])
 
 
 def many(seed: int = 0, count: int = 300) -> Pairs:
@@ -93,7 +94,7 @@ def test_few_sources_are_all_samples_except_empty_ones(text):
 
 
 def test_source_without_token_is_no_sample():
-    pieces = Text.train("sentencepiece", [("some words here", "x y")] * 5, 60, 60)
+    pieces = Text.train(TextConfig("sentencepiece", 60, 60), [("some words here", "x y")] * 5)
     blank = "\u200b"  # a zero-width space, which SentencePiece normalizes away
     assert len(pieces.encode_source(blank)) == 1
     assert choose_samples(pieces, [blank, "words"]) == ["words"]

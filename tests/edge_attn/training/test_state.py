@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.config.training import Config, DataConfig
+from edge_attn.config.training import Config, DataConfig, TextConfig
 from edge_attn.errors import CheckpointError
 from edge_attn.text.pipeline import Text
 from edge_attn.training.state import STATE, Progress, save_state
 from edge_attn.training.trainer import Trainer
 
-TEXT = Text.train("words", [("a b c", "x y")], 20, 20)
+TEXT = Text.train(TextConfig("words", 20, 20), [("a b c", "x y")])
 CONFIG = Config(
     DataConfig("train.tsv", holdout=1),
     model=Seq2SeqConfig(

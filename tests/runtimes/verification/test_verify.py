@@ -16,6 +16,7 @@ from verify_reports import failing, planted, statuses
 from edge_attn import checkpoint
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.training import TextConfig
 from edge_attn.errors import BundleError, InputError, UsageError
 from edge_attn.runtimes.verification.verify import verify
 from edge_attn.text.pipeline import Text
@@ -135,7 +136,7 @@ def test_checkpoint_of_another_model_is_refused(toy_bundle, toy_checkpoint, tmp_
 def test_checkpoint_of_a_larger_vocabulary_is_refused(toy_bundle, toy_checkpoint, tmp_path):
     _, _, config = checkpoint.load(toy_checkpoint)
     words = " ".join(f"w{i}" for i in range(60))
-    text = Text.train("words", [(words, words)], 100, 100)
+    text = Text.train(TextConfig("words", 100, 100), [(words, words)])
     checkpoint.save_config(tmp_path, config, text)
     checkpoint.save_model(tmp_path, checkpoint.make_model(config, text), "fp32")
     lines = tmp_path / "lines"
@@ -172,7 +173,7 @@ def test_folded_memory_of_equal_shape_is_distinguished(tmp_path):
     config = Config(
         DataConfig("none.tsv", holdout=1, max_tokens=12), TextConfig("words", 99, 99), model, TrainingConfig()
     )
-    text = Text.train("words", pairs, 99, 99)
+    text = Text.train(TextConfig("words", 99, 99), pairs)
     torch.manual_seed(1)
     folder = tmp_path / "checkpoint"
     folder.mkdir()

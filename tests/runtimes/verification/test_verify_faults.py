@@ -19,6 +19,7 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import FORMAT, Manifest
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.training import TextConfig
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.parity import golden
 from edge_attn.parity.recorder import record_translation
@@ -152,7 +153,7 @@ def test_ignored_parents_do_not_change_greedy_search(opened, tmp_path):
 
 def test_fault_in_a_rare_token_fails_only_the_projections(tmp_path):
     """The models stay in torch. The fault is 0.05 on the bias of a token that is never generated."""
-    text = Text.train("words", [(" ".join(f"w{i}" for i in range(300)),) * 2], 400, 400)
+    text = Text.train(TextConfig("words", 400, 400), [(" ".join(f"w{i}" for i in range(300)),) * 2])
     torch.manual_seed(1)
     config = Seq2SeqConfig(embedding=16, encoder_hidden=8, decoder_hidden=16, attention_size=8)
     good = Seq2Seq(config, len(text.source), len(text.target)).eval()
