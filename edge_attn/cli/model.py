@@ -19,9 +19,15 @@ from edge_attn.registry import VERBS, resolve
     type=click.IntRange(min=1),
     help="Number of torch threads. A fixed number makes the weights reproducible.",
 )
-def train(config: Path, out: Path, data: Path | None, threads: int | None) -> None:
+@click.option(
+    "--init",
+    type=PATH,
+    help="Checkpoint whose weights a new run begins with (fine-tuning). Vocabularies may differ: entries of both "
+    "keep their rows.",
+)
+def train(config: Path, out: Path, data: Path | None, threads: int | None, init: Path | None) -> None:
     """Train a model from the TOML file CONFIG (also under torchrun)."""
-    resolve("verb", VERBS, "train")(config, out, data, threads)
+    resolve("verb", VERBS, "train")(config, out, data, threads, init)
 
 
 @click.command()

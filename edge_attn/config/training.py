@@ -114,6 +114,8 @@ class TrainingConfig:
     """Highest learning rate of Adam, reached after the warm-up."""
     label_smoothing: float = 0.1
     """Probability that the loss spreads evenly over the vocabulary, in [0, 1)."""
+    average: float = 0.0
+    """Decay of the moving average of the weights, in [0, 1), as 0.999. Validated and stored instead of the weights."""
     clip: float = 1.0
     """Maximum norm of the gradient, to which a larger one is clipped."""
     validate_every: int = 1000
@@ -138,6 +140,8 @@ class TrainingConfig:
             raise ConfigError(f"seed must be less than 2**63, got {self.seed}")
         for name in ("learning_rate", "clip"):
             positive(name, getattr(self, name))
+        if not 0.0 <= self.average < 1.0:
+            raise ConfigError(f"average must be in [0, 1), got {self.average}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
 

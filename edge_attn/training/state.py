@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -38,7 +39,13 @@ class Progress:
     """Moving average of the reward of hard attention, the log-probability of the reference tokens."""
 
 
-def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the state of a run into its checkpoint folder.
 
     Args:
@@ -46,19 +53,23 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         model: the model with its present weights.
         optimizer: the optimizer with its moments.
         progress: the position of the run.
+        average: moving average of the weights, by name; empty without one.
 
     Raises:
         InputError: the file cannot be written.
     """
     tensors = {f"model.{name}": value for name, value in named_weights(model).items()}
+    tensors.update({f"average.{name}": value for name, value in (average or {}).items()})
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{index}.{name}": value.contiguous() for name, value in state.items()})
     metadata = {"progress": json.dumps(dataclasses.asdict(progress), sort_keys=True)}
     write_file(folder / STATE, save(tensors, metadata=metadata))
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Adam) -> Progress:
-    """Load the last saved state into `model` and `optimizer`, and return its progress.
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Adam, average: Mapping[str, Tensor] | None = None
+) -> Progress:
+    """Load the last saved state into `model`, `optimizer` and `average`, and return its progress.
 
     Raises:
         CheckpointError: the file is damaged, or is not the state of this model.
@@ -73,6 +84,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Adam) -> P
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a training state: {error}; remove it to start over") from error
     weights = {f"model.{name}": value for name, value in named_weights(model).items()}
+    weights.update({f"average.{name}": value for name, value in (average or {}).items()})
     expected = dict(weights)
     for index, value in enumerate(model.parameters()):
         expected[f"optimizer.{index}.step"] = torch.zeros(())

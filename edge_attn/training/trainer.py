@@ -29,11 +29,15 @@ from edge_attn.storage.atomic import leftovers
 from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import PAD
+from edge_attn.training.averaging import Average
 from edge_attn.training.data import Batch, Pairs, choose_samples
+from edge_attn.training.initial_weights import check_initial_model, copy_weights
 from edge_attn.training.state import STATE, Progress, load_state, save_state
 
 
-def train(config_path: Path, out: Path, data: Path | None = None, threads: int | None = None) -> None:
+def train(
+    config_path: Path, out: Path, data: Path | None = None, threads: int | None = None, init: Path | None = None
+) -> None:
     """Train the model of `config_path` into the checkpoint `out`, or resume the interrupted run there.
 
     Under torchrun each process takes one batch of every update (gloo).
@@ -43,11 +47,13 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
         out: checkpoint folder.
         data: folder of the data files; the configuration's folder if None.
         threads: CPU threads; None lets torch choose.
+        init: checkpoint whose weights a new run begins with, see edge_attn/training/initial_weights.py; None for random
+            ones. A run that is resumed does not read it again.
 
     Raises:
         UsageError: `threads` is less than one.
         ConfigError, InputError: the configuration or the data cannot be used.
-        CheckpointError: `out` contains a run of another configuration.
+        CheckpointError: `out` contains a run of another configuration, or `init` is not a checkpoint of this model.
     """
     if threads is not None:
         if threads < 1:
@@ -55,10 +61,12 @@ def train(config_path: Path, out: Path, data: Path | None = None, threads: int |
         torch.set_num_threads(threads)
     config = read_config(config_path)
     _check_model(config, config_path)
+    if init is not None and not (out / STATE).exists():
+        check_initial_model(init, config)
     with _processes() as (rank, world):
         train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
         text = _prepare(config, out, train_pairs, valid_pairs, rank)
-        trainer = Trainer(config, text, out, rank, world)
+        trainer = Trainer(config, text, out, rank, world, init)
         limit = config.data.max_tokens
         trainer.fit(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
 
@@ -164,7 +172,7 @@ def reinforce(log_probs: Tensor, choices: Tensor, baseline: float) -> Tensor:
 class Trainer:
     """One training run, resumed from the state in `out` if there is one."""
 
-    def __init__(self, config: Config, text: Text, out: Path, rank: int, world: int) -> None:
+    def __init__(self, config: Config, text: Text, out: Path, rank: int, world: int, init: Path | None = None) -> None:
         """Build the model and the optimizer, or load them.
 
         Args:
@@ -173,9 +181,10 @@ class Trainer:
             out: the checkpoint folder.
             rank: number of this process.
             world: number of processes.
+            init: checkpoint of the first weights of a new run.
 
         Raises:
-            CheckpointError: the state in `out` is damaged, or belongs to another model.
+            CheckpointError: the state in `out` is damaged, or belongs to another model, or `init` does not fit.
         """
         self.options: TrainingConfig = config.training
         self.out, self.rank, self.world = out, rank, world
@@ -184,7 +193,14 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), self.options.learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True
         )
-        self.progress = load_state(out, self.model, self.optimizer) if (out / STATE).exists() else Progress()
+        self.average = Average(self.model, self.options.average)
+        if (out / STATE).exists():
+            self.progress = load_state(out, self.model, self.optimizer, self.average.weights)
+        else:
+            self.progress = Progress()
+            if init is not None:
+                copy_weights(init, self.model, text)
+                self.average.restart()
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self.options.learning_rate
 
@@ -214,8 +230,9 @@ class Trainer:
             rate = tokens / (time.monotonic() - started)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s", refresh=False)
             if progress.update % options.validate_every == 0 or progress.update == options.updates:
-                valid_loss = self.validate(valid)
-                best = self._record_validation(valid_loss)
+                with self.average.applied():
+                    valid_loss = self.validate(valid)
+                    best = self._record_validation(valid_loss)
                 if self.rank == 0:
                     bar.write(
                         f"update {progress.update}, epoch {progress.epoch}: validation loss {valid_loss:.4f} a token"
@@ -224,7 +241,7 @@ class Trainer:
                     )
             ended = progress.update == options.updates or progress.bad_validations >= options.patience
             if self.rank == 0 and (ended or progress.update % options.checkpoint_every == 0):
-                save_state(self.out, self.model, self.optimizer, progress)
+                save_state(self.out, self.model, self.optimizer, progress, self.average.weights)
         bar.close()
 
     def _record_validation(self, loss: float) -> bool:
@@ -270,6 +287,7 @@ class Trainer:
                 f"lower training.learning_rate and start again"
             )
         self.optimizer.step()
+        self.average.update(progress.update)
         return float(loss.detach()) / batch.tokens
 
     def forward_batch(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
