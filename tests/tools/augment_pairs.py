@@ -4,7 +4,7 @@
 
 The train split of short everyday sentences has few numbers and names, no text in capitals or lower case, and no line of
 two sentences. Added, with a fixed seed, are: pairs with other numbers, names and places; sentences with numbers, times
-and dates from the templates and phrases of `phrases.json`; pairs in lower case without the last mark, and in capitals;
+and dates from the templates and phrases of `tests/data/embedded/phrases.json`; pairs in lower case without the last mark, and in capitals;
 two and three pairs joined. Every pair of the split stays as it is.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 Pair = tuple[str, str]
 
-PHRASES = json.loads((Path(__file__).parent / "phrases.json").read_text(encoding="utf-8"))
+PHRASES = json.loads((Path(__file__).parents[1] / "data/embedded/phrases.json").read_text(encoding="utf-8"))
 VOWELS = "AEIOUYÉÈÊHaeiouyéèêh"
 NUMBER = re.compile(r"\d+")
 

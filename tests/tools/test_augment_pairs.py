@@ -9,7 +9,7 @@ import augment_pairs
 import pytest
 
 PAIRS = [
-    ("Tom is 25 years old.", "Tom a 25 ans."),
+    ("Tom is 25 years old.", "Tom a 25 ans."),  # codespell:ignore ans
     ("I think that Tom is in Boston.", "Je pense que Tom est à Boston."),
     ("Close it.", "Fermez-le."),
 ] * 40
