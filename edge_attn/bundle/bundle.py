@@ -18,12 +18,14 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_attn.bundle.archive import read_folder, read_zip
-from edge_attn.bundle.manifest import MANIFEST, Manifest, Target, parse_manifest
+from edge_attn.bundle.archive import Archive, open_archive
+from edge_attn.bundle.manifest import MANIFEST, FileEntry, Manifest, Target, parse_manifest
 from edge_attn.errors import BundleError, NotTestedError
 from edge_attn.storage.atomic import is_being_replaced, restore_interrupted
 from edge_attn.text.pipeline import Text
 
+LARGEST_MANIFEST = 1 << 26
+"""Largest size of a manifest in bytes."""
 MAX_ATTEMPTS = 10
 """Maximum number of times that a bundle is read while writers replace it."""
 
@@ -58,32 +60,17 @@ class Bundle:
 
     @classmethod
     def _read(cls, path: Path) -> Bundle:
-        if path.is_dir() and not (path / MANIFEST).exists():
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
-        if path.is_dir():
-            files = read_folder(path)
-        elif path.is_file():
-            files = read_zip(path)
-        else:
-            raise BundleError(f"{path} is not a bundle: there is no such file or folder")
-        if MANIFEST not in files:
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
-        manifest = parse_manifest(files.pop(MANIFEST), path)
-        for name, entry in manifest.files.items():
-            if name not in files:
-                raise BundleError(f"{path}: {name} is missing; copy the bundle again")
-            data = files[name]
-            if len(data) != entry.size:
-                raise BundleError(f"{path}: {name} has {len(data)} bytes, expected {entry.size}; copy the bundle again")
-            if hashlib.sha256(data).hexdigest() != entry.sha256:
-                raise BundleError(
-                    f"{path}: {name} was changed: its sha256 is not the manifest's; copy the bundle again"
-                )
-        unlisted = sorted(files.keys() - manifest.files.keys())
-        if unlisted:
-            raise BundleError(
-                f"{path}: {unlisted[0]} is not listed in {MANIFEST}; remove it, or export the bundle again"
-            )
+        with open_archive(path, MANIFEST) as archive:
+            size = archive.size(MANIFEST)
+            if size is None:
+                raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
+            if size > LARGEST_MANIFEST:
+                raise BundleError(f"{path}: {MANIFEST} has {size} bytes, at most {LARGEST_MANIFEST} are read")
+            manifest = parse_manifest(archive.read(MANIFEST), path)
+            files = {name: _read_file(archive, path, name, entry) for name, entry in manifest.files.items()}
+            unlisted = archive.unlisted({MANIFEST, *files})
+        if unlisted is not None:
+            raise BundleError(f"{path}: {unlisted} is not listed in {MANIFEST}; remove it, or export the bundle again")
         return cls(path, manifest, files)
 
     def read(self, name: str) -> bytes:
@@ -125,6 +112,25 @@ class Bundle:
     def size(self) -> int:
         """Return the total size of the listed files, in bytes."""
         return sum(entry.size for entry in self.manifest.files.values())
+
+
+def _read_file(archive: Archive, path: Path, name: str, entry: FileEntry) -> bytes:
+    """Return the content of a file of the bundle `path`, proved by its hash, through whatever link it was read.
+
+    Raises:
+        BundleError: it is missing, truncated or changed.
+    """
+    size = archive.size(name)
+    if size is None:
+        raise BundleError(f"{path}: {name} is missing; copy the bundle again")
+    if size == entry.size:
+        data = archive.read(name)
+        size = len(data)
+    if size != entry.size:
+        raise BundleError(f"{path}: {name} has {size} bytes, expected {entry.size}; copy the bundle again")
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise BundleError(f"{path}: {name} was changed: its sha256 is not the manifest's; copy the bundle again")
+    return data
 
 
 def _restore(path: Path) -> None:
