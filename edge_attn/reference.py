@@ -31,6 +31,7 @@ class TorchRuntime:
 
     name = "torch"
     max_batch: int | None = None
+    max_beam: int | None = None
 
     def __init__(self, graphs: Mapping[str, Graph], precision: str = "fp32") -> None:
         self._graphs = graphs

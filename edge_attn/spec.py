@@ -50,6 +50,8 @@ class Runtime(Protocol):
     graphs: Mapping[str, GraphSpec]
     max_batch: int | None
     """Maximum batch size; None means no limit."""
+    max_beam: int | None
+    """Maximum beam; None means no limit."""
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Run a graph and return its outputs by name."""

@@ -14,6 +14,8 @@ from edge_attn.spec import GraphSpec
 
 FORMAT = 3
 """Format number. Format 1 had no targets, format 2 the task name seq2seq; both still load."""
+COMPLETE_GOLDEN_FORMAT = 4
+"""First format whose golden data covers every entry of every table, and whose manifest records its contents."""
 MANIFEST = "bundle.json"
 
 
@@ -68,6 +70,8 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     """Summary of the verification at export."""
+    golden: dict[str, int] = field(default_factory=dict)
+    """Counts of the golden data: sentences, hypotheses, entries. It must hold exactly these."""
     targets: dict[str, Target] = field(default_factory=dict)
     """Targets by name, `<target>-<precision>`."""
     files: dict[str, FileEntry] = field(default_factory=dict)

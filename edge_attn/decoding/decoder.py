@@ -51,6 +51,18 @@ def output_sizes(graphs: Mapping[str, GraphSpec]) -> tuple[int, int]:
     return int(sizes["candidates"]), int(sizes["log_probs"])
 
 
+def vocabulary_sizes(graphs: Mapping[str, GraphSpec], where: str) -> tuple[int, int]:
+    """Return the number of source entries and of target entries.
+
+    Raises:
+        BundleError: the encoder does not describe the range of its token ids; the sentence begins with `where`.
+    """
+    source = next((tensor for tensor in graphs[ENCODER].inputs if tensor.name == "source"), None)
+    if source is None or len(source.values) != 2 or type(source.values[1]) is not int:
+        raise BundleError(f"{where}: the graph {ENCODER!r} has no input 'source' with the range of its token ids")
+    return source.values[1] + 1, output_sizes(graphs)[1]
+
+
 def pad_sources(sources: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Return source (batch, src) int64, padded with PAD, and source_length (batch) int64."""
     lengths = np.array([len(source) for source in sources], np.int64)

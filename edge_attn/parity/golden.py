@@ -13,18 +13,15 @@ of L1, L2 and L3 has its noise, which can raise its bound (tolerances.py). Noise
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edge_attn.bundle.archive import DAMAGED
-from edge_attn.config.validation import from_mapping
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.errors import BundleError, ConfigError
+from edge_attn.parity.arrays import pack
 
 TOP = 32
 PROJECTIONS = 8
@@ -81,12 +78,12 @@ class Golden:
         """Return each sentence's weights (tgt, src) from the flat array `name`; empty without attention."""
         if name not in self.arrays:
             return []
-        rows = self._rows(name)
+        rows = self.alignment_rows(name)
         parts = _slices([n * len(source) for n, source in zip(rows, self.sources, strict=True)])
         flat = self.arrays[name]
         return [flat[part].reshape(n, -1) for part, n in zip(parts, rows, strict=True)]
 
-    def _rows(self, name: str) -> list[int]:
+    def alignment_rows(self, name: str) -> list[int]:
         """Return the rows of each sentence's alignment: one a step of greedy search, or a symbol of the best result."""
         if name == "steps.alignment":
             return [len(best.tokens) + 1 for best in self.greedy]
@@ -97,53 +94,17 @@ class Golden:
         content = dataclasses.asdict(self)
         arrays = content.pop("arrays")
         content["search"] = _stored_options(self.search)
-        data = io.BytesIO()
-        np.savez_compressed(data, **arrays)
         text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-        return dict(zip(FILES, (text.encode(), data.getvalue()), strict=True))
+        return dict(zip(FILES, (text.encode(), pack(arrays)), strict=True))
 
-    @classmethod
-    def load(cls, files: dict[str, bytes]) -> Golden:
-        """Return the golden data in `files`, by their names in a bundle.
-
-        Raises:
-            BundleError: it cannot be read, or its parts do not fit each other.
-        """
-        try:
-            golden = from_mapping(cls, json.loads(files[FILES[0]]), FILES[0])
-            with np.load(io.BytesIO(files[FILES[1]]), allow_pickle=False) as arrays:
-                golden = dataclasses.replace(golden, arrays={name: arrays[name] for name in arrays.files})
-        except (*DAMAGED, OSError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise BundleError(f"the golden data cannot be read: {error}") from error
-        golden._check()
-        return golden
-
-    def _check(self) -> None:
-        """Refuse parts that do not fit each other."""
-        count = len(self.sentences)
-        if not count or not all(self.n_best) or {len(self.sources), len(self.greedy), len(self.n_best)} != {count}:
-            raise BundleError("the golden data lacks a source, a greedy result or an n-best list for some sentence")
-        for key, noise in self.noise.items():
-            if not 0 <= noise < np.inf:
-                raise BundleError(
-                    f"the golden data's noise of {key} is {noise}, expected a finite number of at least 0"
-                )
-        steps, sources = self.steps()[-1].stop, self.positions()[-1].stop
-        states = (name.partition(".")[2] for name in self.arrays if name.startswith("encoder.state."))
-        required = ("top_ids", *SUMMARY, "noise", *(f"next_{name}" for name in states))
-        missing = {f"steps.{name}" for name in required} - self.arrays.keys()
-        if missing:
-            raise BundleError(f"the golden data has no array {min(missing)}")
-        for name, rows in self.arrays.items():
-            if name.endswith(".alignment"):
-                sizes = zip(self._rows(name), self.sources, strict=True)
-                expected = [sum(symbols * len(source) for symbols, source in sizes)]
-            else:
-                expected = [steps] if name.startswith("steps.") else [count, sources]
-            if rows.shape[:1] not in [(size,) for size in expected]:
-                raise BundleError(
-                    f"the golden data's array {name} has the shape {rows.shape}, which does not fit the sentences"
-                )
+    def contents(self) -> dict[str, int]:
+        """Return the counts that the manifest records, so that golden data that was cut down is refused."""
+        return {
+            "sentences": len(self),
+            "steps": self.steps()[-1].stop,
+            "beam": self.search.beam,
+            "hypotheses": sum(map(len, self.n_best)),
+        }
 
 
 def _stored_options(config: SearchConfig) -> dict[str, Any]:
@@ -157,12 +118,3 @@ def _slices(sizes: Sequence[int]) -> list[slice]:
     """Return consecutive slices of these sizes."""
     ends = np.cumsum(sizes)
     return [slice(int(end - size), int(end)) for end, size in zip(ends, sizes, strict=True)]
-
-
-def load(read: Callable[[str], bytes]) -> Golden:
-    """Return the golden data of a bundle, whose files `read` returns by name.
-
-    Raises:
-        BundleError: it cannot be read, or its parts do not fit each other.
-    """
-    return Golden.load({name: read(name) for name in FILES})

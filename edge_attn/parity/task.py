@@ -70,11 +70,11 @@ class Task(Protocol):
     def record(self, bundle: Bundle, references: References, inputs: Sequence[str]) -> GoldenData:
         """Run the reference on `inputs` and return its results. `bundle` need not be written yet."""
 
-    def load_golden(self, read: Callable[[str], bytes]) -> Any:
-        """Return the golden data of a bundle, whose files `read` returns by name.
+    def load_golden(self, bundle: Bundle) -> Any:
+        """Return the golden data of a bundle.
 
         Raises:
-            BundleError: it is damaged or incomplete.
+            BundleError: it is damaged or incomplete, or not of this bundle's graphs.
         """
 
     def golden_inputs(self, golden: Any) -> Sequence[str]:

@@ -100,7 +100,7 @@ class RangeRecorder:
     def __init__(self, inner: Runtime) -> None:
         self._inner = inner
         self.name, self.provider, self.precision = inner.name, inner.provider, inner.precision
-        self.max_batch = inner.max_batch
+        self.max_batch, self.max_beam = inner.max_batch, inner.max_beam
         self.graphs: Mapping[str, GraphSpec] = inner.graphs
         self.ranges: dict[str, dict[str, float]] = {name: {} for name in inner.graphs}
 

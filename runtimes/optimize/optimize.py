@@ -19,7 +19,7 @@ from edge_attn.bundle.writer import check_output, update_bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.validation import read_toml
 from edge_attn.errors import BundleError, NotTestedError
-from edge_attn.parity import golden as golden_data
+from edge_attn.parity import reader
 from edge_attn.parity.golden import Golden
 from edge_attn.registry import TARGETS, resolve
 from edge_attn.runtimes.base import open_runtime
@@ -93,7 +93,7 @@ def optimize(
     opened = Bundle.open(bundle)
     path = Path(os.path.realpath(bundle))  # before `.` is replaced, after which the relative path leads nowhere
     options = RuntimeOptions(threads=threads, precision=precision, cache_dir=cache_dir)
-    golden = golden_data.load(opened.read)
+    golden = reader.load(opened)
     stored = opened.manifest.targets.get(request.name)
     if stored and not force:
         refuse_existing(bundle, stored, request, min_version, build)

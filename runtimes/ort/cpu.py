@@ -29,6 +29,7 @@ class OrtCpu:
 
     name = "ort-cpu"
     max_batch: int | None = None
+    max_beam: int | None = None
 
     def __init__(self, bundle: Bundle, options: RuntimeOptions = DEFAULT) -> None:
         self.graphs: Mapping[str, GraphSpec] = bundle.manifest.graphs

@@ -43,6 +43,7 @@ class OrtCuda:
 
     name = "ort-cuda"
     max_batch: int | None = None
+    max_beam: int | None = None
     device = "cuda"
     required_provider = "CUDAExecutionProvider"
     provider_options: Mapping[str, str] = {"use_tf32": "0"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from edge_attn.decoding.beam_search import check, search
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
-from edge_attn.parity import golden as golden_data
+from edge_attn.parity import reader
 from edge_attn.parity.golden import Golden
 from edge_attn.parity.recorder import record_translation
 from edge_attn.parity.task import Compare, References
@@ -402,9 +402,9 @@ class TranslationTask:
         """Run greedy and beam search of the reference on sentences and return their results."""
         return record_translation(references, bundle.text(), inputs, bundle.manifest.max_source)
 
-    def load_golden(self, read: Callable[[str], bytes]) -> Golden:
-        """Return the golden data of a bundle, whose files `read` returns by name."""
-        return golden_data.load(read)
+    def load_golden(self, bundle: Bundle) -> Golden:
+        """Return the golden data of a bundle."""
+        return reader.load(bundle)
 
     def golden_inputs(self, golden: Golden) -> Sequence[str]:
         """Return the sentences that golden data was recorded for."""

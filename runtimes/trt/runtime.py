@@ -81,6 +81,8 @@ class Trt:
         buckets = config.buckets.up_to(bundle.manifest.max_source)
         self.max_batch = buckets.batch[-1]
         """Maximum batch size."""
+        self.max_beam = buckets.beam
+        """Maximum beam."""
         self._padded_shapes = functools.lru_cache(maxsize=4096)(functools.partial(_padded_shapes, self.graphs, buckets))
         with contextlib.ExitStack() as resources:
             self._memory = DeviceMemory(cuda, resources)

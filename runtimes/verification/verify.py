@@ -53,12 +53,9 @@ def verify(
     if reference is None:
         if sentences is not None:
             raise UsageError("`sentences` needs `reference`: golden data exists for the bundle's own sentences only")
-        golden = task.load_golden(opened.read)
+        golden = task.load_golden(opened)
         return check(opened, running, golden, levels, overrides or {})
-    if sentences is not None:
-        inputs = read_sentences(sentences)
-    else:
-        inputs = tuple(task.golden_inputs(task.load_golden(opened.read)))
+    inputs = read_sentences(sentences) if sentences is not None else task.golden_inputs(task.load_golden(opened))
     live = resolve("runtime", RUNTIMES, "torch")(reference, opened)
     with_live_text = Bundle(opened.path, opened.manifest, live.text.files())
     golden = task.record(with_live_text, live.references, inputs)

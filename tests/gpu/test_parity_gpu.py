@@ -19,7 +19,7 @@ from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import NotTestedError
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.registry import RUNTIME_PRECISIONS
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.verification.verify import check
@@ -84,7 +84,7 @@ def opened(optimized, tmp_path_factory) -> Iterator[Open]:
 @pytest.mark.parametrize(("runtime", "precision"), CASES)
 def test_every_level_holds(opened: Open, which: str, runtime: str, precision: str):
     bundle, running = opened(which, runtime, precision)
-    report = check(bundle, running, golden.load(bundle.read))
+    report = check(bundle, running, reader.load(bundle))
     assert report.verdict == "holds", str(report)
     assert (report.runtime, report.precision) == (runtime, precision)
     assert "CPUExecutionProvider in place of" not in report.provider
@@ -109,7 +109,7 @@ def test_device_memory_does_not_grow(opened: Open, runtime: str):
         cuda = open_cuda()
     except NotTestedError as error:
         pytest.skip(f"needs an NVIDIA GPU with libcudart: {error}")
-    sources = golden.load(bundle.read).sources[:8]
+    sources = reader.load(bundle).sources[:8]
     free = []
     for _ in range(2):
         for _ in range(RUNS):
@@ -123,4 +123,4 @@ def test_runtime_opens_again_after_close(opened: Open, runtime: str):
     bundle, running = opened("toy", runtime, "fp32")
     running.close()
     _, again = opened("toy", runtime, "fp32")
-    assert check(bundle, again, golden.load(bundle.read), ("L3",)).verdict == "holds"
+    assert check(bundle, again, reader.load(bundle), ("L3",)).verdict == "holds"

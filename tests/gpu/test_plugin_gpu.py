@@ -15,7 +15,7 @@ from paths import EMBEDDED_BUNDLE
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.registry import RUNTIME_PRECISIONS
 from edge_attn.runtimes.trt import autotune
 from edge_attn.runtimes.verification.verify import check
@@ -50,7 +50,7 @@ def test_both_engines_hold_and_times_are_printed(toy_bundle, tmp_path, monkeypat
             pytest.skip(f"needs an NVIDIA GPU with a plugin: {line}")
         bundle = Bundle.open(path)
         runtime = open_or_skip(bundle, "trt", options)
-        report = check(bundle, runtime, golden.load(bundle.read))
+        report = check(bundle, runtime, reader.load(bundle))
         runtime.close()
         assert report.verdict == "holds", str(report)
         assert f"step {expected} the plugin AdditiveAttention" in report.provider, line

@@ -17,7 +17,7 @@ import pytest
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.parity import golden
+from edge_attn.parity import golden, reader
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.trt import builder
 from edge_attn.runtimes.trt import runtime as trt
@@ -90,7 +90,7 @@ def runtime(jetson, bundle) -> Iterator[Trt]:
 
 @pytest.fixture(scope="session")
 def sources(toy_bundle) -> tuple[tuple[int, ...], ...]:
-    return golden.load(Bundle.open(toy_bundle).read).sources
+    return reader.load(Bundle.open(toy_bundle)).sources
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def toy(opened) -> Any:
 
 @pytest.fixture(scope="session")
 def toy_golden(opened) -> golden.Golden:
-    return golden.load(opened.read)
+    return reader.load(opened)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,10 @@ class LabelTask:
         labels = Classifier(references.reference).classify(inputs)
         return GoldenLabels(tuple(inputs), tuple(labels), logits_of(references.reference, inputs))
 
-    def load_golden(self, read: Callable[[str], bytes]) -> GoldenLabels:
+    def load_golden(self, bundle: Bundle) -> GoldenLabels:
         """Return the golden data of a bundle."""
-        content = json.loads(read(FILES[0]))
-        with np.load(io.BytesIO(read(FILES[1])), allow_pickle=False) as arrays:
+        content = json.loads(bundle.read(FILES[0]))
+        with np.load(io.BytesIO(bundle.read(FILES[1])), allow_pickle=False) as arrays:
             return GoldenLabels(tuple(content["lines"]), tuple(content["labels"]), arrays["logits"])
 
     def golden_inputs(self, golden: GoldenLabels) -> Sequence[str]:

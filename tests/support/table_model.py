@@ -33,6 +33,7 @@ class TableModel:
 
     def __init__(self, tables: np.ndarray, attend: Sequence[int] = (), max_batch: int | None = None) -> None:
         self.tables, self.attend, self.max_batch = tables, np.array(attend, np.int64), max_batch
+        self.max_beam: int | None = None
         self.batches: list[int] = []
         vocabulary = tables.shape[-1]
         memory = TensorSpec("memory.source", "int64", ("batch", "src"))

@@ -27,7 +27,7 @@ import edge_attn
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.registry import VERBS, resolve
 from edge_attn.runtimes.commands.plots import write_svg
 from edge_attn.runtimes.optimize.optimize import optimize
@@ -97,7 +97,7 @@ def build(name: str, folder: Path, data: Path) -> None:
     held_out.write_text("".join(line.replace("_", "\t") + "\n" for line in lines), encoding="utf-8")
     scored = verb("evaluate")(bundle, held_out, config=SearchConfig(beam=1), options=ONE_THREAD).total
     exported = Bundle.open(bundle)
-    report = check(exported, OrtCpu(exported, ONE_THREAD), golden.load(exported.read))
+    report = check(exported, OrtCpu(exported, ONE_THREAD), reader.load(exported))
     measured = [m for level in report.levels for m in level.measurements]
     [max_abs] = [m.value for m in measured if (m.level, m.name) == ("L2", "log_prob")]
     result = {

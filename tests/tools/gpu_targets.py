@@ -10,7 +10,7 @@ from bench_decode import Sources
 from gpu_machine import BYTES
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.text.corpus import read_pairs
 
 TARGETS = [(target, precision) for target in ("ort-cuda", "trt") for precision in BYTES]
@@ -56,7 +56,7 @@ def _optimize(bundle: Path, target: str, precision: str, profiles: Path) -> None
 def read_sources(bundle: Path, corpus: Path | None, count: int) -> Sources:
     """Return `count` distinct source lines of the file, or golden sentences, encoded, the shortest first."""
     opened = Bundle.open(bundle)
-    lines = golden.load(opened.read).sentences if corpus is None else [source for source, _ in read_pairs(corpus)]
+    lines = reader.load(opened).sentences if corpus is None else [source for source, _ in read_pairs(corpus)]
     lines = list(dict.fromkeys(lines))
     text = opened.text()
     encoded = map(text.encode_source, lines[:: max(1, len(lines) // count)][:count])

@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import EdgeAttnError, InputError, ParityError
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.registry import TARGETS, resolve
 from edge_attn.runtimes.optimize.optimize import optimize
 from edge_attn.runtimes.ort.cpu import OrtCpu
@@ -57,7 +57,7 @@ Results: TypeAlias = dict[Kind, list[Support]]
 def supports(path: Path, tensorrt: TensorRT) -> Iterator[Support]:
     """Yield the support of each target and precision for the bundle at `path`, which is optimized in place."""
     portable = Bundle.open(path)
-    report = check(portable, OrtCpu(portable), golden.load(portable.read))
+    report = check(portable, OrtCpu(portable), reader.load(portable))
     levels = " ".join(level.name for level in report.levels if level.status == "holds")
     yield Support("ort-cpu", "fp32", runs="yes", verified=levels)
     for name in TARGETS:

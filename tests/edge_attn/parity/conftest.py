@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.parity import golden
+from edge_attn.parity import golden, reader
 
 
 @pytest.fixture(scope="session")
 def toy_golden(toy_bundle) -> golden.Golden:
-    return golden.load(Bundle.open(toy_bundle).read)
+    return reader.load(Bundle.open(toy_bundle))

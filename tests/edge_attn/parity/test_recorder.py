@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,14 +11,17 @@ pytest.importorskip("torch", reason="torch is not installed: a device needs none
 
 import torch
 
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Manifest
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.training import TextConfig
+from edge_attn.models.graphs import encoder_decoder_graphs
 from edge_attn.models.seq2seq import Seq2Seq
-from edge_attn.parity import recorder
+from edge_attn.parity import reader, recorder
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden
 from edge_attn.parity.recorder import MIN_LOG_REST, projection, record_translation, run_teacher_forced, summarize
 from edge_attn.parity.tolerances import BOUNDS
-from edge_attn.reference import ModelReferences, open_checkpoint
+from edge_attn.reference import CANDIDATES, ModelReferences, open_checkpoint
 from edge_attn.text import pipeline
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import EOS
@@ -65,8 +70,10 @@ def test_golden_data_matches_the_checkpoint(toy_golden, toy_checkpoint):
 
 
 def test_recording_survives_its_files(recorded):
-    _, _, golden_data = recorded
-    loaded = Golden.load(golden_data.files())
+    model, _, golden_data = recorded
+    specs = {name: graph.spec for name, graph in encoder_decoder_graphs(model, CANDIDATES).items()}
+    manifest = Manifest(3, "seq2seq", "translation", "fp32", specs, 9)
+    loaded = reader.load(Bundle(Path("bundle"), manifest, golden_data.files()))
     assert loaded == golden_data
     assert loaded.arrays.keys() == golden_data.arrays.keys()
     assert all(np.array_equal(loaded.arrays[name], golden_data.arrays[name]) for name in golden_data.arrays)

@@ -20,7 +20,7 @@ from edge_attn.bundle.writer import write_bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import NotTestedError
 from edge_attn.ops import DOMAIN
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.registry import PRECISIONS, TARGETS, resolve
 from edge_attn.runtimes.commands.inspect import inspect
 from edge_attn.runtimes.onnx_graph import Constants, load, types
@@ -99,7 +99,7 @@ def test_every_kind_and_precision_matches_the_portable_graphs(tmp_path, kind, pr
     path = Path(shutil.copy(KINDS[kind], tmp_path))
     run_optimize(path, "trt", precision)
     bundle = Bundle.open(path)
-    data = golden.load(bundle.read)
+    data = reader.load(bundle)
     portable = {name: load(bundle.read(spec.file), name) for name, spec in bundle.manifest.graphs.items()}
     actual = log_probs(bundle, ready(path, f"trt-{precision}"), data, ONE)
     np.testing.assert_allclose(actual, log_probs(bundle, portable, data, ONE), atol=MAX_DIFFERENCE[precision], rtol=0)

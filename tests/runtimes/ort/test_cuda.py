@@ -22,7 +22,7 @@ from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.decoder import StepDecoder
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, MissingExtraError, NotTestedError
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.ort import cuda as cuda
 from edge_attn.runtimes.ort.cpu import OrtCpu, onnxruntime_packages
@@ -219,7 +219,7 @@ def test_allowed_fallback_gives_equal_results(bundle):
     runtime = open_runtime(bundle, "ort-cuda", FALLBACK)
     assert runtime.name == "ort-cuda"
     assert runtime.provider == f"CPUExecutionProvider in place of {CUDA}"
-    sources = golden.load(bundle.read).sources[:16]
+    sources = reader.load(bundle).sources[:16]
     assert tokens(runtime, sources) == tokens(OrtCpu(bundle), sources)
 
 
@@ -246,7 +246,7 @@ def test_every_output_is_bound_to_the_device(bundle, monkeypatch):
 
 
 def test_verify_holds(bundle):
-    report = check(bundle, OrtCudaOnCpu(bundle), golden.load(bundle.read))
+    report = check(bundle, OrtCudaOnCpu(bundle), reader.load(bundle))
     assert report.verdict == "holds", str(report)
 
 

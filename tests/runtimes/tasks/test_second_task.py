@@ -95,14 +95,14 @@ def test_verbs_read_a_bundle_of_another_task(edge_attn_cli, bundle):
 
 def replace_golden(bundle, **changes):
     def change(opened):
-        golden = dataclasses.replace(LabelTask().load_golden(opened.read), **changes)
+        golden = dataclasses.replace(LabelTask().load_golden(opened), **changes)
         return opened.manifest, {**opened.files(), **golden.files()}
 
     update_bundle(bundle, change)
 
 
 def test_other_labels_fail_verification(bundle):
-    labels = LabelTask().load_golden(Bundle.open(bundle).read).labels
+    labels = LabelTask().load_golden(Bundle.open(bundle)).labels
     replace_golden(bundle, labels=labels[::-1])
     report = verify(bundle)
     assert [level.status for level in report.levels if level.name in ("L1", "L3")] == ["holds", "fails"]
@@ -110,7 +110,7 @@ def test_other_labels_fail_verification(bundle):
 
 
 def test_golden_data_of_another_model_is_refused(bundle):
-    logits = LabelTask().load_golden(Bundle.open(bundle).read).logits
+    logits = LabelTask().load_golden(Bundle.open(bundle)).logits
     replace_golden(bundle, logits=logits[:, :2])
     with pytest.raises(InputError, match="another model"):
         verify(bundle)

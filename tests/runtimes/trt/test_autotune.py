@@ -25,7 +25,7 @@ from choices import (
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.errors import BundleError
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.runtimes.trt.autotune import TIMED_RUNS, WARMUP_RUNS, _example_input, plugins_of
 from edge_attn.runtimes.trt.plugins import additive_attention
 from edge_attn.runtimes.verification.verify import check
@@ -66,7 +66,7 @@ def test_cuda_graphs_are_timed(jetson, unmeasured):
 def test_verify_runs_on_chosen_engine(jetson, unmeasured):
     bundle = measure(jetson, unmeasured)
     runtime = jetson.open(bundle)
-    report = check(bundle, runtime, golden.load(bundle.read))
+    report = check(bundle, runtime, reader.load(bundle))
     assert runtime._launches._engines["step"].seconds == FAST
     runtime.close()
     assert report.verdict == "holds", str(report)

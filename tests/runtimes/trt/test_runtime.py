@@ -22,7 +22,7 @@ from edge_attn.decoding import batching
 from edge_attn.decoding.beam_search import search
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import BundleError, InputError, NotTestedError
-from edge_attn.parity import golden
+from edge_attn.parity import reader
 from edge_attn.registry import PRECISIONS
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.ort.cpu import OrtCpu
@@ -54,13 +54,13 @@ def test_tokens_equal_those_of_the_cpu(runtime, bundle, sources, beam, count):
 def test_verify_holds_for_every_attention(jetson, path):
     bundle = jetson.ready(path, src=[3])
     runtime = jetson.open(bundle)
-    report = check(bundle, runtime, golden.load(bundle.read))
+    report = check(bundle, runtime, reader.load(bundle))
     runtime.close()
     assert report.verdict == "holds", str(report)
 
 
 def test_verify_holds_and_provider_names_the_engine(jetson, runtime, bundle):
-    report = check(bundle, runtime, golden.load(bundle.read))
+    report = check(bundle, runtime, reader.load(bundle))
     assert report.verdict == "holds", str(report)
     assert report.runtime == "trt"
     assert runtime.provider.startswith("tensorrt 10.3.0 on Orin; buffers of 0.")
@@ -70,7 +70,7 @@ def test_verify_holds_and_provider_names_the_engine(jetson, runtime, bundle):
 
 def test_large_requests_are_split_into_batches(jetson, toy_bundle):
     bundle = jetson.ready(toy_bundle, batch=[1, 8])
-    runtime, reference = jetson.open(bundle), golden.load(bundle.read)
+    runtime, reference = jetson.open(bundle), reader.load(bundle)
     assert len(reference.sentences) > runtime.max_batch == 8
     report = check(bundle, runtime, reference)
     assert report.verdict == "holds", str(report)
@@ -91,7 +91,7 @@ def test_wrong_engine_fails_verification(runtime, bundle):
         return [*({**outputs, "log_probs": outputs["log_probs"] * np.float32(1.01)}).values()]
 
     engine.session = SimpleNamespace(run=run)
-    assert check(bundle, runtime, golden.load(bundle.read)).verdict == "fails"
+    assert check(bundle, runtime, reader.load(bundle)).verdict == "fails"
 
 
 def test_open_runtime_by_name(jetson, bundle):
@@ -241,7 +241,7 @@ def test_verify_holds_on_a_gpu(needs_gpu, toy_bundle, tmp_path, name, precision)
     assert optimize(path, "trt", precision, log=lambda line: None) == 0
     opened = Bundle.open(path)
     runtime = open_or_skip(opened, name, RuntimeOptions(precision=precision, cache_dir=tmp_path / "cache"))
-    report = check(opened, runtime, golden.load(opened.read))
+    report = check(opened, runtime, reader.load(opened))
     print(runtime.provider, runtime._launches.enqueued)
     runtime.close()
     assert report.verdict == "holds", str(report)

@@ -24,6 +24,7 @@ class Faulty:
     change: Callable[[str, dict[str, np.ndarray]], object]
     name: str = "faulty"
     max_batch: int | None = None
+    max_beam: int | None = None
     provider: str = "none"
     precision: str = "fp32"
 
