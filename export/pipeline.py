@@ -23,6 +23,7 @@ from edge_attn.bundle.writer import check_output, write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_file
 from edge_attn.errors import ExportError, InputError, ParityError
 from edge_attn.export import checks
+from edge_attn.export.comparison import check_repeatable
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
 from edge_attn.export.samples import choose_sentences
 from edge_attn.export.trace import example_inputs, store_as_fp16, trace
@@ -156,7 +157,9 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     checks.finite(module)
     sizes = {axis: 2 + i for i, axis in enumerate(_axes(spec))}
     sizes.update(src=7)
-    proto = trace(module, spec, [torch.from_numpy(value) for value in example_inputs(spec, sizes)])
+    example = example_inputs(spec, sizes)
+    check_repeatable(module.eval(), example)
+    proto = trace(module, spec, [torch.from_numpy(value) for value in example])
     fold_embedding_matmul(proto)
     if half:
         store_as_fp16(proto)

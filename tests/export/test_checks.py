@@ -221,9 +221,9 @@ def drop_functions(model: onnx.ModelProto) -> None:
 
 
 AGREEMENT = {
-    "another weight": (shift_weight, "context differs from torch by .* at most 0.0001 is allowed"),
+    "another weight": (shift_weight, "context differs from torch by .*; values up to .* may differ by "),
     "another integer": (negate_input("ArgMax"), r"\d+ of \d+ integers differ from torch"),
-    "a NaN": (add_log, "context contains NaN or infinity"),
+    "a NaN": (add_log, "context is nan at .* where torch returns "),
     "another shape": (reduce_length, r"context has shape \(1, 1, 4\), torch returns \(1, \d, 4\)"),
     "only one length runs": (fix_length, "the graph attend at batch 1, src 1, tgt .* does not run: "),
     "an op without function body": (drop_functions, "ONNX Runtime does not load the graph attend: "),
