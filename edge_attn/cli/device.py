@@ -18,7 +18,7 @@ from edge_attn.cli.options import (
 )
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import UsageError
-from edge_attn.registry import PRECISIONS, TARGETS, VERBS, resolve
+from edge_attn.registry import PRECISIONS, TARGETS, VERBS, import_object, resolve
 
 
 def _parse_overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
@@ -65,10 +65,12 @@ def verify(ctx: click.Context, /, as_json: bool, junit: Path | None, **arguments
 
     Exit code 0: parity holds. 1: it does not hold. 3: it could not be tested.
     """
+    if junit is not None:
+        import_object("edge_attn.bundle.output_file:check_output_file")(junit)
     report = resolve("verb", VERBS, "verify")(**arguments)
-    echo_result(report, as_json)
     if junit is not None:
         report.write_junit(junit)
+    echo_result(report, as_json)
     ctx.exit(report.exit_code)
 
 

@@ -12,7 +12,7 @@ from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import MissingExtraError, UsageError
 from edge_attn.runtimes.commands.corpus_scores import CorpusScore, Evaluation, EvaluationReport, LengthBin
-from edge_attn.runtimes.commands.plots import length_svg, write_svg
+from edge_attn.runtimes.commands.plots import check_picture, length_svg, write_svg
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.text.corpus import read_pairs
 
@@ -61,6 +61,8 @@ def evaluate(
     """
     if not separator:
         raise UsageError("`separator` must not be empty")
+    if picture is not None:
+        check_picture(picture)
     references: dict[str, str] = {}
     for source, target in read_pairs(corpus, separator):
         references.setdefault(source, target)

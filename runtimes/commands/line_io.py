@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from edge_attn.bundle.output_file import open_output_file, output_errors
 from edge_attn.errors import InputError
-from edge_attn.storage.atomic import replacement
 from edge_attn.text.corpus import LONGEST_LINE, decode_line
 
 T = TypeVar("T")
@@ -138,11 +138,11 @@ class TextWriter:
         self._file, self._path = file, path
 
     def write(self, text: str) -> None:
-        with _output_errors(self._path):
+        with output_errors(self._path):
             self._file.write(text)
 
     def flush(self) -> None:
-        with _output_errors(self._path):
+        with output_errors(self._path):
             self._file.flush()
 
 
@@ -153,7 +153,7 @@ def open_output(path: Path | None) -> Iterator[TextWriter]:
     A file appears when the block ends without an error. A pipe or a device receives the text at once.
 
     Raises:
-        InputError: the file cannot be written, or standard output is closed.
+        InputError: the file cannot be written, is a bundle or a file of one, or standard output is closed.
     """
     if path is None:
         if sys.stdout is None:
@@ -162,32 +162,5 @@ def open_output(path: Path | None) -> Iterator[TextWriter]:
         yield writer
         writer.flush()
         return
-    with contextlib.ExitStack() as stack:
-        with _output_errors(path):
-            # the file that a link points to is replaced, and the link stays
-            target = path if is_stream(path) else stack.enter_context(replacement(path.resolve()))
-            file = stack.enter_context(target.open("w", encoding="utf-8", newline="\n"))
-        try:
-            yield TextWriter(file, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                file.close()
-            raise
-        with _output_errors(path):
-            stack.close()
-
-
-def is_stream(path: Path) -> bool:
-    """Return whether `path` is a pipe or a device."""
-    return path.exists() and not path.is_file()
-
-
-@contextlib.contextmanager
-def _output_errors(path: Path | None) -> Iterator[None]:
-    """Turn an OSError into an InputError that names the file, except a broken pipe, whose reader needs no more."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path or 'standard output'} cannot be written: {error.strerror}") from error
+    with open_output_file(path) as file:
+        yield TextWriter(file, path)

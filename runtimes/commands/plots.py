@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from edge_attn.bundle.output_file import check_output_file, is_stream, write_output_file
+from edge_attn.errors import UsageError
 from edge_attn.runtimes.commands.corpus_scores import Evaluation
-from edge_attn.runtimes.commands.line_io import open_output
 from edge_attn.runtimes.tasks.translation import Translation
+from edge_attn.runtimes.xml_text import xml_text
 
 CELL, LABEL, GAP = 22, 90, 36
 """Pixels of a matrix cell, of the space for its labels, and between matrices."""
 COLORS = ("#1f5fa8", "#c2571a", "#3c8d40", "#7a4fa3")
-NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 STYLE = "<style>text{font:13px sans-serif;fill:#222}.small{font-size:11px}.title{font-weight:bold}</style>"
 
 
@@ -82,14 +82,25 @@ def length_svg(evaluations: Sequence[Evaluation]) -> str:
     return _svg(right + 220, top + height + 64, parts)
 
 
+def check_picture(path: Path) -> None:
+    """Check that a plot can be written to `path`, before the work.
+
+    Raises:
+        UsageError: its name has the suffix of another format.
+        InputError: it cannot be written.
+    """
+    if path.suffix.lower() not in (".svg", "") and not is_stream(path):
+        raise UsageError(f"`picture` is written as SVG, got the suffix {path.suffix!r}; name it {path.stem}.svg")
+    check_output_file(path)
+
+
 def write_svg(path: Path, svg: str) -> None:
     """Write an SVG file.
 
     Raises:
         InputError: the file cannot be written.
     """
-    with open_output(path) as file:
-        file.write(svg)
+    write_output_file(path, svg)
 
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:
@@ -103,5 +114,5 @@ def _token(token: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape markup, and replace the characters that XML cannot contain."""
-    return escape(NOT_XML.sub("\ufffd", text))
+    """Escape markup, and the characters that XML cannot contain."""
+    return escape(xml_text(text))

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from edge_attn.bundle.output_file import is_stream
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.commands.line_io import (
-    is_stream,
     json_line,
     json_number,
     open_input,

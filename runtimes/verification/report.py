@@ -11,9 +11,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from edge_attn import __version__
-from edge_attn.errors import InputError
+from edge_attn.bundle.output_file import write_output_file
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.tolerances import LEVELS
+from edge_attn.runtimes.xml_text import xml_text
 
 MAX_LISTED = 20
 """Maximum number of token mismatches of one level in the text."""
@@ -143,6 +144,9 @@ class Report:
         for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
         suite.set("tests", str(len(suite)))
+        for element in suite.iter():
+            element.attrib = {name: xml_text(value) for name, value in element.attrib.items()}
+            element.text = element.text and xml_text(element.text)
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
     def write_junit(self, path: Path) -> None:
@@ -151,10 +155,7 @@ class Report:
         Raises:
             InputError: the file cannot be written.
         """
-        try:
-            path.write_text(self.junit(), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        write_output_file(path, self.junit())
 
     def __str__(self) -> str:
         lines = [

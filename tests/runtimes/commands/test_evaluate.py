@@ -161,9 +161,22 @@ def test_invalid_corpus_is_named(edge_attn_cli, toy_bundle, tmp_path, content, e
 
 
 def test_unwritable_picture_is_named(edge_attn_cli, toy_bundle, toy_pairs, tmp_path):
-    path = tmp_path / "absent" / "picture.svg"
-    options = ["--limit", 2, "--beam", 1, "--picture", path]
-    edge_attn_cli("evaluate", toy_bundle, toy_pairs, *options, code=4, error=f"{path} cannot be written: No such file")
+    (tmp_path / "file").write_text("")
+    command = ["evaluate", toy_bundle, toy_pairs, "--picture"]
+    edge_attn_cli(*command, tmp_path / "file" / "picture.svg", code=4, error="picture.svg cannot be written: ")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PDF", "a.svg.gz"])
+def test_picture_of_another_format_is_a_usage_error(edge_attn_cli, toy_bundle, toy_pairs, tmp_path, name):
+    command = ["evaluate", toy_bundle, toy_pairs, "--picture", tmp_path / name]
+    edge_attn_cli(*command, code=2, error="--picture is written as SVG, got the suffix")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_picture_appears_in_a_new_folder(edge_attn_cli, toy_bundle, toy_pairs, tmp_path):
+    picture = tmp_path / "plots" / "length.SVG"
+    edge_attn_cli("evaluate", toy_bundle, toy_pairs, "--picture", picture, "--limit", 5, "--beam", 1)
+    assert picture.read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_path_without_a_model_is_an_error(toy_pairs, tmp_path):

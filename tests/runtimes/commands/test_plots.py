@@ -39,7 +39,7 @@ def test_markup_and_control_characters_stay_well_formed():
     labels = texts(alignment_svg([translation]))
     assert labels.count("<b>&\"'") == 2
     assert labels.count("_word") == 2
-    assert labels.count("\ufffd" * 4) == 2
+    assert labels.count(r"\x01\x0b\ud800\ufffe") == 2
     assert labels.count("\U0001f600") == 2
 
 
@@ -88,5 +88,6 @@ def test_length_plot_without_bins_names_the_model():
 
 
 def test_unwritable_plot_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="cannot be written: No such file"):
-        write_svg(tmp_path / "absent" / "a.svg", "")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: "):
+        write_svg(tmp_path / "file" / "a.svg", "")

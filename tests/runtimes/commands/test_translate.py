@@ -168,13 +168,17 @@ def test_error_of_click_is_a_usage_error(translate, options):
 
 
 def test_unreadable_and_unwritable_files_are_named(edge_attn_cli, toy_bundle, translate, tmp_path):
-    absent, folder = tmp_path / "absent", tmp_path / "folder"
+    absent, folder, file = tmp_path / "absent", tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
+    file.write_text("")
     edge_attn_cli("translate", toy_bundle, "--input", absent, code=4, error=f"{absent} cannot be read: No such file")
     edge_attn_cli("translate", toy_bundle, "--input", folder, code=4, error=f"{folder} cannot be read: Is a directory")
     for option in ("--output", "--alignments"):
-        for path in (absent / "out", folder):
+        for path in (file / "out", folder):
             translate(b"a cat\n", option, path, code=4, error=f"{path} cannot be written: ")
+        translate(b"a cat\n", option, tmp_path / "new" / option / "out")
+        assert (tmp_path / "new" / option / "out").read_text().count("\n") == 1
+        translate(b"a cat\n", option, toy_bundle, code=4, error="is a bundle, and is not overwritten")
     edge_attn_cli("translate", absent, code=4, error=f"{absent} is not a bundle: there is no such file or folder")
 
 

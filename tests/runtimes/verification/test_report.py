@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -139,6 +140,22 @@ def test_report_of_the_toy_model_in_all_formats(edge_attn_cli, toy_bundle, tmp_p
     findings = sum(len(level["findings"]) for level in content["levels"])
     assert suite.get("failures") == "0"
     assert len([case for case in suite if len(case) == 0]) == findings
+
+
+@pytest.mark.parametrize("name", ["na\udce9", "\x1b[31m\x01", "a\uffffb", "two\nlines"])
+def test_junit_is_xml_whatever_names_contain(tmp_path, name):
+    failed = LevelResult(name, "fails", measurements=[Measurement("L3", name, 0.5, 0.0)], reason=name)
+    path = tmp_path / "reports" / "junit.xml"
+    dataclasses.replace(report(failed), bundle=name).write_junit(path)
+    suite = ElementTree.parse(path).getroot()
+    assert suite.get("failures") == "1"
+
+
+def test_unwritable_junit_is_refused_before_the_work(edge_attn_cli, toy_bundle, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("edge_attn.runtimes.verification.verify.verify", lambda **_: pytest.fail("verify ran"))
+    edge_attn_cli("verify", toy_bundle, "--junit", tmp_path / "file" / "a.xml", code=4, error="cannot be written")
+    edge_attn_cli("verify", toy_bundle, "--junit", toy_bundle, code=4, error="is a bundle, and is not overwritten")
 
 
 def test_summary_has_levels_and_provider(toy_bundle):
