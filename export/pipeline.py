@@ -28,7 +28,9 @@ from edge_attn.export.fold_embeddings import fold_embedding_matmul
 from edge_attn.export.samples import choose_sentences
 from edge_attn.export.trace import example_inputs, store_as_fp16, trace
 from edge_attn.models.graphs import Graph, encoder_decoder_graphs
+from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import References, Task
+from edge_attn.parity.tolerances import bounds
 from edge_attn.reference import CANDIDATES, ModelReferences
 from edge_attn.registry import TASKS, VERBS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
@@ -36,7 +38,12 @@ from edge_attn.text.corpus import read_sentences
 
 
 def export(
-    checkpoint: Path, out: Path, candidates: int = CANDIDATES, sentences: Path | None = None, force: bool = False
+    checkpoint: Path,
+    out: Path,
+    candidates: int = CANDIDATES,
+    sentences: Path | None = None,
+    force: bool = False,
+    overrides: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Export a checkpoint to a bundle that is verified before it is written.
 
@@ -46,12 +53,15 @@ def export(
         candidates: best tokens that a step returns; a beam is at most one less.
         sentences: file of source sentences for the golden data; by default those of the checkpoint.
         force: replace a bundle at `out`.
+        overrides: bounds of the verification by name, for this export.
 
     Raises:
+        UsageError: an override is not a bound, or not a finite number of at least 0.
         CheckpointError, ExportError: the model does not export, or a check fails.
         ParityError: the results of the bundle differ from the reference.
     """
     check_output(out, force)
+    bounds("fp32", {}, overrides or {})
     if candidates < 2:
         raise InputError(f"candidates must be at least 2 (a beam of one needs them), got {candidates}")
     model, text, config = load(checkpoint)
@@ -82,6 +92,7 @@ def export(
         choose_sentences(text, lines, max_source),
         force,
         half=config.training.storage == "fp16",
+        overrides=overrides,
     )
 
 
@@ -94,6 +105,7 @@ def export_graphs(
     inputs: Sequence[str],
     force: bool = False,
     half: bool = False,
+    overrides: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Trace and check graphs, record golden data, verify, and write the bundle. Return its manifest.
 
@@ -106,6 +118,7 @@ def export_graphs(
         inputs: inputs of the golden data, as users write them.
         force: replace a bundle at `out`.
         half: store weights as fp16 where no value changes.
+        overrides: bounds of the verification by name, for this export.
 
     Raises:
         ExportError: a graph does not export, or a check fails.
@@ -136,10 +149,23 @@ def export_graphs(
     )
     files.update(task.record(Bundle(out, manifest, files), references, inputs).files())
     manifest = dataclasses.replace(manifest, files={name: FileEntry("", 0) for name in files})
-    report = resolve("verb", VERBS, "verify")(Bundle(out, manifest, files))
+    report = resolve("verb", VERBS, "verify")(Bundle(out, manifest, files), overrides=overrides)
     if report.verdict != "holds":
-        raise ParityError(f"the results of the exported bundle differ from the reference:\n{report}")
+        raise ParityError(f"the exported bundle differs from the reference: {_failures(report.levels)}")
     return write_bundle(out, dataclasses.replace(manifest, verification=report.summary()), files, force)
+
+
+def _failures(levels: Sequence[LevelResult]) -> str:
+    """Return the first figure outside of its bound, its place, the number of others, and the way out, in one line."""
+    failed = [measurement for level in levels for measurement in level.measurements if not measurement.ok]
+    if not failed:
+        return "; ".join(f"{level.name} {level.status} {level.reason}".strip() for level in levels)
+    first = failed[0]
+    return (
+        f"{first.level} {first.name} is {first.value:.3g}, at most {first.bound:.3g} is allowed"
+        f"{f' ({first.place})' if first.place else ''}; {len(failed) - 1} other figures fail; "
+        f"--override {first.level}.{first.name.partition(' ')[0]}=VALUE changes a bound"
+    )
 
 
 def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = False) -> tuple[onnx.ModelProto, float]:

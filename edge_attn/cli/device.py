@@ -13,28 +13,12 @@ from edge_attn.cli.options import (
     cache_dir_option,
     echo_result,
     json_option,
+    override_option,
     runtime_options,
     threads_option,
 )
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.errors import UsageError
 from edge_attn.registry import PRECISIONS, TARGETS, VERBS, import_object, resolve
-
-
-def _parse_overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
-    """Return the bounds by name.
-
-    Raises:
-        UsageError: a value is not a number.
-    """
-    overrides = {}
-    for text in values:
-        name, _, value = text.partition("=")
-        try:
-            overrides[name] = float(value)
-        except ValueError:
-            raise UsageError(f"--override takes LEVEL.NAME=VALUE with a number, got {text!r}") from None
-    return overrides
 
 
 @click.command()
@@ -48,14 +32,7 @@ def _parse_overrides(ctx: click.Context, param: click.Parameter, values: tuple[s
 )
 @click.option("--reference", type=PATH, help="Compare with this checkpoint, run on torch, instead of the golden data.")
 @click.option("--input", "sentences", type=PATH, help="Sentences for --reference.  [default: those of the golden data]")
-@click.option(
-    "--override",
-    "overrides",
-    multiple=True,
-    metavar="LEVEL.NAME=VALUE",
-    callback=_parse_overrides,
-    help="Change a bound for this run; repeatable.",
-)
+@override_option
 @json_option
 @click.option("--junit", type=PATH, help="Output file for the report as JUnit XML.")
 @runtime_options

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge_attn.cli.options import PATH
+from edge_attn.cli.options import PATH, override_option
 from edge_attn.registry import VERBS, resolve
 
 
@@ -43,9 +43,19 @@ def train(config: Path, out: Path, data: Path | None, threads: int | None, init:
 @click.option(
     "--input", "sentences", type=PATH, help="Source sentences for the golden data.  [default: those in CHECKPOINT]"
 )
+@override_option
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-def export(checkpoint: Path, out: Path, candidates: int, sentences: Path | None, force: bool) -> None:
+def export(
+    checkpoint: Path,
+    out: Path,
+    candidates: int,
+    sentences: Path | None,
+    overrides: dict[str, float],
+    force: bool,
+) -> None:
     """Export CHECKPOINT to a verified bundle that runs without torch."""
-    manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force)
+    manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force, overrides)
     levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
+    for name, value in manifest.verification.get("overrides", {}).items():
+        click.echo(f"override: {name} = {value:g}")
     click.echo(f"{out}: {len(manifest.graphs)} graphs, {levels} on {manifest.verification['provider']}")

@@ -11,6 +11,7 @@ import click
 
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.options import LENGTH_PENALTIES, SearchConfig
+from edge_attn.errors import UsageError
 from edge_attn.registry import PRECISIONS, RUNTIMES, suggestion
 
 
@@ -53,6 +54,32 @@ cache_dir_option = click.option(
     help="Folder for compiled TensorRT engines.  [default: edge-attn in the user's cache folder]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _parse_overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """Return the bounds by name.
+
+    Raises:
+        UsageError: a value is not a number.
+    """
+    overrides = {}
+    for text in values:
+        name, _, value = text.partition("=")
+        try:
+            overrides[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--override takes LEVEL.NAME=VALUE with a number, got {text!r}") from None
+    return overrides
+
+
+override_option = click.option(
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="LEVEL.NAME=VALUE",
+    callback=_parse_overrides,
+    help="Change a bound for this run; repeatable.",
+)
 
 
 def echo_result(result: Any, as_json: bool) -> None:

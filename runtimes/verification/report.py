@@ -177,7 +177,8 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """Return the part of the report that a manifest contains."""
         levels = {level.name: level.status for level in self.levels if level.status != "not requested"}
-        return {"runtime": self.runtime, "provider": self.provider, "sentences": self.sentences, "levels": levels}
+        summary = {"runtime": self.runtime, "provider": self.provider, "sentences": self.sentences, "levels": levels}
+        return {**summary, "overrides": self.overrides} if self.overrides else summary
 
 
 def _json_values(value: Any) -> Any:

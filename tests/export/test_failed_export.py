@@ -112,7 +112,9 @@ def test_failed_check_fails_the_export(tiny, tmp_path, monkeypatch, check):
     assert not file_names(tmp_path)
 
 
-def test_bundle_that_fails_verification_is_not_written(tiny, tmp_path, monkeypatch, without_tracing):
+@pytest.fixture
+def shifted_projections(monkeypatch, without_tracing) -> None:
+    """Record golden data that the exported graphs do not match."""
     record = TranslationTask.record
 
     def shifted(task, *arguments):
@@ -121,10 +123,33 @@ def test_bundle_that_fails_verification_is_not_written(tiny, tmp_path, monkeypat
         return dataclasses.replace(golden, arrays=arrays)
 
     monkeypatch.setattr(TranslationTask, "record", shifted)
-    with pytest.raises(edge_attn.errors.ParityError, match=r"FAIL L2 projection") as failed:
+
+
+def test_bundle_that_fails_verification_is_not_written(tiny, tmp_path, shifted_projections):
+    with pytest.raises(
+        edge_attn.errors.ParityError,
+        match=r"L2 projection is 0.01, .* \(sentence 0, step 0\); 0 other",
+    ) as failed:
         export(tiny, tmp_path / "bundle")
     assert failed.value.exit_code == 1
     assert not file_names(tmp_path)
+
+
+def test_override_exports_and_is_recorded(tiny, tmp_path, shifted_projections, edge_attn_cli):
+    out = tmp_path / "bundle"
+    result = edge_attn_cli("export", tiny, "--out", out, "--override", "L2.projection=0.02")
+    assert "override: L2.projection = 0.02" in result.stdout
+    assert Bundle.open(out).manifest.verification["overrides"] == {"L2.projection": 0.02}
+    result = edge_attn_cli("export", tiny, "--out", out, "--force", "--override", "L2.projection=0.005", code=1)
+    assert "L2 projection is 0.01, at most 0.005 is allowed" in result.stderr
+    assert Bundle.open(out).manifest.verification["overrides"] == {"L2.projection": 0.02}
+
+
+@pytest.mark.parametrize("override", ["L2.projections=1", "L2.projection=-1", "L2.projection=nan", "L2.projection"])
+def test_override_that_is_no_bound_is_a_usage_error(tmp_path, edge_attn_cli, override):
+    edge_attn_cli(
+        "export", tmp_path / "none", "--out", tmp_path / "b", "--override", override, code=2, error="--override"
+    )
 
 
 def test_unreadable_sentences_fail(tiny, tmp_path, without_tracing):
