@@ -18,6 +18,7 @@ Any other exception is a bug of edge-attn: exit code 70, with a traceback.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 LONGEST_MESSAGE = 288
 """Characters of an error's line on standard error, which begins with `edge-attn: `."""
@@ -57,6 +58,10 @@ class MissingExtraError(NotTestedError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'edge-attn[{extra}]'")
+        self._arguments = package, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker process sends it to its parent
+        return type(self), self._arguments
 
 
 class InputError(EdgeAttnError):

@@ -73,12 +73,14 @@ class Translator:
     """A model that translates, on one runtime. `Translator.open` and `edge_attn.load` open one.
 
     As a context manager it is closed at the end of the block. Several threads may use one model at the same time on the
-    CPU, and their results are those of one thread.
+    CPU, and their results are those of one thread. A pickled or copied model is opened again from its path, so
+    it can be sent to another process.
     """
 
     def __init__(self, runtime: Runtime, text: Text, max_source: int) -> None:
         self.runtime, self.text, self.max_source = runtime, text, max_source
         self._closed = False
+        self._opened_from: tuple[Path, str, RuntimeOptions] | None = None
 
     @classmethod
     def open(cls, path: Path | Bundle, runtime: str = "ort-cpu", options: RuntimeOptions = DEFAULT) -> Translator:
@@ -94,9 +96,25 @@ class Translator:
                 resolve("runtime", RUNTIMES, runtime)
             check_precision("torch", options)
             live = resolve("runtime", RUNTIMES, "torch")(path, options=options)
-            return cls(live.references.reference, live.text, live.max_source)
-        bundle = path if isinstance(path, Bundle) else Bundle.open(path)
-        return cls(open_runtime(bundle, runtime, options), bundle.text(), bundle.manifest.max_source)
+            translator = cls(live.references.reference, live.text, live.max_source)
+        else:
+            bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+            path = bundle.path
+            translator = cls(open_runtime(bundle, runtime, options), bundle.text(), bundle.manifest.max_source)
+        translator._opened_from = (path.absolute(), runtime, options)
+        return translator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path and the options, because a runtime cannot be pickled.
+
+        Raises:
+            UsageError: the model was closed.
+            TypeError: it was built from a runtime, not opened from a path.
+        """
+        self._check_open()
+        if self._opened_from is None:
+            raise TypeError("this model was not opened from a path, so it cannot be pickled or copied")
+        return type(self).open, self._opened_from
 
     def close(self) -> None:
         """Free the memory of the runtime. Further calls do nothing; a translation after it is a UsageError."""

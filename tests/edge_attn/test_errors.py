@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from edge_attn.errors import one_line, quoted
+from edge_attn import errors
+from edge_attn.errors import EdgeAttnError, one_line, quoted
 
 
 @pytest.mark.parametrize(
@@ -55,3 +58,13 @@ def test_quoted_value_is_short_and_printable(value):
     text = quoted(value)
     assert 0 < len(text) <= 80
     assert text.isprintable()
+
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EdgeAttnError)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_of_a_worker_process_reaches_its_parent(kind):
+    error = kind("onnx", "export") if kind is errors.MissingExtraError else kind("a sentence")
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied), copied.exit_code) == (kind, str(error), error.exit_code)
