@@ -12,7 +12,8 @@ from typing import Any
 from edge_attn.errors import MissingExtraError, UsageError
 
 VERBS = {
-    "train": "edge_attn.training.trainer:train",
+    "init": "edge_attn.config.template:template",
+    "train": "edge_attn.training.run:train",
     "export": "edge_attn.export.pipeline:export",
     "translate": "edge_attn.runtimes.commands.translate:translate_file",
     "score": "edge_attn.runtimes.commands.score:score",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import edge_attn
 from edge_attn.export.pipeline import export
-from edge_attn.training.trainer import train
+from edge_attn.training.run import train
 
 CONFIG = """
 [data]

@@ -18,7 +18,7 @@ import click
 
 from edge_attn import __version__
 from edge_attn.cli.device import cache, demo, doctor, inspect, optimize, verify
-from edge_attn.cli.model import export, train
+from edge_attn.cli.model import export, init, train
 from edge_attn.cli.signals import exit_code, raise_on_signals
 from edge_attn.cli.streams import open_streams
 from edge_attn.cli.text import align, evaluate, score, translate
@@ -130,7 +130,7 @@ def cli() -> None:
     """
 
 
-for command in (train, export, translate, score, align, evaluate, verify, inspect, optimize, doctor, cache, demo):
+for command in (init, train, export, translate, score, align, evaluate, verify, inspect, optimize, doctor, cache, demo):
     cli.add_command(command)
 
 

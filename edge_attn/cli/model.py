@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from edge_attn.cli.options import PATH, override_option
+from edge_attn.errors import InputError
 from edge_attn.registry import VERBS, resolve
+from edge_attn.storage.atomic import write_bytes
 
 
 @click.command()
@@ -25,9 +27,58 @@ from edge_attn.registry import VERBS, resolve
     help="Checkpoint whose weights a new run begins with (fine-tuning). Vocabularies may differ: entries of both "
     "keep their rows.",
 )
-def train(config: Path, out: Path, data: Path | None, threads: int | None, init: Path | None) -> None:
-    """Train a model from the TOML file CONFIG (also under torchrun)."""
-    resolve("verb", VERBS, "train")(config, out, data, threads, init)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device; auto is a CUDA GPU if there is one. torchrun gives each process its own GPU.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="TABLE.KEY=VALUE",
+    multiple=True,
+    help="Replace a value of CONFIG, as training.updates=40; repeatable.",
+)
+@click.option("--tensorboard", type=PATH, help="Folder for TensorBoard's event files.")
+def train(
+    config: Path,
+    out: Path,
+    data: Path | None,
+    threads: int | None,
+    init: Path | None,
+    device: str,
+    settings: tuple[str, ...],
+    tensorboard: Path | None,
+) -> None:
+    """Train a model from the TOML file CONFIG (also under torchrun).
+
+    Ctrl-C and SIGTERM save the state; the same command resumes the run.
+    """
+    resolve("verb", VERBS, "train")(config, out, data, threads, init, device, settings, tensorboard)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["dates", "translation"]))
+@click.option("--out", type=PATH, help="File to write.  [default: standard output]")
+def init(kind: str, out: Path | None) -> None:
+    """Write a commented training configuration.
+
+    dates is a model of characters that trains in minutes on one core, translation the embedded model's configuration.
+    """
+    text = resolve("verb", VERBS, "init")(kind)
+    if out is None:
+        click.echo(text, nl=False)
+    elif out.exists():
+        raise InputError(f"{out} exists; choose another --out, or remove it")
+    else:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(out, text.encode())
+        except OSError as error:
+            raise InputError(f"{out} cannot be written: {error.strerror}") from error
+        click.echo(f"{out}: edit it, then run: edge-attn train {out} --data FOLDER --out CHECKPOINT")
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,14 +128,18 @@ class TrainingConfig:
     storage: str = "fp32"
     """Precision of the stored weights. fp16 halves the checkpoint; the reference then computes in fp32 with them."""
     compute: str = "fp32"
-    """Precision of matrix products in training, fp32 or bf16. Weights and the exported model stay fp32."""
+    """Precision of products in training: fp32, bf16, fp16, or auto: bf16 or fp16 on a GPU, fp32 on a CPU. Weights and
+    the exported model stay fp32."""
+    scored_sentences: int = 200
+    """Number of validation sentences that are translated at each validation for BLEU and chrF. 0: none."""
 
     def __post_init__(self) -> None:
         one_of("storage", self.storage, ("fp32", "fp16"))
-        one_of("compute", self.compute, ("fp32", "bf16"))
+        one_of("compute", self.compute, ("auto", "fp32", "bf16", "fp16"))
         for name in ("updates", "batch_tokens", "validate_every", "checkpoint_every", "patience"):
             at_least(name, getattr(self, name), 1)
         at_least("warmup", self.warmup, 0)
+        at_least("scored_sentences", self.scored_sentences, 0)
         at_least("seed", self.seed, 0)
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be less than 2**63, got {self.seed}")
@@ -156,6 +161,9 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
-def read_config(path: Path) -> Config:
-    """Read the configuration from the TOML file `path`. Raises the errors of `read_toml`."""
-    return read_toml(Config, path)
+def read_config(path: Path, settings: Sequence[str] = ()) -> Config:
+    """Read the configuration from the TOML file `path`; `settings`, as "training.updates=40", replace its values.
+
+    Raises the errors of `read_toml`.
+    """
+    return read_toml(Config, path, settings)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import json
 import math
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_attn.errors import ConfigError, InputError
+from edge_attn.errors import ConfigError, InputError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 T = TypeVar("T")
 
@@ -46,24 +54,56 @@ def positive(name: str, value: float) -> None:
         raise ConfigError(f"{name} must be positive and finite, got {value}")
 
 
-def read_toml(kind: type[T], path: Path) -> T:
-    """Read a dataclass of type `kind` from the TOML file `path`.
+def read_tables(path: Path) -> dict[str, Any]:
+    """Return the tables of the TOML file `path`.
 
     Raises:
         InputError: the file cannot be read.
-        ConfigError: not TOML, or an error of `from_mapping`. The message contains the file and the key.
+        ConfigError: not TOML.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # a number with too many digits is no TOMLDecodeError
         raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def read_toml(kind: type[T], path: Path, settings: Sequence[str] = ()) -> T:
+    """Read a dataclass of type `kind` from the TOML file `path`.
+
+    Args:
+        kind: the dataclass.
+        path: the file.
+        settings: values that replace those of the file, as "table.key=value"; a string needs no quotes.
+
+    Raises:
+        InputError: the file cannot be read.
+        ConfigError: not TOML, or an error of `from_mapping`. The message contains the file and the key.
+        UsageError: a setting is not of this form.
+    """
+    tables = read_tables(path)
+    for setting in settings:
+        _replace(tables, _parse_setting(setting))
     return from_mapping(kind, tables, str(path))
+
+
+def _parse_setting(setting: str) -> dict[str, Any]:
+    """Return the nested table of "table.key=value"."""
+    key, equals, value = setting.partition("=")
+    for text in (value, json.dumps(value.strip(), ensure_ascii=False)):
+        with contextlib.suppress(ValueError, RecursionError):
+            if equals and "\n" not in setting:
+                return tomllib.loads(f"{key}={text}")
+    raise UsageError(f"`settings` takes TABLE.KEY=VALUE, as training.updates=40, got {setting!r}")
+
+
+def _replace(tables: dict[str, Any], setting: dict[str, Any]) -> None:
+    for key, value in setting.items():
+        if isinstance(value, dict) and isinstance(tables.get(key), dict):
+            _replace(tables[key], value)
+        else:
+            tables[key] = value
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -86,7 +126,9 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     for key, value in values.items():
         name = current_names.get(key, key)
         if name not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(fields))}")
+            close = difflib.get_close_matches(key, fields, 3, 0.5)
+            known = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(fields))}"
+            raise ConfigError(f"{where}: unknown key {key!r}; {known}")
         if name in arguments:
             former = fields[name].metadata["formerly"]
             raise ConfigError(f"{where}: {former!r} is the former name of {name!r}; remove {former!r}")

@@ -37,6 +37,10 @@ class Progress:
     """Validations since the best one."""
     baseline: float = 0.0
     """Moving average of the reward of hard attention, the log-probability of the reference tokens."""
+    scale: float = 0.0
+    """Factor of the loss in fp16 products. 0 for other precisions."""
+    scale_age: int = 0
+    """Updates since the factor changed."""
 
 
 def save_state(

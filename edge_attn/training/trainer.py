@@ -1,151 +1,49 @@
-"""`edge-attn train`: from a configuration and sentence pairs to a checkpoint.
-
-A run is a function of its configuration, its data, its thread count and its number of processes: (seed, epoch) defines
-the batches of an epoch, (seed, update, process) the dropout of an update. So a killed run resumes from its last state
-and ends with the same weights as one that was not killed.
-"""
+"""The optimization of one run: updates, validations, and the states from which it resumes."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-import os
-import sys
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from edge_attn import checkpoint
-from edge_attn.config.training import Config, DataConfig, TrainingConfig, read_config
-from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
+from edge_attn.config.training import Config, TrainingConfig
+from edge_attn.errors import InputError
 from edge_attn.models.seq2seq import Seq2Seq
-from edge_attn.storage.atomic import leftovers
-from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import PAD
 from edge_attn.training.averaging import Average
-from edge_attn.training.data import Batch, Pairs, choose_samples
-from edge_attn.training.initial_weights import check_initial_model, copy_weights
+from edge_attn.training.data import Batch, Pairs
+from edge_attn.training.device import choose_compute
+from edge_attn.training.initial_weights import copy_weights
+from edge_attn.training.journal import Journal
 from edge_attn.training.state import STATE, Progress, load_state, save_state
+from edge_attn.training.translations import ValidationSentences
+
+CPU = torch.device("cpu")
 
 
-def train(
-    config_path: Path, out: Path, data: Path | None = None, threads: int | None = None, init: Path | None = None
-) -> None:
-    """Train the model of `config_path` into the checkpoint `out`, or resume the interrupted run there.
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Place of a process in a run. None of them changes the checkpoint's configuration."""
 
-    Under torchrun each process takes one batch of every update (gloo).
-
-    Args:
-        config_path: training configuration, a TOML file.
-        out: checkpoint folder.
-        data: folder of the data files; the configuration's folder if None.
-        threads: CPU threads; None lets torch choose.
-        init: checkpoint whose weights a new run begins with, see edge_attn/training/initial_weights.py; None for random
-            ones. A run that is resumed does not read it again.
-
-    Raises:
-        UsageError: `threads` is less than one.
-        ConfigError, InputError: the configuration or the data cannot be used.
-        CheckpointError: `out` contains a run of another configuration, or `init` is not a checkpoint of this model.
-    """
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"`threads` must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
-    config = read_config(config_path)
-    _check_model(config, config_path)
-    if init is not None and not (out / STATE).exists():
-        check_initial_model(init, config)
-    with _processes() as (rank, world):
-        train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
-        text = _prepare(config, out, train_pairs, valid_pairs, rank)
-        trainer = Trainer(config, text, out, rank, world, init)
-        limit = config.data.max_tokens
-        trainer.fit(Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit))
-
-
-def _check_model(config: Config, path: Path) -> None:
-    """Check the options that only the layers can check, before anything is written."""
-    try:
-        with torch.device("meta"):
-            Seq2Seq(config.model, 5, 5)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: model: {error}") from error
-
-
-@contextlib.contextmanager
-def _processes() -> Iterator[tuple[int, int]]:
-    """Yield the rank of this process and the number of processes."""
-    if "WORLD_SIZE" not in os.environ:
-        yield 0, 1
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
-
-
-def _read(config: DataConfig, folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    pairs = read_pairs(folder / config.train, config.separator)
-    if config.valid:
-        return pairs, read_pairs(folder / config.valid, config.separator)
-    if config.holdout >= len(pairs):
-        raise InputError(f"{folder / config.train} has {len(pairs)} pairs, data.holdout is {config.holdout}")
-    return pairs[: -config.holdout], pairs[-config.holdout :]
-
-
-def _prepare(config: Config, out: Path, train: list[tuple[str, str]], valid: list[tuple[str, str]], rank: int) -> Text:
-    """Return the text processing of the run, which the first process trains and all processes load."""
-    if rank == 0:
-        _open_or_create(config, out, train)
-        if not (out / checkpoint.SAMPLES).exists():
-            text, limit = checkpoint.load_text(out), config.data.max_tokens
-            sources = [source for source, _ in valid if len(text.encode_source(source)) <= limit]
-            checkpoint.save_samples(out, choose_samples(text, sources))
-    if dist.is_initialized():
-        dist.barrier()
-    return checkpoint.load_text(out)
-
-
-def _open_or_create(config: Config, out: Path, train: list[tuple[str, str]]) -> None:
-    """Check that `out` is a run of this configuration, or create it with its configuration and text.
-
-    The configuration may have more updates than the run: it then resumes with the learning rate of the longer run.
-
-    Raises:
-        CheckpointError: `out` contains something else, or a run of another configuration.
-        InputError: `out` cannot be written.
-    """
-    if (out / checkpoint.CONFIG).exists():
-        existing = checkpoint.load_config(out)
-        updates = max(existing.training.updates, config.training.updates)
-        longer = dataclasses.replace(existing, training=dataclasses.replace(existing.training, updates=updates))
-        if longer != config:
-            raise CheckpointError(
-                f"{out} contains a run of another configuration; choose another --out, or remove it "
-                f"(only training.updates may increase)"
-            )
-        if existing != config:
-            checkpoint.save_config(out, config, checkpoint.load_text(out))
-        return
-    former = out / f".{checkpoint.CONFIG}.partial"  # name of the unfinished file in 0.1.0
-    unfinished = {out / "text", former, *leftovers(out / checkpoint.CONFIG)}
-    if out.exists() and not (out.is_dir() and set(out.iterdir()) <= unfinished):
-        raise CheckpointError(f"{out} exists and is not a checkpoint; choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        former.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}") from error
-    checkpoint.save_config(out, config, Text.train(config.text, train))
+    rank: int = 0
+    """Number of this process."""
+    world: int = 1
+    """Number of processes."""
+    device: torch.device = CPU
+    init: Path | None = None
+    """Checkpoint of the first weights of a new run."""
 
 
 def learning_rate(options: TrainingConfig, update: int) -> float:
@@ -172,77 +70,124 @@ def reinforce(log_probs: Tensor, choices: Tensor, baseline: float) -> Tensor:
 class Trainer:
     """One training run, resumed from the state in `out` if there is one."""
 
-    def __init__(self, config: Config, text: Text, out: Path, rank: int, world: int, init: Path | None = None) -> None:
+    def __init__(self, config: Config, text: Text, out: Path, run: RunOptions | None = None) -> None:
         """Build the model and the optimizer, or load them.
 
         Args:
             config: the training configuration.
             text: text processing, which defines the vocabulary sizes.
             out: the checkpoint folder.
-            rank: number of this process.
-            world: number of processes.
-            init: checkpoint of the first weights of a new run.
+            run: processes, device and first weights.
 
         Raises:
-            CheckpointError: the state in `out` is damaged, or belongs to another model, or `init` does not fit.
+            CheckpointError: the state in `out` is damaged, or belongs to another model, or `run.init` does not fit.
         """
+        run = run or RunOptions()
         self.options: TrainingConfig = config.training
-        self.out, self.rank, self.world = out, rank, world
+        self.out, self.text, self.rank, self.world, self.device = out, text, run.rank, run.world, run.device
+        self.compute = choose_compute(config.training.compute, run.device)
+        self.limit = config.data.max_tokens
         torch.manual_seed(self.options.seed)
-        self.model: Seq2Seq = checkpoint.make_model(config, text)
+        self.model: Seq2Seq = checkpoint.make_model(config, text).to(run.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), self.options.learning_rate, betas=(0.9, 0.98), eps=1e-9, fused=True
         )
         self.average = Average(self.model, self.options.average)
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.compute == "fp16")
         if (out / STATE).exists():
             self.progress = load_state(out, self.model, self.optimizer, self.average.weights)
+            if self.progress.scale:
+                scale = {"scale": self.progress.scale, "_growth_tracker": self.progress.scale_age}
+                self.scaler.load_state_dict({**self.scaler.state_dict(), **scale})
         else:
             self.progress = Progress()
-            if init is not None:
-                copy_weights(init, self.model, text)
+            if run.init is not None:
+                copy_weights(run.init, self.model, text)
                 self.average.restart()
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self.options.learning_rate
 
-    def fit(self, train: Pairs, valid: Pairs) -> None:
+    def describe(self) -> str:
+        """Return the model's family, cell, attention and number of weights."""
+        config = self.model.config
+        count = sum(value.numel() for value in checkpoint.named_weights(self.model).values())
+        return f"{config.family}, {config.cell}, attention {config.attention}, {count:,} weights"
+
+    def fit(self, train: Pairs, valid: Pairs, sentences: ValidationSentences, journal: Journal) -> None:
         """Train until the last update, or until validation stops improving.
+
+        Args:
+            train: training pairs.
+            valid: validation pairs.
+            sentences: validation sentences that are translated.
+            journal: output of the run.
 
         Raises:
             InputError: an epoch has fewer batches than there are processes, or a loss or gradient is not finite.
+            KeyboardInterrupt: a signal, after the update and with the state saved.
         """
         options, progress = self.options, self.progress
-        quiet = True if self.rank else None  # None: shown if stderr is a terminal
-        bar = tqdm(total=options.updates, initial=progress.update, unit="update", disable=quiet, file=sys.stderr)
-        tokens, started = 0, time.monotonic()
+        tokens, losses, started = 0, [0.0, 0.0], time.monotonic()
         order = train.order(options.batch_tokens, (options.seed, progress.epoch))
-        while progress.update < options.updates and progress.bad_validations < options.patience:
-            if progress.batch + self.world > len(order):
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-                order = train.order(options.batch_tokens, (options.seed, progress.epoch))
-                if len(order) < self.world:
-                    raise InputError(f"the data has {len(order)} batches an epoch, too few for {self.world} processes")
-            batch = train.batch(order[progress.batch + self.rank])
-            loss = self.update(batch)
-            progress.batch += self.world
-            progress.update += 1
-            tokens += batch.tokens * self.world
-            bar.update()
-            rate = tokens / (time.monotonic() - started)
-            bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} tokens/s", refresh=False)
-            if progress.update % options.validate_every == 0 or progress.update == options.updates:
-                with self.average.applied():
-                    valid_loss = self.validate(valid)
-                    best = self._record_validation(valid_loss)
-                if self.rank == 0:
-                    bar.write(
-                        f"update {progress.update}, epoch {progress.epoch}: validation loss {valid_loss:.4f} a token"
-                        f"{' (best)' if best else ''}, {rate:.0f} tokens/s",
-                        file=sys.stderr,
+        with _delayed_signals() as check_signals:
+            while progress.update < options.updates and progress.bad_validations < options.patience:
+                if progress.batch + self.world > len(order):
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
+                    order = train.order(options.batch_tokens, (options.seed, progress.epoch))
+                    if len(order) < self.world:
+                        raise InputError(
+                            f"the data has {len(order)} batches an epoch, too few for {self.world} processes"
+                        )
+                batch = train.batch(order[progress.batch + self.rank])
+                loss = self.update(batch)
+                progress.batch += self.world
+                progress.update += 1
+                tokens += batch.tokens * self.world
+                losses[0], losses[1] = losses[0] + loss * batch.tokens, losses[1] + batch.tokens
+                seconds = time.monotonic() - started
+                journal.advance(loss, tokens / seconds)
+                if progress.update % options.validate_every == 0 or progress.update == options.updates:
+                    row = {"seconds": seconds, "target_tokens": tokens, "training_loss": losses[0] / losses[1]}
+                    self._validate(valid, sentences, journal, row)
+                    losses = [0.0, 0.0]
+                ended = progress.update == options.updates or progress.bad_validations >= options.patience
+                if self.rank == 0 and (ended or progress.update % options.checkpoint_every == 0):
+                    self._save()
+                if signal_number := check_signals():
+                    if self.rank == 0 and not ended:
+                        self._save()
+                    journal.print(
+                        f"stopped at update {progress.update} by {signal.Signals(signal_number).name}; "
+                        f"the state is saved: resume with the same command"
                     )
-            ended = progress.update == options.updates or progress.bad_validations >= options.patience
-            if self.rank == 0 and (ended or progress.update % options.checkpoint_every == 0):
-                save_state(self.out, self.model, self.optimizer, progress, self.average.weights)
-        bar.close()
+                    break
+
+    def _validate(self, valid: Pairs, sentences: ValidationSentences, journal: Journal, row: dict[str, float]) -> None:
+        """Validate the averaged weights, save them if they are the best, and report."""
+        progress = self.progress
+        with self.average.applied():
+            loss = self.validate(valid)
+            best = self._record_validation(loss)
+            scores = sentences.score(self.model, self.text, self.limit) if self.rank == 0 else None
+        journal.validation(
+            {
+                **row,
+                "update": progress.update,
+                "epoch": progress.epoch,
+                "learning_rate": learning_rate(self.options, progress.update - 1),
+                "validation_loss": loss,
+                "best": best,
+            },
+            scores,
+            sentences.pairs,
+            row["target_tokens"] / row["seconds"],
+        )
+
+    def _save(self) -> None:
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            self.progress.scale, self.progress.scale_age = float(state["scale"]), int(state["_growth_tracker"])
+        save_state(self.out, self.model, self.optimizer, self.progress, self.average.weights)
 
     def _record_validation(self, loss: float) -> bool:
         """Count the validation, save the model if its loss is the lowest, and return whether it is."""
@@ -272,8 +217,9 @@ class Trainer:
         if choices is not None:
             log_probs = -nn.functional.cross_entropy(logits, expected, reduction="none")
             objective, reward = loss + reinforce(log_probs, choices, progress.baseline), float(log_probs.detach().sum())
-        objective.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(objective).backward()  # type: ignore[no-untyped-call]
         tokens, reward = self._all_reduce(float(batch.tokens), reward)
+        self.scaler.unscale_(self.optimizer)
         if choices is not None:
             progress.baseline = 0.9 * progress.baseline + 0.1 * reward / tokens
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -281,12 +227,13 @@ class Trainer:
             assert parameter.grad is not None
             parameter.grad /= tokens
         norm = nn.utils.clip_grad_norm_(parameters, options.clip)
-        if not math.isfinite(float(norm)):
+        if not math.isfinite(float(norm)) and not self.scaler.is_enabled():  # the scaler omits such an update
             raise InputError(
                 f"the gradient is {float(norm)} at update {progress.update}; "
                 f"lower training.learning_rate and start again"
             )
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.average.update(progress.update)
         return float(loss.detach()) / batch.tokens
 
@@ -297,12 +244,16 @@ class Trainer:
             Logits (tokens, vocab) and ids (tokens) of the real target tokens, and with `hard_training = "reinforce"`
             the log-probabilities (tokens) of the chosen source positions.
         """
-        real = batch.expected != PAD
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.compute == "bf16"):
-            output = self.model.forward_teacher_forced(batch.source, batch.source_length, batch.target)
+        source, length, target, expected = (
+            value.to(self.device) for value in (batch.source, batch.source_length, batch.target, batch.expected)
+        )
+        real = expected != PAD
+        dtype = torch.float16 if self.compute == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype, enabled=self.compute != "fp32"):
+            output = self.model.forward_teacher_forced(source, length, target)
             logits = self.model.logits(output.features[real])
         choices = None if output.choices is None else output.choices[real].float()
-        return logits.float(), batch.expected[real], choices
+        return logits.float(), expected[real], choices
 
     def loss(self, batch: Batch, label_smoothing: float) -> Tensor:
         """Return the cross-entropy, summed over the real target tokens."""
@@ -323,7 +274,7 @@ class Trainer:
                 total += float(self.loss(batch, 0.0))
                 tokens += batch.tokens
         if self.world > 1:
-            summed = torch.tensor([total, tokens], dtype=torch.float64)
+            summed = torch.tensor([total, tokens], dtype=torch.float64, device=self.device)
             dist.all_reduce(summed)
             total, tokens = float(summed[0]), int(summed[1])
         if not math.isfinite(total):
@@ -338,9 +289,38 @@ class Trainer:
         if self.world == 1:
             return tokens, reward
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([tokens, reward])])
+        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([tokens, reward], device=self.device)])
         dist.all_reduce(flat)
         parts = torch.split(flat[:-2], [g.numel() for g in gradients])
         for gradient, summed in zip(gradients, parts, strict=True):
             gradient.copy_(summed.view_as(gradient))
         return float(flat[-2]), float(flat[-1])
+
+
+@contextlib.contextmanager
+def _delayed_signals() -> Iterator[Callable[[], int]]:
+    """Delay SIGINT, SIGTERM and SIGHUP inside the block, so that an update is never cut in two.
+
+    Yields a function that returns the number of the signal that arrived, or 0. It has to be called after each update;
+    after it has returned a number, the block has to end, and the signal is sent again to its former handler. A second
+    SIGINT acts at once.
+    """
+    arrived, former = 0, {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal arrived
+        if arrived and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        arrived = number
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored under nohup; None: not from Python
+                former[number] = signal.signal(number, note)
+    try:
+        yield lambda: arrived
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived)

@@ -14,9 +14,9 @@ from edge_attn.config.training import TextConfig, read_config
 from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.training.data import Pairs
-from edge_attn.training.trainer import Trainer
+from edge_attn.training.trainer import RunOptions, Trainer
 
-FILES = {"config.json", "model.safetensors", "training.safetensors", "text"}
+FILES = {"config.json", "model.safetensors", "training.safetensors", "log.csv", "text"}
 
 
 def reversals(count: int, seed: int) -> list[tuple[str, str]]:
@@ -39,7 +39,7 @@ def a_run(config_path: Path, out: Path, world: int = 1) -> tuple[Trainer, Pairs]
     pairs = read_pairs(config_path.parent / "train.tsv")
     text = Text.train(TextConfig("words", 20, 20), pairs)
     out.mkdir(exist_ok=True)
-    return Trainer(config, text, out, 0, world), Pairs.encode(text, pairs, 100)
+    return Trainer(config, text, out, RunOptions(world=world)), Pairs.encode(text, pairs, 100)
 
 
 def alone_and_shared(config_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Trainer, Trainer]:

@@ -4,8 +4,8 @@
 
 The train split of short everyday sentences has few numbers and names, no text in capitals or lower case, and no line of
 two sentences. Added, with a fixed seed, are: pairs with other numbers, names and places; sentences with numbers, times
-and dates from the templates and phrases of `tests/data/embedded/phrases.json`; pairs in lower case without the last mark, and in capitals;
-two and three pairs joined. Every pair of the split stays as it is.
+and dates from the templates and phrases of `tests/data/embedded/phrases.json`; pairs in lower case without the last
+mark, and in capitals; two and three pairs joined. Every pair of the split stays as it is.
 """
 
 from __future__ import annotations

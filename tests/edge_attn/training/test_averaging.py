@@ -9,7 +9,7 @@ from tiny_runs import a_run, digest
 from edge_attn import checkpoint
 from edge_attn.checkpoint import named_weights
 from edge_attn.training.averaging import Average
-from edge_attn.training.trainer import train
+from edge_attn.training.run import train
 
 
 def test_average_is_the_recurrence_of_the_docstring():

@@ -8,7 +8,7 @@ from tiny_runs import reversals, write_pairs
 
 from edge_attn import checkpoint
 from edge_attn.errors import CheckpointError
-from edge_attn.training.trainer import train
+from edge_attn.training.run import train
 
 
 @pytest.fixture

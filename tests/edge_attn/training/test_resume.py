@@ -16,10 +16,10 @@ from paths import PACKAGE
 from tiny_runs import FILES, a_run, alone_and_shared, digest, have_the_same_weights, progress
 
 from edge_attn.errors import InputError
-from edge_attn.training.trainer import train
+from edge_attn.training.run import train
 
 TRAIN = (
-    "import sys; from pathlib import Path; from edge_attn.training.trainer import train\n"
+    "import sys; from pathlib import Path; from edge_attn.training.run import train\n"
     "train(Path(sys.argv[1]), Path(sys.argv[2]), threads=1)"
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE.parent)}
@@ -126,7 +126,7 @@ def test_run_killed_three_times_has_the_same_weights(tiny, out, tmp_path):
 AT_EVERY_WRITE = """
 import hashlib, os, shutil, signal, sys
 from pathlib import Path
-from edge_attn.training.trainer import train
+from edge_attn.training.run import train
 config, folder = Path(sys.argv[1]), Path(sys.argv[2])
 rename = Path.rename
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

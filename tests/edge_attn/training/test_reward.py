@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import a_run, alone_and_shared, digest, have_the_same_weights, progress
 
 from edge_attn.training import trainer
-from edge_attn.training.trainer import train
+from edge_attn.training.run import train
 
 BY_REWARD = '[model]\nfocus = "hard"\nhard_training = "reinforce"\n'
 
@@ -85,7 +85,7 @@ def test_killed_run_has_the_same_weights(rewarded, out, tmp_path, monkeypatch):
 
     def save_and_die(*args):
         save(*args)
-        states.append(dataclasses.replace(args[-1]))
+        states.append(dataclasses.replace(args[3]))
         if len(states) == 2:
             raise KeyboardInterrupt
 

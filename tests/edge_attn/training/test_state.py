@@ -29,7 +29,7 @@ CONFIG = Config(
 
 def trained(folder: Path) -> Trainer:
     """Return a run after two updates with random gradients, its state saved."""
-    run = Trainer(CONFIG, TEXT, folder, 0, 1)
+    run = Trainer(CONFIG, TEXT, folder)
     for _ in range(2):
         for parameter in run.model.parameters():
             parameter.grad = torch.randn(parameter.shape)
@@ -40,7 +40,7 @@ def trained(folder: Path) -> Trainer:
 
 
 def test_saved_state_is_loaded(tmp_path):
-    run, resumed = trained(tmp_path), Trainer(CONFIG, TEXT, tmp_path, 0, 1)
+    run, resumed = trained(tmp_path), Trainer(CONFIG, TEXT, tmp_path)
     assert resumed.progress == Progress(update=2, epoch=1, batch=3, best=math.inf, bad_validations=1)
     torch.manual_seed(9)
     gradients = [torch.randn(p.shape) for p in run.model.parameters()]
@@ -55,7 +55,7 @@ def test_saved_state_is_loaded(tmp_path):
 def test_former_name_in_the_progress_is_loaded(tmp_path):
     trained(tmp_path)
     save_file(load_file(tmp_path / STATE), tmp_path / STATE, {"progress": '{"update": 2, "worse": 3}'})
-    assert Trainer(CONFIG, TEXT, tmp_path, 0, 1).progress == Progress(update=2, bad_validations=3)
+    assert Trainer(CONFIG, TEXT, tmp_path).progress == Progress(update=2, bad_validations=3)
 
 
 def cut(path: Path) -> None:
@@ -105,4 +105,4 @@ def test_damaged_state_is_refused(tmp_path, damage, message):
     trained(tmp_path)
     damage(tmp_path / STATE)
     with pytest.raises(CheckpointError, match=message):
-        Trainer(CONFIG, TEXT, tmp_path, 0, 1)
+        Trainer(CONFIG, TEXT, tmp_path)

@@ -23,7 +23,10 @@ from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import BOS, EOS
 from edge_attn.training.data import choose_samples
-from edge_attn.training.trainer import Trainer, learning_rate, train
+from edge_attn.training.journal import Journal
+from edge_attn.training.run import train
+from edge_attn.training.trainer import Trainer, learning_rate
+from edge_attn.training.translations import ValidationSentences
 
 # ---- checkpoint of a run
 
@@ -240,7 +243,7 @@ def test_progress_bar_shows_speed_and_loss(tiny, out, monkeypatch):
     assert "30/30 [" in text
     assert "tokens/s" in text
     assert "validation loss" in text
-    assert "update/s" in text
+    assert "updates/s" in text
 
 
 # ---- errors
@@ -311,8 +314,10 @@ def test_nan_gradient_stops_the_run(tiny, out):
 
 def test_too_few_batches_are_refused(tiny, out):
     run, pairs = a_run(tiny(), out, world=99)
+    few = dataclasses.replace(pairs, source=pairs.source[:9], target=pairs.target[:9])
+    journal = Journal(out, 10, 0, visible=False)
     with pytest.raises(InputError, match="too few for 99 processes"):
-        run.fit(dataclasses.replace(pairs, source=pairs.source[:9], target=pairs.target[:9]), pairs)
+        run.fit(few, pairs, ValidationSentences([]), journal)
 
 
 def test_impossible_model_writes_nothing(tmp_path):
