@@ -18,7 +18,6 @@ import inspect
 import itertools
 import re
 import sys
-import textwrap
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ import click
 from edge_attn.cli import cli
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
+from edge_attn.config.template import field_docstrings
 from edge_attn.config.training import DataConfig, TextConfig, TrainingConfig
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.runtimes.trt.build_config import BuildConfig
@@ -108,23 +108,12 @@ def _leaves(group: click.Group, names: tuple[str, ...]) -> Iterator[tuple[tuple[
 
 def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str, str]]:
     """Yield key, type, default and meaning of each field."""
-    hints, meanings = typing.get_type_hints(kind), _field_docstrings(kind)
+    hints, meanings = typing.get_type_hints(kind), field_docstrings(kind)
     for field in dataclasses.fields(kind):
         hint, meaning = hints[field.name], meanings.get(field.name, "")
         if dataclasses.is_dataclass(hint) and not meaning:
             meaning = f"Table with the keys of `{hint.__name__}`."
         yield f"`{field.name}`", _type(hint), _default(field), _cell(meaning)
-
-
-def _field_docstrings(kind: type[Any]) -> dict[str, str]:
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    docstrings = {}
-    for field, after in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            docstrings[field.target.id] = str(text)
-    return docstrings
 
 
 def _type(hint: Any) -> str:

@@ -86,7 +86,7 @@ def test_malformed_setting_is_refused(setting):
     [
         ("model.hidden=64", "did you mean encoder_hidden or decoder_hidden"),
         ("training.update=4", "did you mean updates"),
-        ("modle.cell=lstm", "did you mean model"),
+        ("modle.cell=lstm", "did you mean model"),  # codespell:ignore modle
         ("training.zzz=4", "known: average"),
         ("training.updates=thirty", "must be of type int, got 'thirty'"),
     ],
