@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from edge_attn import __version__
+from edge_attn.cli import verbosity
 from edge_attn.cli.device import cache, demo, doctor, inspect, optimize, verify
 from edge_attn.cli.model import export, init, train
 from edge_attn.cli.signals import exit_code, raise_on_signals
@@ -132,6 +133,7 @@ def cli() -> None:
 
 for command in (init, train, export, translate, score, align, evaluate, verify, inspect, optimize, doctor, cache, demo):
     cli.add_command(command)
+verbosity.add_options(cli)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from edge_attn.cli.options import (
     runtime_options,
     threads_option,
 )
+from edge_attn.cli.verbosity import is_verbose
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.registry import PRECISIONS, TARGETS, VERBS, import_object, resolve
 
@@ -35,28 +36,32 @@ from edge_attn.registry import PRECISIONS, TARGETS, VERBS, import_object, resolv
 @override_option
 @json_option
 @click.option("--junit", type=PATH, help="Output file for the report as JUnit XML.")
+@click.option("--summary", type=PATH, help="Output file for the verdict and its figures as Markdown.")
 @runtime_options
 @click.pass_context
-def verify(ctx: click.Context, /, as_json: bool, junit: Path | None, **arguments: Any) -> None:
+def verify(ctx: click.Context, /, junit: Path | None, summary: Path | None, **arguments: Any) -> None:
     """Verify BUNDLE against the results of its trained model.
 
     Exit code 0: parity holds. 1: it does not hold. 3: it could not be tested.
+
+    --verbose shows every bound. The reports of --json, --junit and --summary are also written when the bundle cannot be
+    verified: their verdict is then "error", with its reason.
     """
-    if junit is not None:
-        import_object("edge_attn.bundle.output_file:check_output_file")(junit)
-    report = resolve("verb", VERBS, "verify")(**arguments)
-    if junit is not None:
-        report.write_junit(junit)
-    echo_result(report, as_json)
-    ctx.exit(report.exit_code)
+    verify_and_report = import_object("edge_attn.runtimes.verification.outputs:verify_and_report")
+    files = {"junit": junit, "summary": summary}
+    ctx.exit(verify_and_report(files=files, verbose=is_verbose(), log=click.echo, **arguments))
 
 
 @click.command()
 @click.argument("bundle", type=PATH)
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show graphs, ops, sizes and verification records of BUNDLE."""
-    echo_result(resolve("verb", VERBS, "inspect")(bundle), as_json)
+    """Show the model of BUNDLE, its sizes, limits, graphs and verification records.
+
+    --verbose adds ops, build settings, provenance and the SHA-256 of each file.
+    """
+    inspection = resolve("verb", VERBS, "inspect")(bundle)
+    echo_result(inspection.details() if is_verbose() and not as_json else inspection, as_json)
 
 
 @click.command()

@@ -36,8 +36,8 @@ class Figure:
     """Root mean square of the reference's values for figures of ABSOLUTE, else 1."""
     part: str = ""
     """Compared part of the deployed model, such as a graph or a search."""
-    place: Callable[[float], str] | None = field(default=None, compare=False)
-    """Return the first place outside of a bound, or that of the largest difference."""
+    place: Callable[[float], tuple[int, str]] | None = field(default=None, compare=False)
+    """Return the sentence and the place in it of the first difference outside of a bound, or of the largest."""
 
     @property
     def key(self) -> str:

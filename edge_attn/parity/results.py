@@ -23,8 +23,10 @@ class Measurement:
     bound: float
     part: str = ""
     """Compared part of the deployed model, such as a graph or a search."""
+    sentence: int = -1
+    """Sentence with the first difference outside of the bound, or with the largest one; -1 if there is none."""
     place: str = ""
-    """First place that is outside of the bound, or that of the largest difference: `sentence 3, step 2`."""
+    """Place of that difference in the sentence: `step 2`."""
 
     @property
     def ok(self) -> bool:
@@ -116,8 +118,11 @@ class TensorDifference:
         self._squares: dict[str, np.ndarray] = {}
         self._rows: dict[str, list[tuple[int, np.ndarray]]] = {}
 
-    def add(self, name: str, actual: np.ndarray, expected: np.ndarray, sentence: int = 0) -> None:
-        """Add a pair of tensors (rows, ...) of a sentence. Different shapes count as an infinite difference."""
+    def add(self, name: str, actual: np.ndarray, expected: np.ndarray, sentence: int = -1) -> None:
+        """Add a pair of tensors (rows, ...), perhaps those of one sentence.
+
+        Different shapes count as an infinite difference.
+        """
         if actual.shape != expected.shape:
             self._differences.setdefault(name, []).append(np.array([np.inf]))
             self._rows.setdefault(name, []).append((sentence, np.array([np.inf])))
@@ -141,8 +146,8 @@ class TensorDifference:
         """Return the largest absolute difference."""
         return largest(np.concatenate(self._differences[name]))
 
-    def place(self, name: str, bound: float, row: str) -> str:
-        """Return the first place with a difference that is not within `bound`, or else that of the largest.
+    def place(self, name: str, bound: float, row: str) -> tuple[int, str]:
+        """Return the sentence and the place in it of the first difference outside of `bound`, or of the largest.
 
         Args:
             name: name of the tensors.
@@ -157,8 +162,8 @@ class TensorDifference:
             sentence, rows = max(pairs, key=lambda pair: float(pair[1].max()))
             index = int(rows.argmax())
         else:
-            return ""
-        return f"sentence {sentence}, {row} {index}" if row else f"sentence {sentence}"
+            return -1, ""
+        return sentence, f"{row} {index}" if row else ""
 
     def p99(self, name: str) -> float:
         """Return the 99th percentile of the absolute differences."""

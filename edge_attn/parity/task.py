@@ -80,6 +80,9 @@ class Task(Protocol):
     def golden_inputs(self, golden: Any) -> Sequence[str]:
         """Return the inputs that golden data was recorded for."""
 
+    def coverage(self, runtime: Runtime, golden: Any) -> Mapping[str, tuple[int, int]]:
+        """Return how many entries of each vocabulary golden data uses, and how many there are; {} if it has none."""
+
     def check_golden(self, runtime: Runtime, golden: Any, origin: str) -> None:
         """Check that golden data was recorded from the model of this bundle.
 

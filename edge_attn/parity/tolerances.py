@@ -141,8 +141,8 @@ class Bounds(Mapping[str, float]):
         if figure.bound not in self.fixed:
             bound *= max(figure.scale, 1.0)
             bound = max(bound, min(noise.get(figure.key, 0.0), NOISE_LIMIT * bound))
-        place = figure.place(bound) if figure.place else ""
-        return Measurement(figure.level, figure.name, figure.value, bound, figure.part, place)
+        place = figure.place(bound) if figure.place else (-1, "")
+        return Measurement(figure.level, figure.name, figure.value, bound, figure.part, *place)
 
 
 def bounds(precision: str, stricter: Mapping[str, float], overrides: Mapping[str, float]) -> Bounds:

@@ -117,7 +117,7 @@ def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: 
     for where, hypotheses, expected in (("greedy", greedy, golden.greedy), ("beam", best_of_beam, references)):
         texts = [text.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
         loss = 1.0 - chrf(texts, [reference.text for reference in expected])
-        level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"], where))
+        level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"], f"{where} search"))
     wrong = sum(text.target.decode(h.tokens) != r.text for h, r in same) + _text_faults(golden, text, max_source)
     level.measurements.append(
         Measurement("L3", "text", wrong / max(len(same), 1), bounds["L3.text"], "text processing")
@@ -206,6 +206,7 @@ def _add_mismatches(
         mismatches: differing sentences.
         bounds: largest accepted values, by name.
     """
+    part = f"{where} search" if level.name == "L3" else f"rerun ({where})"
     wrong = sum(not mismatch.within_noise for mismatch in mismatches)
     within_noise = (len(mismatches) - wrong) / golden.steps()[-1].stop
     level.mismatches += mismatches
@@ -215,10 +216,10 @@ def _add_mismatches(
             f"{bound} {where}",
             wrong / len(golden.sources),
             bounds[f"{level.name}.{bound}"],
-            where,
-            next((f"sentence {m.sentence}, step {m.step}" for m in mismatches if not m.within_noise), ""),
+            part,
+            *next(((m.sentence, f"step {m.step}") for m in mismatches if not m.within_noise), (-1, "")),
         ),
-        Measurement(level.name, f"excused {where}", within_noise, bounds[f"{level.name}.excused"], where),
+        Measurement(level.name, f"excused {where}", within_noise, bounds[f"{level.name}.excused"], part),
     ]
 
 

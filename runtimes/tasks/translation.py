@@ -32,7 +32,7 @@ from edge_attn.runtimes.tasks.scoring import Score, score_pairs
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, replace_unknown_tokens
 from edge_attn.spec import GraphSpec, Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
-from edge_attn.text.tokenizers import UNK
+from edge_attn.text.tokenizers import BOS, UNK
 
 WINDOW = 256
 """Number of sentences that `translate_iter` reads ahead."""
@@ -427,6 +427,17 @@ class TranslationTask:
     def golden_inputs(self, golden: Golden) -> Sequence[str]:
         """Return the sentences that golden data was recorded for."""
         return golden.sentences
+
+    def coverage(self, runtime: Runtime, golden: Golden) -> Mapping[str, tuple[int, int]]:
+        """Return how many source entries the encoder reads and how many target entries a step is fed, of how many."""
+        source = next(tensor for tensor in runtime.graphs[decoder.ENCODER].inputs if tensor.name == "source")
+        read = {token for tokens in golden.sources for token in tokens}
+        hypotheses = [*golden.greedy, *(hypothesis for recorded in golden.n_best for hypothesis in recorded)]
+        fed = {BOS, *(token for hypothesis in hypotheses for token in hypothesis.tokens)}
+        return {
+            "source entries": (len(read), source.values[1] + 1),
+            "target entries": (len(fed), decoder.output_sizes(runtime.graphs)[1]),
+        }
 
     def check_golden(self, runtime: Runtime, golden: Golden, origin: str) -> None:
         """Check that golden data was recorded from the model of this bundle.

@@ -47,6 +47,7 @@ def verify(
     Raises:
         BundleError, UsageError, NotTestedError: nothing could be compared.
     """
+    started = time.monotonic()
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     task = task_of(opened)
     running = open_runtime(opened, runtime, options)
@@ -54,12 +55,16 @@ def verify(
         if sentences is not None:
             raise UsageError("`sentences` needs `reference`: golden data exists for the bundle's own sentences only")
         golden = task.load_golden(opened)
-        return check(opened, running, golden, levels, overrides or {})
+        report = check(opened, running, golden, levels, overrides or {})
+        return replace(report, seconds=time.monotonic() - started)
     inputs = read_sentences(sentences) if sentences is not None else task.golden_inputs(task.load_golden(opened))
     live = resolve("runtime", RUNTIMES, "torch")(reference, opened)
     with_live_text = Bundle(opened.path, opened.manifest, live.text.files())
-    golden = task.record(with_live_text, live.references, inputs)
-    return check(opened, running, golden, levels, overrides or {}, str(reference))
+    with stages("verify", 1) as begin:
+        begin(f"run the reference, {len(inputs)} sentences")
+        golden = task.record(with_live_text, live.references, inputs)
+    report = check(opened, running, golden, levels, overrides or {}, str(reference))
+    return replace(report, seconds=time.monotonic() - started)
 
 
 def task_of(bundle: Bundle) -> Task:
@@ -92,6 +97,7 @@ def check(
         UsageError: an unknown level or bound.
         InputError: the golden data was recorded from another model.
     """
+    started = time.monotonic()
     task, manifest = task_of(bundle), bundle.manifest
     available = [name for names in task.levels for name in names]
     for name in levels:
@@ -110,9 +116,9 @@ def check(
     with np.errstate(all="ignore"), stages("verify", len(groups)) as begin:
         for names, compare in groups.items():
             begin(f"{' and '.join(names)}, {len(golden)} sentences")
-            started = time.monotonic()
+            level_started = time.monotonic()
             levels_run = _run(names, compare, bundle, runtime, golden, limits)
-            seconds = (time.monotonic() - started) / len(levels_run)
+            seconds = (time.monotonic() - level_started) / len(levels_run)
             results.update(
                 {level.name: replace(level, seconds=seconds) for level in levels_run if level.name in requested}
             )
@@ -125,6 +131,9 @@ def check(
         sentences=len(golden),
         overrides=dict(overrides or {}),
         levels=list(results.values()),
+        seconds=time.monotonic() - started,
+        coverage=task.coverage(runtime, golden),
+        inputs=tuple(task.golden_inputs(golden)),
     )
 
 

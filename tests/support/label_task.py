@@ -96,6 +96,10 @@ class LabelTask:
         """Return the recorded lines."""
         return golden.lines
 
+    def coverage(self, runtime: Runtime, golden: GoldenLabels) -> Mapping[str, tuple[int, int]]:
+        """Return nothing: labels have no vocabulary."""
+        return {}
+
     def check_golden(self, runtime: Runtime, golden: GoldenLabels, origin: str) -> None:
         """Check that golden data has the labels of this model."""
         if golden.logits.shape[1:] != runtime.graphs[GRAPH].outputs[0].shape[1:]:

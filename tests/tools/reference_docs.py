@@ -19,13 +19,13 @@ import itertools
 import re
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edge_attn.cli import cli
+from edge_attn.cli import cli, verbosity
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.template import field_docstrings
@@ -66,18 +66,25 @@ def commands() -> str:
         NOTICE,
         "# Commands",
         "Every command returns one of the [exit codes](concepts.md#exit-codes). `edge-attn COMMAND --help` prints the "
-        "same text.",
+        "same text. Every command takes these options, before or after its name:",
+        _option_table(cli, verbosity.HELP),
     ]
     for names, command in _leaves(cli, ()):
         context = click.Context(command, info_name=" ".join(("edge-attn", *names)), **cli.context_settings)
-        records = [parameter.get_help_record(context) for parameter in command.params]
-        # an argument without help has only its name
-        rows = [(f"`{record[0].replace('|', '/')}`", _cell(record[1])) for record in records if record and record[1]]
+        names_of_own = {parameter.name for parameter in command.params} - verbosity.HELP.keys()
         parts += [f"## {context.info_name}", f"```text\n{context.get_usage().removeprefix('Usage: ')}\n```"]
         parts.append(inspect.cleandoc(command.help or ""))
-        if rows:
-            parts.append(_table(("Option", "Meaning"), rows))
-    return "\n\n".join(parts) + "\n"
+        parts.append(_option_table(command, names_of_own, context))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _option_table(command: click.Command, names: Collection[str | None], context: click.Context | None = None) -> str:
+    """Return the table of the options with these names; empty if there is none."""
+    context = context or click.Context(command)
+    records = [parameter.get_help_record(context) for parameter in command.params if parameter.name in names]
+    # an argument without help has only its name
+    rows = [(f"`{record[0].replace('|', '/')}`", _cell(record[1])) for record in records if record and record[1]]
+    return _table(("Option", "Meaning"), rows) if rows else ""
 
 
 def configuration() -> str:

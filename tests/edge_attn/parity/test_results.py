@@ -116,11 +116,11 @@ def test_place_is_the_first_one_outside_of_the_bound():
         actual = np.zeros((3, 2))
         actual[2, 0], actual[1, 1] = 0.1 * sentence, 0.05 * sentence
         difference.add("a", actual, np.zeros((3, 2)), sentence)
-    assert difference.place("a", 0.07, "step") == "sentence 1, step 2"
-    assert difference.place("a", 0.04, "step") == "sentence 1, step 1"
-    assert difference.place("a", 1.0, "step") == "sentence 2, step 2"  # the largest
-    assert difference.place("a", 0.04, "") == "sentence 1"
-    assert difference.place("b", 0.04, "step") == ""
+    assert difference.place("a", 0.07, "step") == (1, "step 2")
+    assert difference.place("a", 0.04, "step") == (1, "step 1")
+    assert difference.place("a", 1.0, "step") == (2, "step 2")  # the largest
+    assert difference.place("a", 0.04, "") == (1, "")
+    assert difference.place("b", 0.04, "step") == (-1, "")
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -129,4 +129,4 @@ def test_place_names_what_is_not_a_number(broken):
     difference = TensorDifference()
     difference.add("a", np.zeros((2, 1)), np.zeros((2, 1)), 0)
     difference.add("a", broken, np.zeros((2, 1)), 1)
-    assert difference.place("a", 1.0, "step") == f"sentence 1, step {len(broken) - 1}"
+    assert difference.place("a", 1.0, "step") == (1, f"step {len(broken) - 1}")

@@ -12,6 +12,7 @@ from verify_reports import failing, statuses
 
 from edge_attn.errors import TooLargeError
 from edge_attn.parity.golden import Golden
+from edge_attn.runtimes.verification.junit import junit
 from edge_attn.runtimes.verification.verify import check
 from edge_attn.spec import GraphSpec, Value
 
@@ -66,7 +67,7 @@ def test_nan_and_infinity_fail_verification(opened, toy, toy_golden, graph, outp
     assert report.exit_code == 1
     content = json.loads(report.json())
     assert content["verdict"] == "fails"
-    assert report.junit()
+    assert junit(report)
 
 
 def test_level_beyond_the_engine_is_not_tested(opened, toy, toy_golden):
