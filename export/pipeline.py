@@ -80,6 +80,8 @@ def export(
             "checkpoint_sha256": hashlib.sha256((checkpoint / MODEL).read_bytes()).hexdigest(),
             "parameters": sum(p.numel() for p in model.parameters()),
             "folded": True,
+            "cell": config.model.cell,
+            "attention": config.model.attention_kind,
         },
     )
     lines = read_sentences(sentences) if sentences else load_samples(checkpoint)

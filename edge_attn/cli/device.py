@@ -56,7 +56,7 @@ def verify(ctx: click.Context, /, junit: Path | None, summary: Path | None, **ar
 @click.argument("bundle", type=PATH)
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show the model of BUNDLE, its sizes, limits, graphs and verification records.
+    """Show the model of BUNDLE, its limits, graphs and records.
 
     --verbose adds ops, build settings, provenance and the SHA-256 of each file.
     """

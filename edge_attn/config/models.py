@@ -60,6 +60,15 @@ class Seq2SeqConfig:
     tied_output: bool = False
     """Share the weights of the output layer with the target embeddings (Press and Wolf 2017)."""
 
+    @property
+    def attention_kind(self) -> str:
+        """Return the attention with what changes it, for people: `local-m general`, `sparsemax additive`."""
+        changes = [
+            self.focus if self.focus != "global" else "",
+            self.normalizer if self.normalizer != "softmax" else "",
+        ]
+        return " ".join([*filter(None, changes), *(["coverage"] if self.coverage else []), self.attention])
+
     def __post_init__(self) -> None:
         one_of("family", self.family, ("seq2seq",))
         one_of("cell", self.cell, tuple(CELLS))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.manifest import Manifest
+
+CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True)
@@ -17,49 +21,60 @@ class Inspection:
     """Graphs with their inputs and outputs, files, precision, provenance and verification record of a bundle."""
 
     content: dict[str, Any]
-    """Manifest as JSON values, with the keys `path`, `bytes` and `text` added; `text` is null without text/."""
+    """Manifest as JSON values, with `path`, `bytes`, `text` and `model` added; `text` is null without text/."""
 
     def json(self) -> str:
         return json.dumps(self.content, indent=1, sort_keys=True) + "\n"
 
     def __str__(self) -> str:
+        return "\n".join([*self._summary_lines(), *self._graph_lines(), *self._target_lines()])
+
+    def details(self) -> str:
+        """Return the text with ops, build settings, provenance, and size and hash of each file."""
         content = self.content
-        lines = [
-            f"{content['path']}: {content['family']}, task {content['task']}, {content['precision']}, "
-            f"{content['bytes'] / 1e6:.1f} MB, format {content['format']}",
-            *self._text_lines(),
-            *self._graph_lines(),
-            f"verified at export: {_verification(content['verification'])}",
-            *self._target_lines(),
-        ]
+        lines = [*self._summary_lines(), *self._graph_lines(details=True), *self._target_lines(details=True)]
         lines += [f"{key}: {value}" for key, value in content["provenance"].items() if key != "graphs"]
-        lines += [f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items()]
         lines += [f"file {name}: {file['size']} bytes, sha256 {file['sha256']}" for name, file in self._files()]
         return "\n".join(lines)
+
+    def _summary_lines(self) -> Iterator[str]:
+        """Yield the lines that answer what the model is and what it can do."""
+        content, model = self.content, self.content["model"]
+        yield f"{content['path']}: {model['title'] or content['task']}"
+        parts = [f"{content['family']} for {content['task']}"]
+        parts += [f"{model['cell']} decoder"] if model["cell"] else []
+        if model["attention"]:
+            parts.append("no attention" if model["attention"] == "none" else f"{model['attention']} attention")
+        if isinstance(weights := content["provenance"].get("parameters"), int):
+            parts.append(f"{weights / 1e6:.1f} M weights" if weights >= 1e5 else f"{weights} weights")
+        yield f"model: {', '.join(parts)}, {content['precision']}"
+        if text := content["text"]:
+            entries = f"{text['source_entries']} source and {text['target_entries']} target entries"
+            yield f"vocabularies: {text['kind']}, {entries}"
+        beam = f", beam of up to {model['beam']}" if model["beam"] else ""
+        yield f"limits: sources of up to {content['max_source']} tokens{beam}"
+        yield f"size: {content['bytes'] / 1e6:.1f} MB, format {content['format']}"
+        yield f"verified at export: {_verification(content['verification'])}"
+        yield from (f"tolerance {name}: {value:g}" for name, value in content["tolerances"].items())
+        yield f"targets: {', '.join(content['targets']) or 'none beside the portable graphs'}"
 
     def _files(self) -> list[tuple[str, dict[str, Any]]]:
         return list(self.content["files"].items())
 
-    def _text_lines(self) -> Iterator[str]:
-        if text := self.content["text"]:
-            entries = f"{text['source_entries']} source and {text['target_entries']} target entries"
-            yield f"text: {text['kind']}, {entries}"
-        yield f"sources of up to {self.content['max_source']} tokens"
-
-    def _graph_lines(self) -> Iterator[str]:
+    def _graph_lines(self, details: bool = False) -> Iterator[str]:
         statistics = self.content["provenance"].get("graphs", {})
         for name, graph in self.content["graphs"].items():
             size = self.content["files"][graph["file"]]["size"]
             nodes = statistics.get(name, {}).get("nodes", "?")
             yield f"graph {name}: {graph['file']}, {size / 1e6:.1f} MB, {nodes} nodes"
-            ops = statistics.get(name, {}).get("ops", {})
-            yield "  ops " + ", ".join(f"{op} {count}" for op, count in ops.items())
+            if details and (ops := statistics.get(name, {}).get("ops", {})):
+                yield "  ops " + ", ".join(f"{op} {count}" for op, count in ops.items())
             for kind in ("inputs", "outputs"):
                 for tensor in graph[kind]:
                     axes = ", ".join(map(str, tensor["shape"]))
                     yield f"  {kind[:-1]:<6} {tensor['name']} {tensor['dtype']} ({axes})"
 
-    def _target_lines(self) -> Iterator[str]:
+    def _target_lines(self, details: bool = False) -> Iterator[str]:
         files = self.content["files"]
         for name, target in self.content["targets"].items():
             size = sum(file["size"] for path, file in self._files() if path.startswith(f"targets/{name}/"))
@@ -67,7 +82,7 @@ class Inspection:
             yield f"target {name}: {size / 1e6:.1f} MB, {_verification(target['verification'])}"
             if "plugins" in target["verification"]:
                 yield f"  with plugins: {_verification(target['verification']['plugins'])}"
-            for key, value in target["settings"].items():
+            for key, value in target["settings"].items() if details else ():
                 if key != "modules" and (text := _setting(value)):  # modules has one entry for each node
                     yield f"  {key}: {text}"
 
@@ -85,8 +100,50 @@ def inspect(bundle: Path) -> Inspection:
         "path": str(bundle),
         "bytes": opened.size(),
         "text": text and {"kind": text.kind, "source_entries": len(text.source), "target_entries": len(text.target)},
+        "model": {
+            "title": _title(opened),
+            "cell": _cell(opened.manifest),
+            "attention": _attention(opened.manifest),
+            "beam": _largest_beam(opened.manifest),
+        },
     }
     return Inspection(json.loads(json.dumps(content)))  # JSON values: tuples are lists
+
+
+def _title(bundle: Bundle) -> str:
+    """Return the first heading of the model card, which names the languages; empty without a card."""
+    if CARD not in bundle.manifest.files:
+        return ""
+    lines = bundle.read(CARD).decode("utf-8", errors="replace").splitlines()
+    return next((line.lstrip("# ").strip() for line in lines if line.startswith("# ")), "")
+
+
+def _cell(manifest: Manifest) -> str:
+    """Return the decoder's cell: that of the provenance, or that of a bundle of 0.1.0 by the names of its states."""
+    if "cell" in manifest.provenance or manifest.family != "seq2seq":
+        return str(manifest.provenance.get("cell", "")).upper()
+    states = {tensor.name for graph in manifest.graphs.values() for tensor in graph.inputs}
+    for name, cell in (("state.keys.0", "LSTMN"), ("state.cell.0", "LSTM"), ("state.hidden.0", "GRU")):
+        if name in states:
+            return cell
+    return ""
+
+
+def _attention(manifest: Manifest) -> str:
+    """Return the attention: that of the provenance, or that of a bundle of 0.1.0 by its ops; empty if it has none."""
+    if "attention" in manifest.provenance:
+        return str(manifest.provenance["attention"])
+    statistics = manifest.provenance.get("graphs", {}).values()
+    ops = {op.partition("::")[2] for graph in statistics for op in graph.get("ops", {}) if "::" in op}
+    names = [re.sub("(?<=[a-z])(?=[A-Z])", " ", op).lower() for op in sorted(ops) if "Attention" in op]
+    return ", ".join(name.replace("attention", "").strip() for name in names)
+
+
+def _largest_beam(manifest: Manifest) -> int | None:
+    """Return the largest beam, one less than the candidates of a step; None for a model without search."""
+    outputs = [tensor for graph in manifest.graphs.values() for tensor in graph.outputs]
+    sizes = [tensor.shape[-1] for tensor in outputs if tensor.name == "candidates"]
+    return sizes[0] - 1 if sizes and isinstance(sizes[0], int) else None
 
 
 def _verification(record: dict[str, Any]) -> str:

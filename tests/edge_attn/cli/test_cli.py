@@ -125,7 +125,7 @@ def test_shell_completes_values(words, incomplete, expected):
         (["optimize", "b", "--target", "tensorrt"], "did you mean 'trt'?"),
         (["translate", "b", "--format", "json"], "did you mean 'jsonl'?"),
         (["optimizes"], "No such command 'optimizes'. Did you mean 'optimize'? See: "),
-        (["--vers"], "Did you mean '--version'? See: "),
+        (["--vers"], "Did you mean one of: '--verbose', '--version'?). See: "),
         (["translate", "b", "--beem", "3"], "No such option '--beem'. (Did you mean one of: '--beam'"),
         (["optimize", "b"], "Missing option '--target'. Choose from: ort-cuda, trt. See: "),
         (["export", "c"], "Missing option '--out'. See: "),
@@ -248,7 +248,7 @@ def test_path_that_is_not_utf_8_is_printed(run_edge_attn, toy_bundle, tmp_path):
         file.write(toy_bundle.read_bytes())
     result = run_edge_attn("inspect", os.fsdecode(path))
     assert (result.returncode, result.stderr) == (0, b"")
-    assert b"b\\udcff.zip: seq2seq" in result.stdout
+    assert b"b\\udcff.zip: translation" in result.stdout
 
 
 def test_user_files_named_like_ours_are_not_imported(run_edge_attn, toy_bundle, tmp_path):

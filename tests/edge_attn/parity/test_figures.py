@@ -28,7 +28,7 @@ def test_figures_have_the_names_of_their_bounds():
     assert list(named) == [*(f"L1.{measure} memory.keys" for measure in measures), *others]
     assert named["L1.max_abs memory.keys"] == Figure("L1", "max_abs memory.keys", 0.5, 4.0, "encoder")
     assert named["L1.max_abs memory.keys"].bound == "L1.max_abs"
-    assert named["L1.max_abs memory.keys"].place(0.1) == "sentence 7, position 0"
+    assert named["L1.max_abs memory.keys"].place(0.1) == (7, "position 0")
     assert named["L1.relative memory.keys"].scale == named["L2.log_prob"].scale == 1.0
     assert named["L1.state next_state.hidden.0"].scale == 3.0
 

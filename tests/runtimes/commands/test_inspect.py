@@ -6,6 +6,10 @@ import hashlib
 import json
 import zipfile
 
+import pytest
+from paths import EMBEDDED_BUNDLE
+from verify_reports import planted
+
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.runtimes.commands.inspect import inspect
 
@@ -30,23 +34,60 @@ def test_json_contains_the_manifest(edge_attn_cli, toy_bundle):
     assert content["verification"]["levels"] == {"L1": "holds", "L2": "holds", "L3": "holds", "L5": "holds"}
 
 
-def test_text_names_graphs_files_and_records(edge_attn_cli, toy_bundle):
+def test_text_begins_with_what_the_model_is(edge_attn_cli, toy_bundle):
     text = edge_attn_cli("inspect", toy_bundle).stdout
+    assert [line.partition(": ")[0] for line in text.splitlines()[1:6]] == [
+        "model",
+        "vocabularies",
+        "limits",
+        "size",
+        "verified at export",
+    ]
     for words in (
-        "seq2seq, task translation, fp32, 0.",
-        "\ntext: words, 31 source and 31 target entries\n",
-        "\nsources of up to 20 tokens\n",
+        "\nvocabularies: words, 31 source and 31 target entries\n",
+        "\nlimits: sources of up to 20 tokens, beam of up to ",
         "graph encoder: graphs/encoder.onnx",
         "graph step: graphs/step.onnx",
-        "MatMul",
         "input  tokens int64 (batch, beam)",
         "output log_probs float32 (batch, beam, 31)",
         "verified at export: L1 holds, L2 holds, L3 holds, L5 holds (CPUExecutionProvider)",
-        "file golden/golden.npz: ",
-        "parameters: ",
-        "checkpoint_sha256: ",
+        "\ntargets: none beside the portable graphs\n",
     ):
         assert words in text
+    for words in ("sha256", "MatMul", "onnx: "):
+        assert words not in text
+
+
+def test_details_have_ops_provenance_and_hashes(edge_attn_cli, toy_bundle):
+    short = edge_attn_cli("inspect", toy_bundle).stdout.splitlines()
+    text = edge_attn_cli("inspect", toy_bundle, "--verbose").stdout
+    assert text.splitlines()[:5] == short[:5]
+    for words in ("MatMul", "file golden/golden.npz: ", "sha256", "parameters: ", "checkpoint_sha256: "):
+        assert words in text
+
+
+def test_embedded_model_is_named_by_its_card():
+    lines = str(inspect(EMBEDDED_BUNDLE)).splitlines()
+    assert "English to French" in lines[0]
+    assert "GRU decoder, additive attention, " in lines[1]
+    assert " M weights, fp32" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("provenance", "expected"),
+    [
+        ({"cell": "lstm", "attention": "local-m general"}, "LSTM decoder, local-m general attention"),
+        ({"cell": "gru", "attention": "none"}, "GRU decoder, no attention"),
+        (
+            {"graphs": {"step": {"ops": {"edge_attn::MultiHeadDotAttention": 1}}}},
+            "GRU decoder, multi head dot attention",
+        ),
+        ({}, "GRU decoder"),
+    ],
+)
+def test_cell_and_attention_come_from_the_provenance(opened, tmp_path, provenance, expected):
+    path = planted(opened, tmp_path / "a.zip", lambda files: None, provenance=provenance)
+    assert f"model: seq2seq for translation, {expected}, fp32" in str(inspect(path))
 
 
 def test_bundle_without_records_is_shown(toy_bundle):
@@ -59,7 +100,7 @@ def test_bundle_without_records_is_shown(toy_bundle):
 def test_bundle_without_text_is_shown(toy_bundle):
     inspection = inspect(toy_bundle)
     inspection.content["text"] = None
-    assert "text: " not in str(inspection)
+    assert "vocabularies: " not in str(inspection)
 
 
 def test_inspect_needs_no_runtime(run_edge_attn, toy_bundle):
@@ -84,7 +125,10 @@ def test_targets_show_settings_and_verification(toy_bundle):
             "verification": {"levels": {"L1": "holds"}, "provider": "CPUExecutionProvider", "engine": "not tested"},
         }
     }
-    text = str(inspection)
+    assert "target trt-int8: 0." in str(inspection)
+    assert "min_version" not in str(inspection)
+    text = inspection.details()
+    assert "\ntargets: trt-int8\n" in text
     assert "target trt-int8: 0." in text
     assert "MB, L1 holds (CPUExecutionProvider; the engine: not tested)" in text
     assert "\n  min_version: 10.3\n  fp32_islands: step val_9\n" in text
