@@ -2,9 +2,9 @@
 
     python tests/tools/everyday.py BUNDLE
 
-`tests/data/embedded/everyday.tsv` has sentences and their accepted translations, separated by ` | `; case and the kind of
-spaces and apostrophes do not count. `numbers.txt` has sentences with numbers and times, none of which is in the training
-data, nor in its templates: a translation keeps them if it has the same numbers as the source.
+`tests/data/embedded/everyday.tsv` has sentences and their accepted translations, separated by ` | `. Case, spaces and the
+kind of apostrophe do not count. `numbers.txt` has sentences with numbers and times, none of which is in the training data
+or its templates. A translation keeps the numbers if it has the same ones as the source.
 """
 
 from __future__ import annotations
