@@ -55,13 +55,13 @@ def main(bundle: str) -> None:
         right += is_accepted(text, accepted)
         if not is_accepted(text, accepted):
             print(f"everyday  {source}  {text}")
-    kept = 0
+    preserved = 0
     for source, text in zip(numbers, texts[len(everyday) :], strict=True):
-        kept += keeps_numbers(source, text)
+        preserved += keeps_numbers(source, text)
         if not keeps_numbers(source, text):
             print(f"number    {source}  {text}")
     print(f"everyday sentences: {right} of {len(everyday)} right")
-    print(f"numbers: {kept} of {len(numbers)} sentences keep theirs")
+    print(f"numbers: {preserved} of {len(numbers)} sentences keep theirs")
 
 
 if __name__ == "__main__":
