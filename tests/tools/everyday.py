@@ -2,9 +2,9 @@
 
     python tests/tools/everyday.py BUNDLE
 
-`tests/data/embedded/everyday.tsv` has sentences and their accepted translations, separated by ` | `. Case, spaces and the
-kind of apostrophe do not count. `numbers.txt` has sentences with numbers and times, none of which is in the training data
-or its templates. A translation keeps the numbers if it has the same ones as the source.
+`everyday.tsv` in `tests/data/embedded` has sentences and their accepted translations, separated by ` | `. Case,
+spaces and the kind of apostrophe do not count. `numbers.txt` has sentences with numbers and times, none of which is
+in the training data or its templates. A translation keeps the numbers if it has the same ones as the source.
 """
 
 from __future__ import annotations
