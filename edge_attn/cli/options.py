@@ -128,11 +128,20 @@ def runtime_options(command: Any) -> Any:
         precision: str,
         allow_fallback: bool,
         cache_dir: Path | None,
+        max_run_seconds: float,
         **options: Any,
     ) -> Any:
-        return command(*args, options=RuntimeOptions(threads, precision, allow_fallback, cache_dir), **options)
+        runtime_options = RuntimeOptions(threads, precision, allow_fallback, cache_dir, max_run_seconds)
+        return command(*args, options=runtime_options, **options)
 
     for option in (
+        click.option(
+            "--max-run-seconds",
+            type=float,
+            default=RuntimeOptions.max_run_seconds,
+            show_default=True,
+            help="ONNX Runtime: time limit of one run of a graph, such as one with an endless loop.",
+        ),
         cache_dir_option,
         click.option("--allow-fallback", is_flag=True, help="ort-cuda: run on the CPU if CUDA is missing."),
         threads_option,

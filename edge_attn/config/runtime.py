@@ -20,10 +20,15 @@ class RuntimeOptions:
     """Run ort-cuda on the CPU if CUDA is missing. Reports name the provider that was used."""
     cache_dir: Path | None = None
     """Engine cache folder. None: edge-attn in the user's cache folder."""
+    max_run_seconds: float = 20.0
+    """Maximum time of one run of a graph in ONNX Runtime: a graph that takes longer is stopped, as one with an endless
+    loop."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"`threads` must be at least 1, got {self.threads}")
+        if not self.max_run_seconds > 0:
+            raise UsageError(f"`max_run_seconds` must be positive, got {self.max_run_seconds}")
 
 
 DEFAULT = RuntimeOptions()

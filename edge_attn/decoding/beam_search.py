@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edge_attn.decoding.decoder import StepDecoder, has_alignment, output_sizes
+from edge_attn.decoding.decoder import STEP, StepDecoder, has_alignment, output_sizes
 from edge_attn.decoding.hypothesis import BeamHistory, FinishedHypothesis, Hypothesis, select_hypotheses
 from edge_attn.decoding.logits_processors import LogitsProcessors, check_suppressed
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.decoding.sampling import Sampler
 from edge_attn.decoding.scores import diverse_order
-from edge_attn.errors import UsageError
+from edge_attn.errors import BundleError, UsageError
 from edge_attn.spec import Runtime
 from edge_attn.text.tokenizers import BOS, EOS
 
@@ -152,6 +152,11 @@ class _Beam:
             self.history.alignments.append(self._decoder.read_alignment(outputs).reshape(rows, width, -1))
         if not self._sampler and not self._processors.active(position):
             ids = self._decoder.read(outputs, "candidate_ids")[:, :, : self._top]
+            if ids.min() < 0 or ids.max() >= self._decoder.vocabulary:
+                raise BundleError(
+                    f"the graph {STEP!r} returns candidate_ids from {ids.min()} to {ids.max()}, and its vocabulary has "
+                    f"{self._decoder.vocabulary} entries; export the bundle again"
+                )
             scores = self._decoder.read(outputs, "candidates")[:, :, : self._top].reshape(rows, width, -1)
             return ids, scores, scores
         log_probs = self._decoder.read(outputs, "log_probs").reshape(rows, width, -1)

@@ -18,10 +18,11 @@ ENCODER, STEP = "encoder", "step"
 
 
 def check_graphs(graphs: Mapping[str, GraphSpec], where: str) -> None:
-    """Check that the graphs have what decoding needs.
+    """Check that the graphs have the inputs and outputs that decoding needs.
 
     Raises:
-        BundleError: a graph or one of its outputs is missing; the sentence begins with `where`.
+        BundleError: a graph, an input or an output is missing, or is not as decoding needs it; the sentence begins with
+            `where`.
     """
     for name in (ENCODER, STEP):
         if name not in graphs:
@@ -38,6 +39,43 @@ def check_graphs(graphs: Mapping[str, GraphSpec], where: str) -> None:
                 raise BundleError(
                     f"{where}: the graph {name!r} has no output {tensor!r}, which an encoder-decoder bundle needs"
                 )
+    _check_inputs(graphs[ENCODER], {"source": 2, "source_length": 1}, f"{where}: the graph {ENCODER!r}")
+    _check_inputs(graphs[STEP], {"tokens": 2, "parents": 2}, f"{where}: the graph {STEP!r}")
+    _check_outputs(graphs, f"{where}: the graph {STEP!r}")
+
+
+def _check_inputs(graph: GraphSpec, ranks: Mapping[str, int], where: str) -> None:
+    """Check the names, dtypes and ranks of the inputs that are token ids, lengths and indices."""
+    inputs = {tensor.name: tensor for tensor in graph.inputs}
+    for name, rank in ranks.items():
+        if name not in inputs or (inputs[name].dtype, len(inputs[name].shape)) != ("int64", rank):
+            raise BundleError(f"{where} needs an input {name!r} of type int64 with {rank} axes, got {inputs.get(name)}")
+    for name in inputs.keys() - ranks.keys():
+        if not name.startswith(("memory.", "state.")):
+            raise BundleError(f"{where} has an input {name!r} that nothing provides")
+
+
+def _check_outputs(graphs: Mapping[str, GraphSpec], where: str) -> None:
+    """Check the dtypes and ranks of what a step returns, and that memory and states fit the next step."""
+    encoded, outputs = ({tensor.name: tensor for tensor in graphs[name].outputs} for name in (ENCODER, STEP))
+    for name in ("candidates", "candidate_ids", "log_probs", "alignment"):
+        tensor = outputs.get(name)
+        kind = "int" if name == "candidate_ids" else "float"
+        if tensor and not (tensor.dtype.startswith(kind) and len(tensor.shape) == 3):
+            raise BundleError(f"{where} needs an output {name!r} of type {kind} with 3 axes, got {tensor}")
+    sizes = [outputs[name].shape[-1] for name in ("candidates", "candidate_ids", "log_probs")]
+    if any(type(size) is not int or size < 1 for size in sizes) or sizes[0] != sizes[1] or sizes[1] > sizes[2]:
+        raise BundleError(
+            f"{where} must return as many candidates as candidate_ids, and no more than log_probs, got "
+            f"{', '.join(map(str, sizes))}"
+        )
+    for tensor in graphs[STEP].inputs:
+        if tensor.name.startswith(("memory.", "state.")):
+            sources = [encoded[tensor.name]]
+            sources += [outputs[f"next_{tensor.name}"]] if tensor.name.startswith("state.") else []
+            for source in sources:
+                if (source.dtype, len(source.shape)) != (tensor.dtype, len(tensor.shape)):
+                    raise BundleError(f"{where} takes {tensor}, and receives {source}")
 
 
 def has_alignment(graphs: Mapping[str, GraphSpec]) -> bool:

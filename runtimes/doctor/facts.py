@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_attn.runtimes.doctor.machine import Machine
 from edge_attn.runtimes.doctor.probes import CPU, CUDA
-from edge_attn.runtimes.system_memory import SystemMemory, system_memory
+from edge_attn.system_memory import SystemMemory, system_memory
 
 JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 """JetPack by major number of L4T. docs/jetson.md lists the releases."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_attn.runtimes.doctor import probes
-from edge_attn.runtimes.system_memory import read_text
+from edge_attn.system_memory import read_text
 
 TIMEOUT = 10.0
 """Seconds for a command."""

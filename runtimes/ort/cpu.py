@@ -12,6 +12,8 @@ import onnxruntime as ort
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.errors import BundleError, NotTestedError
+from edge_attn.runtimes.ort.run_errors import OutputShapes, run_error
+from edge_attn.runtimes.ort.watchdog import Watchdog
 from edge_attn.spec import GraphSpec, Value
 
 FROM_ORT = {
@@ -42,10 +44,27 @@ class OrtCpu:
         }
         self.provider = ", ".join(sorted({p for s in self._sessions.values() for p in s.get_providers()}))
         self._outputs = {name: [tensor.name for tensor in spec.outputs] for name, spec in self.graphs.items()}
+        self._where = {name: f"{bundle.path}: {spec.file}" for name, spec in self.graphs.items()}
+        self._shapes = {name: OutputShapes(self._where[name], spec) for name, spec in self.graphs.items()}
+        self._watchdog = Watchdog(options.max_run_seconds)
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run a graph.
+
+        Raises:
+            BundleError: the graph does not run, takes too long, or returns other shapes than those described.
+        """
         names = self._outputs[graph]  # arrays, because bound OrtValues take 35 us longer per step
-        return dict(zip(names, self._sessions[graph].run(names, inputs), strict=True))
+        run = self._watchdog.begin()
+        try:
+            values = self._sessions[graph].run(names, inputs, run)
+        except Exception as error:  # ONNX Runtime's errors share no class but Exception
+            raise run_error(self._where[graph], error, self._watchdog.seconds) from error
+        finally:
+            self._watchdog.end(run)
+        outputs = dict(zip(names, values, strict=True))
+        self._shapes[graph].check(inputs, outputs)
+        return outputs
 
     def numpy(self, value: Value) -> np.ndarray:
         result: np.ndarray = value
@@ -78,7 +97,7 @@ def session_settings(options: RuntimeOptions) -> ort.SessionOptions:
             f"run: pip install --force-reinstall --no-deps {packages[-1]}"
         )
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # an error is raised, and is not printed too
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
@@ -109,7 +128,11 @@ def open_session(
 
 
 def run_bound(
-    session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Value], device: str
+    session: ort.InferenceSession,
+    outputs: Sequence[str],
+    inputs: Mapping[str, Value],
+    device: str,
+    options: ort.RunOptions | None = None,
 ) -> dict[str, Value]:
     """Run a session with bound inputs and outputs.
 
@@ -118,6 +141,7 @@ def run_bound(
         outputs: names of the outputs.
         inputs: OrtValues or arrays by name.
         device: device of the outputs, `cpu` or `cuda`.
+        options: options of the run.
 
     Returns:
         The outputs by name, as OrtValues.
@@ -129,7 +153,7 @@ def run_bound(
         binding.bind_ortvalue_input(name, value)
     for name in outputs:
         binding.bind_output(name, device)
-    session.run_with_iobinding(binding)
+    session.run_with_iobinding(binding, options)
     return dict(zip(outputs, binding.get_outputs(), strict=True))
 
 
@@ -139,7 +163,12 @@ def _check(where: str, session: ort.InferenceSession, spec: GraphSpec) -> None:
         ("input", session.get_inputs(), spec.inputs),
         ("output", session.get_outputs(), spec.outputs),
     ):
-        actual = {tensor.name: (FROM_ORT.get(tensor.type, tensor.type), list(tensor.shape)) for tensor in tensors}
+        for tensor in tensors:
+            if tensor.type not in FROM_ORT:
+                raise BundleError(
+                    f"{where}: {kind} {tensor.name} has the type {tensor.type}, expected {' or '.join(FROM_ORT)}"
+                )
+        actual = {tensor.name: (FROM_ORT[tensor.type], list(tensor.shape)) for tensor in tensors}
         expected = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in specs}
         for name in [*expected, *actual]:
             if actual.get(name) != expected.get(name):

@@ -27,6 +27,8 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("onnxruntime", "gpu") from error
 
 from edge_attn.runtimes.ort.cpu import onnxruntime_packages, open_session, run_bound, session_settings
+from edge_attn.runtimes.ort.run_errors import OutputShapes, run_error
+from edge_attn.runtimes.ort.watchdog import Watchdog
 
 INSTALL = "pip install 'edge-attn[gpu]'"
 FAILURE = re.compile(r"(?:CUDA|CUBLAS|CUDNN) failure \d+: [^;]*|Failed to allocate memory[^;\n]*")
@@ -64,6 +66,9 @@ class OrtCuda:
         if fault is not None:
             self.provider += f" in place of {self.required_provider}"
         self._outputs = {name: [tensor.name for tensor in spec.outputs] for name, spec in self.graphs.items()}
+        self._where = {name: f"{bundle.path}: {spec.file}" for name, spec in self.graphs.items()}
+        self._shapes = {name: OutputShapes(self._where[name], spec) for name, spec in self.graphs.items()}
+        self._watchdog = Watchdog(options.max_run_seconds)
 
     def _load(self, bundle: Bundle, settings: ort.SessionOptions) -> str | None:
         """Open the sessions in the required provider. Return None, or the reason why it cannot be used."""
@@ -83,14 +88,20 @@ class OrtCuda:
 
         Raises:
             NotTestedError: too little memory, or ONNX Runtime was not built for this GPU.
+            BundleError: the graph does not run, takes too long, or returns other shapes than those described.
         """
+        run = self._watchdog.begin()
         try:
-            return run_bound(self._sessions[graph], self._outputs[graph], inputs, self.device)
+            outputs = run_bound(self._sessions[graph], self._outputs[graph], inputs, self.device, run)
         except Exception as error:  # ONNX Runtime's errors share no class but Exception
             failure = FAILURE.search(str(error))
             if failure is None:
-                raise
+                raise run_error(self._where[graph], error, self._watchdog.seconds) from error
             raise NotTestedError(f"the GPU does not run the graph {graph!r}: {_with_advice(failure[0])}") from error
+        finally:
+            self._watchdog.end(run)
+        self._shapes[graph].check(inputs, outputs)
+        return outputs
 
     def numpy(self, value: Value) -> np.ndarray:
         result: np.ndarray = value.numpy()

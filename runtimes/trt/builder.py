@@ -13,7 +13,6 @@ from pathlib import Path
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.errors import InputError, NotTestedError
-from edge_attn.runtimes.system_memory import system_memory
 from edge_attn.runtimes.trt.api import (
     Builder,
     IBuilderConfig,
@@ -33,6 +32,7 @@ from edge_attn.runtimes.trt.profiles import Profile
 from edge_attn.runtimes.trt.progress import BuildProgress, ProgressCallback, progress_bar, progress_monitor
 from edge_attn.runtimes.trt.timing_cache import load_timing_cache, save_timing_cache
 from edge_attn.spec import GraphSpec
+from edge_attn.system_memory import system_memory
 
 OUT_OF_MEMORY = re.compile(
     r"(?i)out of memory|outofmemory|bad_alloc|cudaerrormemoryallocation|insufficient (device )?memory"

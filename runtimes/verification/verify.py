@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from edge_attn.registry import RUNTIMES, TASKS, resolve
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.verification.report import Report
 from edge_attn.spec import Runtime
+from edge_attn.system_memory import bounded_memory
 from edge_attn.text.corpus import read_sentences
 
 
@@ -49,6 +51,19 @@ def verify(
     """
     started = time.monotonic()
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    with bounded_memory() if runtime == "ort-cpu" else contextlib.nullcontext():
+        return _verify(opened, runtime, levels, overrides, reference, sentences, options)
+
+
+def _verify(
+    opened: Bundle,
+    runtime: str,
+    levels: Sequence[str],
+    overrides: Mapping[str, float] | None,
+    reference: Path | None,
+    sentences: Path | None,
+    options: RuntimeOptions,
+) -> Report:
     task = task_of(opened)
     running = open_runtime(opened, runtime, options)
     if reference is None:

@@ -240,7 +240,7 @@ def test_every_output_is_bound_to_the_device(bundle, monkeypatch):
     monkeypatch.setattr(ort.IOBinding, "bind_output", lambda self, name, device: devices.append(device))
     runtime = OrtCudaOnCpu(bundle)
     runtime.device = "cuda"
-    with pytest.raises(RuntimeError, match="At least one output"):  # none was bound
+    with pytest.raises(BundleError, match="At least one output"):  # none was bound
         StepDecoder(runtime, [[5, 3]])
     assert devices == ["cuda"] * len(runtime.graphs["encoder"].outputs)
 

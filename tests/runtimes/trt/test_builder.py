@@ -16,7 +16,6 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Target
 from edge_attn.config.validation import read_toml
 from edge_attn.errors import ConfigError, InputError, NotTestedError
-from edge_attn.runtimes.system_memory import system_memory
 from edge_attn.runtimes.trt import builder as builder
 from edge_attn.runtimes.trt.api import TensorRT
 from edge_attn.runtimes.trt.build_config import BuildConfig
@@ -26,6 +25,7 @@ from edge_attn.runtimes.trt.engine_cache import EngineCache
 from edge_attn.runtimes.trt.plugins import Plugin
 from edge_attn.runtimes.trt.profiles import Buckets
 from edge_attn.runtimes.trt.progress import BuildProgress
+from edge_attn.system_memory import system_memory
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,3 +43,30 @@ def system_memory(read_text: Callable[[str], str] = read_text) -> SystemMemory |
         left = int(limit) - int(used) + int(file_cache[1] if file_cache else 0)
         limited, available = left < available, max(min(left, available), 0)
     return SystemMemory(sizes.get("MemTotal", 0), available, sizes.get("SwapTotal", 0), limited)
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Let an allocation of more memory than this machine has fail, as a MemoryError, instead of ending the process.
+
+    Without it Linux grants the memory, and ends the process that uses it. Does nothing on other systems.
+    """
+    memory, used = system_memory(), _data_size()
+    if memory is None or used is None:
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [used + memory.available + memory.swap, *(x for x in (soft, hard) if x != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_size() -> int | None:
+    """Return the bytes that this process has allocated, which its RLIMIT_DATA counts."""
+    size = re.search(r"^VmData:\s+(\d+) kB$", read_text("/proc/self/status"), re.MULTILINE)
+    return int(size[1]) * 1024 if size else None
