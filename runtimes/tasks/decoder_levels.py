@@ -112,12 +112,12 @@ def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: 
     _add_alignments(difference, best_of_beam, references, golden.alignments("beam.alignment"))
     for name in difference.names():
         place = functools.partial(difference.place, name, row="")
-        figure = Figure("L3", name, difference.max_abs(name), part="search", place=place)
+        figure = Figure("L3", name, difference.max_abs(name), part="score", place=place)
         level.measurements.append(bounds.measurement(figure, golden.noise))
     for where, hypotheses, expected in (("greedy", greedy, golden.greedy), ("beam", best_of_beam, references)):
         texts = [text.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
         loss = 1.0 - chrf(texts, [reference.text for reference in expected])
-        level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"], f"{where} search"))
+        level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"], "text processing"))
     wrong = sum(text.target.decode(h.tokens) != r.text for h, r in same) + _text_faults(golden, text, max_source)
     level.measurements.append(
         Measurement("L3", "text", wrong / max(len(same), 1), bounds["L3.text"], "text processing")
