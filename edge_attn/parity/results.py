@@ -63,6 +63,8 @@ class TokenMismatch:
     reference_text: str = ""
     candidate_text: str = ""
     """The two complete translations."""
+    reason: str = ""
+    """Reason why there is no margin, if there is none."""
 
     @property
     def within_noise(self) -> bool:
@@ -71,10 +73,11 @@ class TokenMismatch:
 
     def __str__(self) -> str:
         verdict = "excused: a tie below the noise" if self.within_noise else "NOT excused"
-        return (
-            f"{self.where}: sentence {self.sentence}, step {self.step}: token {self.candidate} for {self.reference}, "
-            f"margin {self.margin:.3g}, noise {self.noise:.3g} ({verdict})"
-        )
+        margin = f"margin {self.margin:.3g}, noise {self.noise:.3g}"
+        if not np.isfinite(self.margin):
+            margin = f"no margin to excuse it: {self.reason}" if self.reason else "no margin to excuse it"
+        place = f"{self.where}: sentence {self.sentence}, step {self.step}"
+        return f"{place}: token {self.candidate} for {self.reference}, {margin} ({verdict})"
 
     def texts(self) -> list[str]:
         """Return the source, both translations and the differing pieces, one a line; empty if none was recorded."""

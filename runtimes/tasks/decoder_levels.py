@@ -238,7 +238,10 @@ def _greedy_mismatches(golden: Golden, hypotheses: Sequence[Hypothesis], where: 
         is_recorded = is_finite and {expected, actual} <= log_probs.keys()
         margin = float(log_probs[expected] - log_probs[actual]) if is_recorded else np.inf
         noise = float(golden.arrays["steps.noise"][row])
-        mismatch = TokenMismatch(i, where, step, expected, actual, margin, noise)
+        reason = f"the device's log-probability is {hypothesis.log_prob}"
+        if is_finite and not is_recorded:
+            reason = f"it is not among the reference's {len(ids)} best tokens at that step"
+        mismatch = TokenMismatch(i, where, step, expected, actual, margin, noise, reason="" if is_recorded else reason)
         mismatches.append(_with_texts(mismatch, golden.sentences[i], recorded, hypothesis, text))
     return mismatches
 
@@ -284,17 +287,20 @@ def _beam_mismatch(
         return None
     rank = next((k for k, (a, b) in enumerate(zip(*lists, strict=False)) if a != b), None)
     if rank is None:  # one list is longer
-        lengths = [f"{len(tokens)} translations" for tokens in lists]
-        return TokenMismatch(sentence, "beam", 0, -1, -1, np.inf, 0.0, source, "", *lengths)
+        pieces = [f"{len(tokens)} translations" for tokens in lists]
+        reason = f"the reference has {pieces[0]}, the device {pieces[1]}"
+        return TokenMismatch(sentence, "beam", 0, -1, -1, np.inf, 0.0, source, "", pieces[0], pieces[1], reason=reason)
     expected, actual = recorded[rank], hypotheses[rank]
     step = first_difference(expected.tokens, actual.tokens)
     tokens = _token(expected.tokens, step), _token(actual.tokens, step)
     other = next((reference for reference in recorded if reference.tokens == actual.tokens), None)
-    if other is None:  # the reference recorded no margin between the two, so none excuses it
+    reason = ""
+    if other is None:
         margin, noise = np.inf, 0.0
+        reason = f"it is not among the reference's {len(recorded)} translations"
     else:
         margin, noise = expected.score - other.score, expected.score_noise + other.score_noise
-    mismatch = TokenMismatch(sentence, "beam", step, *tokens, margin, noise)
+    mismatch = TokenMismatch(sentence, "beam", step, *tokens, margin, noise, reason=reason)
     return _with_texts(mismatch, source, expected, actual, text)
 
 

@@ -43,8 +43,17 @@ def test_level_passes_if_every_measurement_does():
 def test_mismatch_is_excused_only_below_the_noise(margin, noise, excused):
     mismatch = TokenMismatch(7, "greedy", 2, 5, 6, margin, noise)
     assert mismatch.within_noise is excused
-    assert str(mismatch).startswith("greedy: sentence 7, step 2: token 6 for 5, margin ")
+    text = f"margin {margin:.3g}, noise {noise:.3g}" if math.isfinite(margin) else "no margin to excuse it"
+    assert str(mismatch).startswith(f"greedy: sentence 7, step 2: token 6 for 5, {text} (")
     assert str(mismatch).endswith("(excused: a tie below the noise)" if excused else "(NOT excused)")
+
+
+def test_mismatch_without_a_margin_has_its_reason():
+    mismatch = TokenMismatch(7, "beam", 2, 5, 6, math.inf, 0.0, reason="it is not among the reference's 5 translations")
+    assert str(mismatch) == (
+        "beam: sentence 7, step 2: token 6 for 5, no margin to excuse it: it is not among the reference's 5 "
+        "translations (NOT excused)"
+    )
 
 
 def test_difference_accumulates_arrays_by_name():

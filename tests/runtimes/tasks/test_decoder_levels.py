@@ -45,5 +45,9 @@ def test_beam_mismatch_needs_two_recorded_hypotheses():
     quiet = dataclasses.replace(b, noise=0.0)
     assert not mismatch_of((a, quiet), (hypotheses[b.tokens], hypotheses[a.tokens])).within_noise
     assert not mismatch_of((a, b), (unrecorded, hypotheses[b.tokens])).within_noise
-    assert not mismatch_of((a, b), (hypotheses[a.tokens],)).within_noise
+    reason = "no margin to excuse it: it is not among the reference's 2 translations (NOT excused)"
+    assert str(mismatch_of((a, b), (unrecorded, hypotheses[b.tokens]))).endswith(reason)
+    shorter = mismatch_of((a, b), (hypotheses[a.tokens],))
+    assert not shorter.within_noise
+    assert "the reference has 2 translations, the device 1 translations" in str(shorter)
     assert not mismatch_of((a,), (hypotheses[a.tokens], hypotheses[b.tokens])).within_noise
