@@ -52,7 +52,8 @@ def verify(
     started = time.monotonic()
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     with bounded_memory() if runtime == "ort-cpu" else contextlib.nullcontext():
-        return _verify(opened, runtime, levels, overrides, reference, sentences, options)
+        report = _verify(opened, runtime, levels, overrides, reference, sentences, options)
+    return replace(report, seconds=time.monotonic() - started)
 
 
 def _verify(
@@ -70,16 +71,14 @@ def _verify(
         if sentences is not None:
             raise UsageError("`sentences` needs `reference`: golden data exists for the bundle's own sentences only")
         golden = task.load_golden(opened)
-        report = check(opened, running, golden, levels, overrides or {})
-        return replace(report, seconds=time.monotonic() - started)
+        return check(opened, running, golden, levels, overrides or {})
     inputs = read_sentences(sentences) if sentences is not None else task.golden_inputs(task.load_golden(opened))
     live = resolve("runtime", RUNTIMES, "torch")(reference, opened)
     with_live_text = Bundle(opened.path, opened.manifest, live.text.files())
     with stages("verify", 1) as begin:
         begin(f"run the reference, {len(inputs)} sentences")
         golden = task.record(with_live_text, live.references, inputs)
-    report = check(opened, running, golden, levels, overrides or {}, str(reference))
-    return replace(report, seconds=time.monotonic() - started)
+    return check(opened, running, golden, levels, overrides or {}, str(reference))
 
 
 def task_of(bundle: Bundle) -> Task:
