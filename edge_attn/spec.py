@@ -8,6 +8,10 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from edge_attn.versions import require
+
+require("numpy")
+
 Value: TypeAlias = Any
 """A tensor in the form of its runtime: OrtValue, torch tensor or device buffer. numpy arrays are inputs too."""
 

@@ -1,0 +1,5 @@
+"""Models in torch."""
+
+from edge_attn.versions import require
+
+require("torch", "safetensors")

@@ -15,6 +15,7 @@ from edge_attn.runtimes.commands.corpus_scores import CorpusScore, Evaluation, E
 from edge_attn.runtimes.commands.plots import check_picture, length_svg, write_svg
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.text.corpus import read_pairs
+from edge_attn.versions import require
 
 BINS = ((1, 5), (6, 10), (11, 15), (16, 20), (21, 30), (31, 40), (41, 60))
 """First and last number of source words, separated by white space, of each bin."""
@@ -152,7 +153,9 @@ def _metrics() -> tuple[Any, Any]:
     try:
         from sacrebleu import BLEU, CHRF
     except ImportError as error:
+        require("sacrebleu")  # does it not load, or is it absent
         raise MissingExtraError("sacrebleu", "evaluate") from error
+    require("sacrebleu")
     return BLEU(), CHRF()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from edge_attn.runtimes.doctor.machine import Machine
 from edge_attn.runtimes.doctor.probes import CPU, CUDA
+from edge_attn.runtimes.trt.api import OLDEST as OLDEST_TENSORRT
 from edge_attn.system_memory import SystemMemory, system_memory
+from edge_attn.versions import OLDEST, is_too_old, parse_version
 
 JETPACK = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 """JetPack by major number of L4T. docs/jetson.md lists the releases."""
@@ -136,6 +138,29 @@ class Facts:
         return [package for package in self.python.get("packages", []) if package[0] in ONNXRUNTIMES]
 
     @property
+    def is_old_onnxruntime(self) -> bool:
+        return is_too_old("onnxruntime", str(self.probe("onnxruntime").get("version", "")))
+
+    @property
+    def is_old_tensorrt(self) -> bool:
+        return () < parse_version(str(self.probe("tensorrt").get("version", ""))) < OLDEST_TENSORRT
+
+    @property
+    def loads_tensorrt(self) -> bool:
+        return self.loads("tensorrt") and self.wheel_fits and not self.is_old_tensorrt
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Versions of the other packages that edge-attn uses, by module."""
+        return dict(self.python.get("libraries", {}))
+
+    @property
+    def old_libraries(self) -> str:
+        """Requirements that replace the packages which are too old, for pip; empty if there are none."""
+        names = [name for name, version in self.libraries.items() if is_too_old(name, version)]
+        return " ".join(f"'{name.replace('_', '-')}>={'.'.join(map(str, OLDEST[name]))}'" for name in sorted(names))
+
+    @property
     def onnxruntime_extra(self) -> str:
         """Extra of edge-attn with the ONNX Runtime that fits: its GPU build has no code for a Jetson."""
         return "gpu" if self.gpus and not self.is_jetson else "cpu"
@@ -150,7 +175,11 @@ class Facts:
         """Runtimes whose libraries load, the best first. Only `verify` proves that they compute the right values."""
         runs, has_gpu = self.probe("onnxruntime").get("runs", []), bool(self.gpus) and not self.is_old_l4t
         usable = {
-            "trt": has_gpu and self.has_cudart and self.loads("tensorrt") and self.wheel_fits,
+            "trt": has_gpu
+            and self.has_cudart
+            and self.loads("tensorrt")
+            and self.wheel_fits
+            and not self.is_old_tensorrt,
             "trt-rtx": has_gpu and self.loads("tensorrt_rtx") and not self.is_jetson,
             "ort-cuda": CUDA in runs,
             "ort-cpu": CPU in runs,

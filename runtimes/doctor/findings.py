@@ -64,6 +64,10 @@ def _library(m: Facts, name: str) -> str:
     return f"{result['version']} ({result['file']})" if m.loads(name) else "not installed"
 
 
+def libraries(m: Facts) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(m.libraries.items())) or "unknown"
+
+
 def providers(m: Facts) -> str:
     result = m.probe("onnxruntime")
     if "runs" not in result:
@@ -91,6 +95,7 @@ FINDINGS: Mapping[str, Callable[[Facts], str]] = {
     "tensorrt": tensorrt,
     "tensorrt-rtx": lambda m: _library(m, "tensorrt_rtx"),
     "onnxruntime": onnxruntime,
+    "libraries": libraries,
     "providers": providers,
     "memory": memory,
     "cache": cache,

@@ -21,6 +21,7 @@ from typing import Any
 from edge_attn.errors import InputError
 from edge_attn.runtimes.trt.cuda_libraries import libcudart_paths
 from edge_attn.runtimes.trt.engine_cache import cache_folder
+from edge_attn.versions import OLDEST, is_too_old
 
 GRAPH = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -40,12 +41,14 @@ def main(name: str) -> None:
 
 
 def python() -> dict[str, Any]:
-    """Return this interpreter and its packages of ONNX Runtime and TensorRT."""
-    packages = set()
+    """Return this interpreter, its packages of ONNX Runtime and TensorRT, and the versions of other libraries."""
+    packages, libraries = set(), {}
     for package in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", str(package.metadata["Name"] or "")).lower()
         if name.startswith(("onnxruntime", "tensorrt")):
             packages.add((name, package.version, str(package.locate_file(""))))
+        elif name.replace("-", "_") in OLDEST:
+            libraries[name.replace("-", "_")] = package.version
     return {
         "version": platform.python_version(),
         "architecture": platform.machine(),
@@ -53,6 +56,7 @@ def python() -> dict[str, Any]:
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
         "packages": sorted(map(list, packages)),
+        "libraries": libraries,
     }
 
 
@@ -106,7 +110,7 @@ def _import(name: str) -> dict[str, Any]:
 def onnxruntime() -> dict[str, Any]:
     """Return the module, the providers that run a graph, and why the others of this build do not."""
     result = _import("onnxruntime")
-    if "version" not in result:
+    if "version" not in result or is_too_old("onnxruntime", result["version"]):
         return result
     module = importlib.import_module("onnxruntime")
     listed = module.get_available_providers()

@@ -13,6 +13,8 @@ from edge_attn import __version__
 from edge_attn.runtimes.doctor.facts import ONNXRUNTIMES, Facts
 from edge_attn.runtimes.doctor.machine import NO_ANSWER, NO_COMMAND
 from edge_attn.runtimes.doctor.probes import CUDA
+from edge_attn.runtimes.trt.api import OLDEST as OLDEST_TENSORRT
+from edge_attn.versions import OLDEST
 
 OK, NOTE, FAULT = "ok", "note", "fault"
 Row = tuple[str, Callable[[Facts], Any], str, str]
@@ -74,12 +76,15 @@ NO_LIBRARY = "this onnxruntime-gpu lacks the libraries of its CUDA and cuDNN, or
 LITTLE_MEMORY = f"too little for building an engine, which needs {BUILD_MEMORY // GIB} GiB"
 STOP_DESKTOP = f"{LITTLE_MEMORY}: stop the desktop, which also uses the GPU"
 CLOSE_PROGRAMS = f"{LITTLE_MEMORY}: close the largest programs"
+OLD_ORT = f"too old: {'.'.join(map(str, OLDEST['onnxruntime']))} or later is needed"
+OLD_TENSORRT = f"too old: {'.'.join(map(str, OLDEST_TENSORRT))} or later is needed"
 VERIFY = "to compare one with the model: edge-attn verify BUNDLE --runtime {m.runtimes[0]}"
 
 ONNXRUNTIME: tuple[Row, ...] = (
     (FAULT, lambda m: len(m.onnxruntimes) > len({folder for *_, folder in m.onnxruntimes}), COLLISION, REPLACE_ORT),
     (FAULT, lambda m: NO_ANSWER in m.error("onnxruntime"), "perhaps it waits for the GPU: try without it", HIDE_GPU),
     (FAULT, lambda m: m.error("onnxruntime"), DAMAGED, REPLACE_ORT),
+    (FAULT, lambda m: m.is_old_onnxruntime, OLD_ORT, "{m.pip} install --upgrade 'edge-attn[{m.onnxruntime_extra}]'"),
     (NOTE, lambda m: not m.loads("onnxruntime") and "trt" in m.runtimes, "`edge-attn optimize` needs it", ORT),
     (FAULT, lambda m: not m.loads("onnxruntime"), "the runtime ort-cpu and `edge-attn optimize` need it", ORT),
 )
@@ -111,6 +116,7 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
         (NOTE, lambda m: not m.builds_engines, "not used: it needs a GPU, and on a board JetPack 6.1", ""),
         (FAULT, lambda m: m.is_jetson and not m.wheel_fits, NO_WHEEL, REMOVE_WHEELS),
         (FAULT, lambda m: m.loads("tensorrt") and not m.wheel_fits, NEW_WHEEL, OLDER_WHEEL),
+        (FAULT, lambda m: m.is_old_tensorrt, OLD_TENSORRT, "{m.pip} install --upgrade tensorrt"),
         (OK, lambda m: m.loads("tensorrt"), "", ""),
         (FAULT, lambda m: m.error("tensorrt") and not m.is_jetson, DAMAGED, REPLACE_TENSORRT),
         (FAULT, lambda m: m.error("tensorrt") and m.in_container and not m.gpus, NO_RUNTIME, DOCKER_JETSON),
@@ -128,6 +134,7 @@ REPAIRS: Mapping[str, tuple[Row, ...]] = {
     ),
     "tensorrt-rtx": ((FAULT, lambda m: m.error("tensorrt_rtx"), DAMAGED, REPLACE_RTX),),
     "onnxruntime": ONNXRUNTIME,
+    "libraries": ((FAULT, lambda m: m.old_libraries, "too old", "{m.pip} install --upgrade {m.old_libraries}"),),
     "providers": (
         (NOTE, lambda m: "runs" not in m.probe("onnxruntime"), "they need onnxruntime", ""),
         (OK, lambda m: not m.cuda_provider_error, "", ""),

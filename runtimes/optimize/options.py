@@ -14,8 +14,8 @@ from edge_attn.runtimes.optimize.build_target import TargetRequest, describe_cal
 from edge_attn.runtimes.optimize.targets import Recipe
 from edge_attn.runtimes.optimize.trt_operators import OPSETS, Version, version
 from edge_attn.runtimes.trt.build_config import BuildConfig
-from edge_attn.runtimes.versions import parse_version
 from edge_attn.text import corpus
+from edge_attn.versions import parse_version
 
 
 def check_options(

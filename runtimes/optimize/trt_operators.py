@@ -15,7 +15,7 @@ from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.onnx_graph import Constants, module_path, nodes, opset
 from edge_attn.runtimes.optimize.float16 import SUMS
 from edge_attn.runtimes.trt.api import OLDEST
-from edge_attn.runtimes.versions import parse_version
+from edge_attn.versions import parse_version
 
 Version = tuple[int, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from edge_attn.runtimes.ort.run_errors import OutputShapes, run_error
 from edge_attn.runtimes.ort.watchdog import Watchdog
 from edge_attn.spec import GraphSpec, Value
 
+TOO_NEW = re.compile(r"Unsupported model IR version|is till opset \d+|is under development")
+"""ONNX Runtime's errors for an IR version or an opset that is newer than its own."""
 FROM_ORT = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -117,11 +120,16 @@ def open_session(
 
     Raises:
         BundleError: ONNX Runtime rejects the graph, or its inputs and outputs differ from the manifest.
+        NotTestedError: this ONNX Runtime is older than the graph's format.
     """
     where = f"{bundle.path}: {spec.file}"
     try:  # without fallback, because ONNX Runtime prints to standard output when it falls back to the CPU
         session = ort.InferenceSession(bundle.read(spec.file), settings, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no class but Exception
+        if TOO_NEW.search(str(error)):
+            raise NotTestedError(
+                f"onnxruntime {ort.__version__} is too old for {where}: {error}; run: pip install --upgrade onnxruntime"
+            ) from error
         raise BundleError(f"{where} is not a graph that ONNX Runtime loads: {error}") from error
     _check(where, session, spec)
     return session

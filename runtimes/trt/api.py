@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from edge_attn.errors import NotTestedError
-from edge_attn.runtimes.versions import parse_version
+from edge_attn.versions import parse_version
 
 Builder: TypeAlias = Any
 IAttentionInputLayer: TypeAlias = Any

@@ -38,9 +38,9 @@ from edge_attn.runtimes.trt.cudart import format_mib, open_cuda
 from edge_attn.runtimes.trt.engine_cache import EngineCache, cache_folder
 from edge_attn.runtimes.trt.execution import Copy, Launches, LaunchKey
 from edge_attn.runtimes.trt.profiles import Buckets, Shape, shape_of
-from edge_attn.runtimes.versions import parse_version
 from edge_attn.spec import GraphSpec, TensorSpec, Value
 from edge_attn.text.tokenizers import PAD
+from edge_attn.versions import parse_version
 
 NEXT = "next_"
 """Prefix of a state's name among the outputs of a step."""

@@ -140,7 +140,7 @@ RTX = ["tensorrt-rtx-cu13-libs", "1.7.1.116", "/home/user/.venv/lib/python3.10/s
         ),
         (
             "x86-no-gpu",
-            {"onnxruntime": {"version": "1", "file": "f", "runs": [], "reasons": {"CPUExecutionProvider": "no"}}},
+            {"onnxruntime": {"version": "1.20", "file": "f", "runs": [], "reasons": {"CPUExecutionProvider": "no"}}},
             "runtimes",
             f"{PIP} uninstall -y onnxruntime onnxruntime-gpu && {PIP} install 'edge-attn[cpu]'",
         ),
@@ -148,7 +148,7 @@ RTX = ["tensorrt-rtx-cu13-libs", "1.7.1.116", "/home/user/.venv/lib/python3.10/s
             "x86-gpu",
             {
                 "onnxruntime": {
-                    "version": "1",
+                    "version": "1.20",
                     "file": "f",
                     "runs": ["CPUExecutionProvider"],
                     "reasons": {"CUDAExecutionProvider": "no kernel image is available"},
@@ -253,3 +253,32 @@ def test_error_of_two_lines_is_printed_in_one():
     (line,) = (line for line in str(report).splitlines() if "numpy.core" in line)
     assert line.endswith("failed to import A module that was compiled using NumPy 1.x")
     assert checks(report)["tensorrt"].finding.endswith(error)
+
+
+# ---- versions that are too old
+
+
+def test_old_onnxruntime_is_a_fault():
+    probe = {**answers("x86-no-gpu")["probes"]["onnxruntime"], "version": "1.17.3"}
+    del probe["runs"]
+    results = checks(doctor(recorded("x86-no-gpu", probes={"onnxruntime": probe})))
+    for name in ("onnxruntime", "runtimes"):
+        check = results[name]
+        assert (check.status, check.advice) == ("fault", "too old: 1.18 or later is needed")
+        assert check.command == f"{PIP} install --upgrade 'edge-attn[cpu]'"
+
+
+def test_old_tensorrt_is_a_fault():
+    probe = {**answers("x86-gpu")["probes"]["tensorrt"], "version": "10.2.0"}
+    report = doctor(recorded("x86-gpu", probes={"tensorrt": probe}))
+    assert checks(report)["tensorrt"].advice == "too old: 10.3 or later is needed"
+    assert "trt" not in checks(report)["runtimes"].finding.split(": ")[1].split(", ")
+    assert report.exit_code == 3
+
+
+def test_old_library_is_a_fault():
+    libraries = {"numpy": "1.23.5", "onnx": "1.16.0", "sacrebleu": "2.5.1"}
+    report = doctor(recorded("x86-no-gpu", probes={"python": python("x86-no-gpu", libraries=libraries)}))
+    check = checks(report)["libraries"]
+    assert check.finding == "numpy 1.23.5, onnx 1.16.0, sacrebleu 2.5.1"
+    assert (check.status, check.command) == ("fault", f"{PIP} install --upgrade 'numpy>=1.24' 'onnx>=1.17'")

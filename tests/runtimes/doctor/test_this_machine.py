@@ -81,7 +81,7 @@ def test_probe_without_child_process_runs_in_this_one(tmp_path, monkeypatch):
 
 
 FAKE = """
-__version__ = "1.0"
+__version__ = "1.20"
 def get_available_providers():
     return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 class InferenceSession:
