@@ -12,6 +12,7 @@ A writer renames a complete temporary sibling, one writer at a time, so a reader
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -147,10 +148,10 @@ def _restore(path: Path) -> None:
         ) from error
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of `path`, or None if there is no such file or folder."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+def _identity(path: Path) -> list[tuple[int, int]]:
+    """Return the device and inode of `path` and of the manifest in it, as far as they exist."""
+    identity = []
+    for item in (path, path / MANIFEST):
+        with contextlib.suppress(OSError, ValueError):
+            identity.append((item.stat().st_dev, item.stat().st_ino))
+    return identity

@@ -19,6 +19,8 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import MANIFEST, FileEntry, Manifest
 from edge_attn.errors import InputError
 from edge_attn.storage.atomic import exclusive_lock, replace_atomically, restore_interrupted
+from edge_attn.storage.fixed_folder import is_fixed
+from edge_attn.storage.stray_files import is_stray
 
 
 def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], force: bool = False) -> Manifest:
@@ -112,6 +114,7 @@ def check_output(path: Path, force: bool, size: int = 0) -> None:
         if real_path.exists() and not _is_replaceable(real_path):
             raise InputError(f"{path} exists and is not a bundle, so --force does not replace it; choose another --out")
         folder = next(parent for parent in (*real_path.parents, real_path) if parent.exists())
+        folder = real_path if is_fixed(real_path) else folder
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -123,9 +126,9 @@ def check_output(path: Path, force: bool, size: int = 0) -> None:
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Return whether `path` is a bundle, complete or not, or an empty folder."""
+    """Return whether `path` is a bundle, complete or not, or a folder that is empty but for stray files."""
     if path.is_dir():
-        return (path / MANIFEST).is_file() or not any(path.iterdir())
+        return (path / MANIFEST).is_file() or all(is_stray(item.name) for item in path.iterdir())
     try:
         with zipfile.ZipFile(path) as archive:
             return MANIFEST in archive.namelist()

@@ -4,6 +4,9 @@
     .<name>.edge-attn.old                 the old folder, between the two renames that replace it
     .<name>.edge-attn.lock                exists while a process writes
 
+In a folder that cannot be renamed, such as a mount point, they are inside of it: see fixed_folder.py. Stray files of a
+folder that is replaced, such as .git, move to the new one.
+
 A killed process leaves these files behind. The next reader or writer of a folder moves the old one back if nothing has
 replaced it, and the next writer that holds the lock removes the rest.
 """
@@ -11,13 +14,15 @@ replaced it, and the next writer that holds the lock removes the rest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edge_attn.storage import locks
+from edge_attn.storage import fixed_folder, locks
+from edge_attn.storage.stray_files import is_stray
 
 
 @contextlib.contextmanager
@@ -33,9 +38,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     with locks.file_lock(_sibling(path, "lock")) as locked:
         if locked:
             remove_leftovers(path)
-            old = _sibling(path, "old")
-            if old.exists():
-                _remove(old) if path.exists() else old.rename(path)
+            _restore(path)
         yield
 
 
@@ -101,14 +104,17 @@ def restore_interrupted(path: Path) -> None:
 def is_being_replaced(path: Path) -> bool:
     """Return whether a writer is replacing the folder `path`, or was killed while it did."""
     try:
-        return _sibling(Path(os.path.realpath(path)), "old").exists()
+        real_path = Path(os.path.realpath(path))
+        return fixed_folder.is_interrupted(real_path) or _sibling(real_path, "old").exists()
     except (OSError, ValueError):  # an unreadable parent, or a string that is no path
         return False
 
 
 def leftovers(path: Path) -> list[Path]:
     """Return the partial files or folders that running or killed writers of `path` have created."""
-    return list(path.parent.glob(f".{glob.escape(path.name)}.edge-attn.*.partial"))
+    beside = path.parent.glob(f".{glob.escape(path.name)}.edge-attn.*.partial")
+    inside = path.glob(".edge-attn.*.partial") if path.is_dir() else ()
+    return [*beside, *inside]
 
 
 def remove_leftovers(path: Path) -> None:
@@ -119,6 +125,8 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _sibling(path: Path, suffix: str) -> Path:
+    if fixed_folder.is_fixed(path):
+        return path / f".edge-attn.{suffix}"
     return path.with_name(f".{path.name}.edge-attn.{suffix}")
 
 
@@ -137,8 +145,11 @@ def _swap(temporary: Path, path: Path) -> None:
 
     A file is replaced in one step. Between the two renames of folders `path` is missing, see `restore_interrupted`.
     """
+    if temporary.parent == path:
+        fixed_folder.swap_content(temporary, path)
+        return
     if not path.exists() or not (path.is_dir() or temporary.is_dir()):
-        temporary.rename(path)
+        _rename_file(temporary, path)
         return
     old = _sibling(path, "old")
     path.rename(old)
@@ -147,7 +158,38 @@ def _swap(temporary: Path, path: Path) -> None:
     except BaseException:
         old.rename(path)
         raise
+    _keep_stray_files(old, path)
     old.rename(temporary)
+
+
+def _rename_file(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`, or write its content into a file that is mounted there."""
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY or not path.is_file():
+            raise
+        shutil.copyfile(temporary, path)
+
+
+def _restore(path: Path) -> None:
+    """Undo what a killed writer of the folder `path` has begun, or end what it has completed."""
+    fixed_folder.restore_content(path)
+    old = _sibling(path, "old")
+    if old.exists() and path.exists():
+        _keep_stray_files(old, path)
+        _remove(old)
+    elif old.exists():
+        old.rename(path)
+
+
+def _keep_stray_files(old: Path, path: Path) -> None:
+    """Move the stray files of a replaced folder, such as .git, to the new one."""
+    if not (old.is_dir() and path.is_dir()):
+        return
+    for entry in old.iterdir():
+        if is_stray(entry.name) and not os.path.lexists(path / entry.name):
+            entry.rename(path / entry.name)
 
 
 def _remove(path: Path) -> None:
