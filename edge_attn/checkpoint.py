@@ -16,18 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from edge_attn.config.checkpoint import CONFIG as CONFIG
+from edge_attn.config.checkpoint import FORMAT as FORMAT
+from edge_attn.config.checkpoint import MODEL as MODEL
+from edge_attn.config.checkpoint import load_config as load_config
 from edge_attn.config.training import Config
-from edge_attn.config.validation import from_mapping
-from edge_attn.errors import CheckpointError, ConfigError, InputError
+from edge_attn.errors import CheckpointError, InputError
 from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.registry import FAMILIES, resolve
 from edge_attn.storage.atomic import remove_leftovers, write_bytes
 from edge_attn.text.pipeline import Text
 
-CONFIG, MODEL, CARD = "config.json", "model.safetensors", "MODEL_CARD.md"
+CARD = "MODEL_CARD.md"
 SAMPLES = "text/samples.txt"
-FORMAT = 2
-"""Format number. Format 1 has the key of the normalizer in British spelling, and still loads."""
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -97,34 +98,6 @@ def load_samples(folder: Path) -> list[str]:
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters, shared ones once, because safetensors stores no aliases."""
     return {name: value.detach().contiguous() for name, value in model.named_parameters()}
-
-
-def load_config(folder: Path) -> Config:
-    """Return the configuration of the checkpoint `folder`.
-
-    Raises:
-        CheckpointError: the folder is not a checkpoint, or has a newer format.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}")
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    version = content.pop("format", None) if isinstance(content, dict) else None
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"{path} is not a checkpoint's configuration: it has no format number")
-    if version > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}, this version reads up to {FORMAT}; install a newer edge-attn"
-        )
-    try:
-        return from_mapping(Config, content, str(path))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def load_text(folder: Path) -> Text:

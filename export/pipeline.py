@@ -19,12 +19,13 @@ from torch import nn
 from edge_attn import __version__
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
-from edge_attn.bundle.writer import check_output, write_bundle
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_file
-from edge_attn.errors import ExportError, InputError, ParityError
+from edge_attn.errors import ExportError, ParityError
 from edge_attn.export import checks
 from edge_attn.export.comparison import check_repeatable
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
+from edge_attn.export.inputs import check_inputs
 from edge_attn.export.samples import choose_sentences
 from edge_attn.export.trace import example_inputs, store_as_fp16, trace
 from edge_attn.models.graphs import Graph, encoder_decoder_graphs
@@ -34,7 +35,6 @@ from edge_attn.parity.tolerances import bounds
 from edge_attn.reference import CANDIDATES, ModelReferences
 from edge_attn.registry import TASKS, VERBS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
-from edge_attn.text.corpus import read_sentences
 
 
 def export(
@@ -60,10 +60,8 @@ def export(
         CheckpointError, ExportError: the model does not export, or a check fails.
         ParityError: the results of the bundle differ from the reference.
     """
-    check_output(out, force)
     bounds("fp32", {}, overrides or {})
-    if candidates < 2:
-        raise InputError(f"candidates must be at least 2 (a beam of one needs them), got {candidates}")
+    lines = check_inputs(checkpoint, out, candidates, sentences, force)
     model, text, config = load(checkpoint)
     max_source = config.data.max_tokens
     files: dict[str, bytes] = dict(text.files())
@@ -84,14 +82,13 @@ def export(
             "attention": config.model.attention_kind,
         },
     )
-    lines = read_sentences(sentences) if sentences else load_samples(checkpoint)
     return export_graphs(
         out,
         manifest,
         files,
         encoder_decoder_graphs(model, candidates),
         ModelReferences(model, candidates),
-        choose_sentences(text, lines, max_source),
+        choose_sentences(text, load_samples(checkpoint) if lines is None else lines, max_source),
         force,
         half=config.training.storage == "fp16",
         overrides=overrides,

@@ -22,6 +22,7 @@ from pathlib import Path
 from edge_attn.bundle.archive import Archive, open_archive
 from edge_attn.bundle.manifest import MANIFEST, FileEntry, Manifest, Target, parse_manifest
 from edge_attn.errors import BundleError, NotTestedError
+from edge_attn.path_kind import BUNDLE, ZIP, check_kind
 from edge_attn.storage.atomic import is_being_replaced, restore_interrupted
 from edge_attn.text.pipeline import Text
 
@@ -46,6 +47,7 @@ class Bundle:
                 has an error.
         """
         path, attempts = Path(path), 0
+        check_kind(path, "a bundle", (BUNDLE, ZIP), BundleError)
         while True:
             attempts += 1
             _restore(path)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from edge_attn.cli.options import PATH, override_option
+from edge_attn.cli.options import PATH, Choice, override_option
 from edge_attn.errors import InputError
-from edge_attn.registry import VERBS, resolve
+from edge_attn.registry import VERBS, import_object, resolve
 from edge_attn.storage.atomic import write_bytes
 
 
@@ -29,7 +29,7 @@ from edge_attn.storage.atomic import write_bytes
 )
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
     help="Device; auto is a CUDA GPU if there is one. torchrun gives each process its own GPU.",
@@ -56,11 +56,14 @@ def train(
 
     Ctrl-C and SIGTERM save the state; the same command resumes the run.
     """
+    import_object("edge_attn.training.inputs:check_inputs")(
+        config, out, data, init, settings
+    )  # torch is not needed yet
     resolve("verb", VERBS, "train")(config, out, data, threads, init, device, settings, tensorboard)
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["dates", "translation"]))
+@click.argument("kind", type=Choice(["dates", "translation"]))
 @click.option("--out", type=PATH, help="File to write.  [default: standard output]")
 def init(kind: str, out: Path | None) -> None:
     """Write a commented training configuration.
@@ -92,7 +95,11 @@ def init(kind: str, out: Path | None) -> None:
     help="Number of best tokens that a step returns; the beam size can be at most one less.",
 )
 @click.option(
-    "--input", "sentences", type=PATH, help="Source sentences for the golden data.  [default: those in CHECKPOINT]"
+    "-i",
+    "--input",
+    "sentences",
+    type=PATH,
+    help="Source sentences for the golden data.  [default: those in CHECKPOINT]",
 )
 @override_option
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -105,6 +112,7 @@ def export(
     force: bool,
 ) -> None:
     """Export CHECKPOINT to a verified bundle that runs without torch."""
+    import_object("edge_attn.export.inputs:check_inputs")(checkpoint, out, candidates, sentences, force)
     manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force, overrides)
     levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
     for name, value in manifest.verification.get("overrides", {}).items():

@@ -93,7 +93,14 @@ def align(**arguments: Any) -> None:
 @search_options
 @separator_option
 @click.option("--by-length", is_flag=True, help="Score by source length; small bins are filled with joined neighbors.")
-@click.option("--against", type=PATH, help="Second model, to be evaluated too.")
+@click.option(
+    "--references",
+    type=Choice(("first", "all")),
+    default="first",
+    show_default=True,
+    help="Score with the first reference of each source, or with all of them.",
+)
+@click.option("--against", type=PATH, help="Second model, to be evaluated too and compared by a paired bootstrap test.")
 @click.option("--picture", type=PATH, help="Output file for a plot of BLEU by source length, as SVG.")
 @click.option("--limit", type=click.IntRange(min=1), help="Number of distinct sources to use.  [default: all]")
 @json_option
@@ -101,7 +108,7 @@ def align(**arguments: Any) -> None:
 def evaluate(as_json: bool, **arguments: Any) -> None:
     """Compute BLEU and chrF of MODEL on the pairs in TSV.
 
-    MODEL is a bundle or a checkpoint, which runs on torch. TSV can be compressed (.gz). The first target of each source
-    is its reference.
+    MODEL is a bundle or a checkpoint, which runs on torch. TSV can be compressed (.gz). A source that occurs several
+    times is translated once, and its targets are its references.
     """
     echo_result(resolve("verb", VERBS, "evaluate")(**arguments), as_json)

@@ -8,6 +8,11 @@ from edge_attn.config.validation import at_least, one_of
 from edge_attn.errors import ConfigError
 from edge_attn.registry import ATTENTIONS, CELLS
 
+WITHOUT_ENERGY = ("multi-head", "none", "pooling")
+"""Attentions without one energy for each source position."""
+WITH_CELL_STATE = ("lstm", "lstmn")
+"""Cells with a cell state beside the hidden state."""
+
 
 @dataclass(frozen=True)
 class Seq2SeqConfig:
@@ -105,8 +110,27 @@ class Seq2SeqConfig:
             raise ConfigError(f"coverage needs focus = 'global', got {self.focus!r}")
         if self.normalizer != "softmax" and self.focus == "hard":
             raise ConfigError("focus = 'hard' takes the largest energy and supports only normalizer = 'softmax'")
-        if self.attention in ("dot", "scaled") and self.decoder_hidden != 2 * self.encoder_hidden:
+        same_size = self.attention in ("dot", "scaled") or self.attention.startswith("keras-")
+        if same_size and self.decoder_hidden != 2 * self.encoder_hidden:
             raise ConfigError(
                 f"attention = {self.attention!r} needs decoder_hidden = 2 * encoder_hidden, got "
                 f"{self.decoder_hidden} and {self.encoder_hidden}; use 'general' for other sizes"
+            )
+        if self.attention == "multi-head" and self.attention_size % self.heads:
+            raise ConfigError(
+                f"heads must divide attention_size, got {self.heads} heads and attention_size {self.attention_size}"
+            )
+        if self.normalizer != "softmax" and self.attention == "none":
+            raise ConfigError(f"normalizer = {self.normalizer!r} needs an attention, got attention = 'none'")
+        wrapper = "coverage" if self.coverage else self.focus
+        if wrapper != "global" and self.attention in WITHOUT_ENERGY:
+            raise ConfigError(
+                f"attention = {self.attention!r} has no energy for each source position, which {wrapper} needs; "
+                f"choose another attention"
+            )
+        encoder_cell = self.encoder_cell or self.cell
+        if self.bridge == "linear" and self.cell in WITH_CELL_STATE and encoder_cell not in WITH_CELL_STATE:
+            raise ConfigError(
+                f"cell = {self.cell!r} starts from the encoder's cell state, which encoder_cell = {encoder_cell!r} "
+                f"does not have; use another, or bridge = 'none'"
             )

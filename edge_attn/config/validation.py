@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_attn.errors import ConfigError, InputError, UsageError
+from edge_attn.path_kind import CONFIGURATION, check_kind
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,6 +62,7 @@ def read_tables(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read.
         ConfigError: not TOML.
     """
+    check_kind(path, "a TOML file", (CONFIGURATION,))
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.errors import ConfigError
 from edge_attn.models.interface import Memory, State
 from edge_attn.models.layers.attention import Attention, AttentionOptions
 from edge_attn.models.layers.recurrent import Cell
@@ -104,12 +103,6 @@ class Seq2Seq(nn.Module):
         self.cells = nn.ModuleList(cell.from_sizes(size, hidden, config.tape) for size in sizes)
         self.bridge = nn.ModuleDict()
         if config.bridge == "linear":
-            missing = set(cell.final_states) - set(self.encoder.final_states)
-            if missing:
-                raise ConfigError(
-                    f"cell = {config.cell!r} starts from the encoder's {min(missing)} state, which "
-                    f"encoder_cell = {config.encoder_cell!r} does not have; use another, or bridge = 'none'"
-                )
             for layer in range(config.decoder_layers):
                 self.bridge.update({f"{name}_{layer}": nn.Linear(value, hidden) for name in cell.final_states})
         combined = hidden + value + (config.embedding if config.attend == "before" else 0)
@@ -243,16 +236,9 @@ def make_attention(config: Seq2SeqConfig, query_size: int, value_size: int) -> A
     kind: type[Attention] = resolve("attention", ATTENTIONS, config.attention)
     attention = kind.from_options(options)
     attention.normalizer = options.normalizer
-    if options.normalizer != "softmax" and config.attention == "none":
-        raise ConfigError(f"normalizer = {options.normalizer!r} needs an attention, got attention = 'none'")
     wrapper = "coverage" if config.coverage else config.focus
     if wrapper == "global":
         return attention
-    if not kind.has_energy:
-        raise ConfigError(
-            f"attention = {config.attention!r} has no energy for each source position, which {wrapper} needs; "
-            f"choose another attention"
-        )
     wrapped: Attention = resolve("focus", ATTENTION_WRAPPERS, wrapper).wrap(attention, options)
     return wrapped
 

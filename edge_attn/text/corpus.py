@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edge_attn.errors import InputError, UsageError
+from edge_attn.path_kind import CONFIGURATION, GZIP, SENTENCEPIECE, check_kind
 
 T = TypeVar("T")
 
@@ -86,8 +87,23 @@ def read_sentences(path: Path) -> tuple[str, ...]:
     return sentences
 
 
+def check_text_file(path: Path) -> None:
+    """Check that a file exists, and is no bundle or another binary file, before the model is loaded.
+
+    Raises:
+        InputError: it cannot be read, or is of a known kind other than text.
+    """
+    check_kind(path, "a text file", (GZIP,) if path.suffix == ".gz" else (CONFIGURATION, SENTENCEPIECE))
+    try:
+        if path.is_dir() or not path.exists():  # a named pipe is not opened: its writer would end
+            path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _parse_lines(path: Path, parse: Callable[[str, str], T]) -> Iterator[T]:
     """Yield `parse(line, where)` for each line of a file, decompressed if its name ends in .gz."""
+    check_text_file(path)
     is_compressed = path.suffix == ".gz"
     try:
         with gzip.open(path, "rb") if is_compressed else path.open("rb") as file:

@@ -8,7 +8,6 @@ and ends with the same weights as one that was not killed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,15 +16,15 @@ import torch
 import torch.distributed as dist
 
 from edge_attn import checkpoint
-from edge_attn.config.training import Config, DataConfig, read_config
-from edge_attn.errors import CheckpointError, ConfigError, InputError, UsageError
+from edge_attn.config.training import Config, DataConfig
+from edge_attn.errors import ConfigError, InputError, UsageError
 from edge_attn.models.seq2seq import Seq2Seq
-from edge_attn.storage.atomic import leftovers
 from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.training.data import Pairs, choose_samples
 from edge_attn.training.device import choose_device, describe
 from edge_attn.training.initial_weights import check_initial_model
+from edge_attn.training.inputs import FORMER_PARTIAL, check_inputs, existing_run
 from edge_attn.training.journal import Journal
 from edge_attn.training.state import STATE
 from edge_attn.training.trainer import RunOptions, Trainer
@@ -69,7 +68,7 @@ def train(
         if threads < 1:
             raise UsageError(f"`threads` must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    config = read_config(config_path, settings)
+    config = check_inputs(config_path, out, data, init, settings)
     place = choose_device(device)
     _check_model(config, config_path)
     if init is not None and not (out / STATE).exists():
@@ -181,25 +180,14 @@ def _open_or_create(config: Config, out: Path, train: list[tuple[str, str]]) -> 
         CheckpointError: `out` contains something else, or a run of another configuration.
         InputError: `out` cannot be written.
     """
-    if (out / checkpoint.CONFIG).exists():
-        existing = checkpoint.load_config(out)
-        updates = max(existing.training.updates, config.training.updates)
-        longer = dataclasses.replace(existing, training=dataclasses.replace(existing.training, updates=updates))
-        if longer != config:
-            raise CheckpointError(
-                f"{out} contains a run of another configuration; choose another --out, or remove it "
-                f"(only training.updates may increase)"
-            )
+    existing = existing_run(config, out)
+    if existing is not None:
         if existing != config:
             checkpoint.save_config(out, config, checkpoint.load_text(out))
         return
-    former = out / f".{checkpoint.CONFIG}.partial"  # name of the unfinished file in 0.1.0
-    unfinished = {out / "text", former, *leftovers(out / checkpoint.CONFIG)}
-    if out.exists() and not (out.is_dir() and set(out.iterdir()) <= unfinished):
-        raise CheckpointError(f"{out} exists and is not a checkpoint; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        former.unlink(missing_ok=True)
+        (out / FORMER_PARTIAL).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
     checkpoint.save_config(out, config, Text.train(config.text, train))

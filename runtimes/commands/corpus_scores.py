@@ -41,6 +41,28 @@ class LengthBin:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Differences of a model from the first one on the same sentences, with the p-values of a paired bootstrap test.
+
+    The p-value is the probability of a difference of this size between two models of equal quality.
+    """
+
+    bleu: float
+    """BLEU of this model less that of the first one."""
+    bleu_p: float
+    chrf: float
+    chrf_p: float
+    resamples: int
+    """Number of bootstrap samples of the test."""
+
+    def __str__(self) -> str:
+        return (
+            f"difference from the first model: BLEU {self.bleu:+.2f} (p = {self.bleu_p:.4f})  "
+            f"chrF {self.chrf:+.2f} (p = {self.chrf_p:.4f}), paired bootstrap test with {self.resamples} samples"
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scores of one model on one corpus."""
 
@@ -57,17 +79,30 @@ class Evaluation:
     """Number of sources that were truncated to the longest input of the model."""
     options: dict[str, Any] = field(default_factory=dict)
     """Search options other than `beam` that differ from their default."""
+    references: str = "first"
+    """References of a source that its translation was compared with: first or all."""
+    reference_count: int = 0
+    """Number of these references."""
+    unused_references: int = 0
+    """Number of references in the corpus that were not used."""
+    comparison: Comparison | None = None
+    """Comparison with the first model; None for the first model itself."""
 
     def __str__(self) -> str:
         total = self.total
+        references = "first reference" if self.references == "first" else f"all {self.reference_count} references"
         lines = [
-            f"{self.model} ({self.provider}), beam {self.beam}, {total.sentences} distinct sources, first reference",
+            f"{self.model} ({self.provider}), beam {self.beam}, {total.sentences} distinct sources, {references}",
             f"BLEU {total.bleu:.2f} (95 % interval {total.low:.2f} to {total.high:.2f})  chrF {total.chrf:.2f}  "
             f"exact match {100 * total.exact:.2f} %  in {self.seconds:.1f} s",
         ]
         if self.options:
             lines.append("options " + ", ".join(f"{name} {value}" for name, value in self.options.items()))
         lines += [f"signature {signature}" for signature in self.signatures]
+        if self.comparison:
+            lines.append(str(self.comparison))
+        if self.unused_references:
+            lines.append(f"{self.unused_references} further references were not used; --references all uses them")
         if self.cut:
             lines.append(f"{self.cut} of the sources are longer than the model reads, and were truncated")
         if self.bins:

@@ -26,7 +26,7 @@ from edge_attn.runtimes.commands.line_io import (
 from edge_attn.runtimes.tasks.alignment import check_attention
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
-from edge_attn.text.corpus import LONGEST_LINE, decode_line
+from edge_attn.text.corpus import LONGEST_LINE, check_text_file, decode_line
 
 
 def translate_file(
@@ -71,6 +71,9 @@ def translate_file(
     _check_distinct(output, alignments)
     if sentences and input is not None:
         raise UsageError("`input` and sentences exclude each other; remove one of them")
+    for path in (input, prefix, phrase_table):
+        if path is not None:
+            check_text_file(path)
     translator = Translator.open(bundle, runtime, options)
     config = translator.validate_config(config or SearchConfig(), suppress)
     if alignments:

@@ -38,6 +38,7 @@ from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.plugins import plugins_for
 from edge_attn.runtimes.trt.runtime import open_engines
 from edge_attn.runtimes.verification.verify import check
+from edge_attn.text.corpus import check_text_file
 
 
 def optimize(
@@ -87,6 +88,8 @@ def optimize(
     recipe: Recipe = resolve("target", TARGETS, target)
     request = TargetRequest(target, precision, recipe, plugins=tuple(plugins), calibration=calibration)
     check_options(request, min_version, profiles, max_build_minutes)
+    if calibration is not None:
+        check_text_file(calibration)
     table = read_toml(BuildConfig, profiles) if profiles else None
     plugin_ops, oldest = tuple(plugins_for(target, plugins)), oldest_version(min_version, recipe)
     request = dataclasses.replace(request, oldest=oldest, plugins=plugin_ops)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from edge_attn.bundle.bundle import Bundle
+from edge_attn.config.checkpoint import load_config
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
-from edge_attn.errors import TooLargeError, UsageError
+from edge_attn.errors import InputError, TooLargeError, UsageError
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import GoldenData, Task
 from edge_attn.parity.tolerances import LEVELS, bounds
@@ -21,7 +22,7 @@ from edge_attn.progress import stages
 from edge_attn.registry import RUNTIMES, TASKS, resolve
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.verification.report import Report
-from edge_attn.spec import Runtime
+from edge_attn.spec import GraphSpec, Runtime, TensorSpec
 from edge_attn.system_memory import bounded_memory
 from edge_attn.text.corpus import read_sentences
 
@@ -50,9 +51,14 @@ def verify(
         BundleError, UsageError, NotTestedError: nothing could be compared.
     """
     started = time.monotonic()
+    if reference is None and sentences is not None:
+        raise UsageError("`sentences` needs `reference`: golden data exists for the bundle's own sentences only")
+    if reference is not None:
+        load_config(reference)  # before torch is imported
+    lines = None if sentences is None else read_sentences(sentences)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     with bounded_memory() if runtime == "ort-cpu" else contextlib.nullcontext():
-        report = _verify(opened, runtime, levels, overrides, reference, sentences, options)
+        report = _verify(opened, runtime, levels, overrides, reference, lines, options)
     return replace(report, seconds=time.monotonic() - started)
 
 
@@ -62,23 +68,47 @@ def _verify(
     levels: Sequence[str],
     overrides: Mapping[str, float] | None,
     reference: Path | None,
-    sentences: Path | None,
+    lines: Sequence[str] | None,
     options: RuntimeOptions,
 ) -> Report:
     task = task_of(opened)
     running = open_runtime(opened, runtime, options)
     if reference is None:
-        if sentences is not None:
-            raise UsageError("`sentences` needs `reference`: golden data exists for the bundle's own sentences only")
         golden = task.load_golden(opened)
         return check(opened, running, golden, levels, overrides or {})
-    inputs = read_sentences(sentences) if sentences is not None else task.golden_inputs(task.load_golden(opened))
+    inputs = task.golden_inputs(task.load_golden(opened)) if lines is None else lines
     live = resolve("runtime", RUNTIMES, "torch")(reference, opened)
+    _check_same_graphs(opened, live.references.deployed.graphs, reference)
     with_live_text = Bundle(opened.path, opened.manifest, live.text.files())
     with stages("verify", 1) as begin:
         begin(f"run the reference, {len(inputs)} sentences")
         golden = task.record(with_live_text, live.references, inputs)
     return check(opened, running, golden, levels, overrides or {}, str(reference))
+
+
+def _check_same_graphs(bundle: Bundle, graphs: Mapping[str, GraphSpec], reference: Path) -> None:
+    """Check that a checkpoint has the graphs of the bundle, before minutes are spent on recording its results.
+
+    Raises:
+        InputError: a graph, or an input or output of one, is missing or has another shape or range.
+    """
+    for name in sorted(graphs.keys() | bundle.manifest.graphs.keys()):
+        actual, expected = (
+            {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)} if spec is not None else {}
+            for spec in (graphs.get(name), bundle.manifest.graphs.get(name))
+        )
+        for tensor in sorted(actual.keys() | expected.keys()):
+            if actual.get(tensor) != expected.get(tensor):
+                raise InputError(
+                    f"{reference} is of another model than {bundle.path}: {name} has {_show(actual.get(tensor))}, the "
+                    f"bundle {_show(expected.get(tensor))}"
+                )
+
+
+def _show(tensor: TensorSpec | None) -> str:
+    if tensor is None:
+        return "no such input or output"
+    return f"{tensor}{f' in {tensor.values[0]} to {tensor.values[1]}' if tensor.values else ''}"
 
 
 def task_of(bundle: Bundle) -> Task:

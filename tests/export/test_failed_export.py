@@ -84,7 +84,7 @@ def test_force_replaces_a_bundle(tiny, bundle, tmp_path, without_tracing):
 
 @pytest.mark.parametrize("candidates", [1, 0, -3])
 def test_too_few_candidates_fail(tiny, tmp_path, candidates):
-    with pytest.raises(InputError, match="candidates must be at least 2"):
+    with pytest.raises(InputError, match="`candidates` must be at least 2"):
         export(tiny, tmp_path / "bundle", candidates=candidates)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import shutil
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +14,7 @@ from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.commands.corpus_scores import Evaluation
 from edge_attn.runtimes.commands.evaluate import BINS, _join_neighbors, evaluate
-from edge_attn.runtimes.tasks.translation import Translator
+from edge_attn.runtimes.tasks.translation import Translation, Translator
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed: pip install 'edge-attn[evaluate]'")
 
@@ -217,3 +219,73 @@ def test_search_options_change_the_scores(edge_attn_cli, toy_bundle, corpus):
         [changed] = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options, *more).stdout)
         assert changed["total"]["bleu"] < default["total"]["bleu"]
     edge_attn_cli("evaluate", toy_bundle, corpus, "--suppress", "Hund", code=2, error="'Hund' cannot be suppressed")
+
+
+def test_all_references_are_sacrebleus(toy_bundle, tmp_path, pairs):
+    path = tmp_path / "corpus.tsv"
+    rows = [(source, target if i % 3 else f"{target} et un roi") for i, (source, target) in enumerate(pairs[:20])]
+    rows += [(source, target) for source, target in pairs[:6]]  # the second references of six sources, one of them new
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in rows))
+    first, both = (evaluate_one(toy_bundle, path, SearchConfig(beam=1), references=name) for name in ("first", "all"))
+    hypotheses = [t.text for t in Translator.open(toy_bundle).translate([source for source, _ in pairs[:20]], beam=1)]
+    second = [target if i < 6 and i % 3 == 0 else None for i, (_, target) in enumerate(pairs[:20])]
+    streams = [[target for _, target in rows[:20]], second]
+    assert both.total.bleu == pytest.approx(sacrebleu.corpus_bleu(hypotheses, streams).score)
+    assert both.total.chrf == pytest.approx(sacrebleu.corpus_chrf(hypotheses, streams).score)
+    assert both.total.bleu > first.total.bleu
+    assert both.total.exact > first.total.exact
+    assert (first.reference_count, first.unused_references) == (20, 2)
+    assert (both.reference_count, both.unused_references) == (22, 0)
+    assert both.signatures[0].startswith("BLEU: nrefs:var|")
+    assert "20 distinct sources, all 22 references" in str(both)
+    assert "2 further references were not used; --references all uses them" in str(first)
+    with pytest.raises(UsageError, match="`references` must be one of first, all, got 'second'"):
+        evaluate(toy_bundle, path, references="second")
+
+
+def test_two_models_are_compared_by_sacrebleus_paired_test(edge_attn_cli, toy_bundle, toy_pairs, tmp_path, monkeypatch):
+    """The second model is the first one with errors in every third sentence."""
+    from sacrebleu.significance import PairedTest
+
+    from edge_attn.runtimes.commands import evaluate as module
+
+    other = shutil.copy(toy_bundle, tmp_path / "other.zip")
+    texts: list[list[str]] = []
+
+    def spoiled(translator: Translator, pairs: list[tuple[str, str]], config: SearchConfig) -> list[Translation]:
+        translations = translate(translator, pairs, config)
+        if texts:
+            translations = [
+                dataclasses.replace(t, text=t.text if i % 3 else f"{t.text} le roi") for i, t in enumerate(translations)
+            ]
+        texts.append([t.text for t in translations])
+        return translations
+
+    translate = module._translate
+    monkeypatch.setattr(module, "_translate", spoiled)
+    first, second = evaluate(toy_bundle, toy_pairs, SearchConfig(beam=1), against=other, limit=40).evaluations
+    targets = [line.split("\t")[1] for line in toy_pairs.read_text(encoding="utf-8").splitlines()[:40]]
+    metrics = {"BLEU": sacrebleu.BLEU(), "chrF": sacrebleu.CHRF()}
+    _, scores = PairedTest([("a", texts[0]), ("b", texts[1])], metrics, [targets], "bs", 1000)()
+    comparison = second.comparison
+    assert first.comparison is None
+    assert comparison.bleu == pytest.approx(second.total.bleu - first.total.bleu)
+    assert comparison.chrf == pytest.approx(second.total.chrf - first.total.chrf)
+    assert comparison.bleu < -1
+    assert (comparison.bleu_p, comparison.chrf_p) == (scores["BLEU"][1].p_value, scores["chrF2"][1].p_value)
+    assert comparison.bleu_p < 0.01
+    assert f"difference from the first model: BLEU {comparison.bleu:+.2f} (p = {comparison.bleu_p:.4f})" in str(second)
+
+
+def test_a_model_does_not_differ_from_itself(edge_attn_cli, toy_bundle, corpus):
+    options = ["--against", toy_bundle, "--beam", 1, "--json", "--limit", 20]
+    first, second = json.loads(edge_attn_cli("evaluate", toy_bundle, corpus, *options).stdout)
+    assert first["comparison"] is None
+    assert (second["comparison"]["bleu"], second["comparison"]["chrf"]) == (0.0, 0.0)
+    assert (second["comparison"]["bleu_p"], second["comparison"]["chrf_p"]) == (1.0, 1.0)
+
+
+def test_absent_second_model_is_refused_before_the_first_one_runs(monkeypatch, toy_bundle, toy_pairs, tmp_path):
+    monkeypatch.setattr(Translator, "open", lambda *_: pytest.fail("a model was opened"))
+    with pytest.raises(InputError, match="absent is not a bundle"):
+        evaluate(toy_bundle, toy_pairs, against=tmp_path / "absent")

@@ -111,7 +111,7 @@ def test_inspect_needs_no_runtime(run_edge_attn, toy_bundle):
 
 def test_path_without_a_bundle_is_an_error(edge_attn_cli, tmp_path, toy_checkpoint):
     edge_attn_cli("inspect", tmp_path / "absent", code=4, error="is not a bundle: there is no such file or folder")
-    edge_attn_cli("inspect", toy_checkpoint, code=4, error="is not a bundle: it has no bundle.json")
+    edge_attn_cli("inspect", toy_checkpoint, code=4, error="is not a bundle: it is a checkpoint of edge-attn")
     (tmp_path / "text").write_text("a cat")
     edge_attn_cli("inspect", tmp_path / "text", code=4, error="is neither a folder nor a complete zip")
 
