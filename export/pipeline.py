@@ -18,6 +18,7 @@ from torch import nn
 
 from edge_attn import __version__
 from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.export_inputs import check_inputs
 from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
 from edge_attn.bundle.writer import write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_file
@@ -25,7 +26,6 @@ from edge_attn.errors import ExportError, ParityError
 from edge_attn.export import checks
 from edge_attn.export.comparison import check_repeatable
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
-from edge_attn.export.inputs import check_inputs
 from edge_attn.export.samples import choose_sentences
 from edge_attn.export.trace import example_inputs, store_as_fp16, trace
 from edge_attn.models.graphs import Graph, encoder_decoder_graphs

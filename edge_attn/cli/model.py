@@ -56,9 +56,7 @@ def train(
 
     Ctrl-C and SIGTERM save the state; the same command resumes the run.
     """
-    import_object("edge_attn.training.inputs:check_inputs")(
-        config, out, data, init, settings
-    )  # torch is not needed yet
+    import_object("edge_attn.training.inputs:check_inputs")(config, out, data, init, settings)  # before torch
     resolve("verb", VERBS, "train")(config, out, data, threads, init, device, settings, tensorboard)
 
 
@@ -112,7 +110,7 @@ def export(
     force: bool,
 ) -> None:
     """Export CHECKPOINT to a verified bundle that runs without torch."""
-    import_object("edge_attn.export.inputs:check_inputs")(checkpoint, out, candidates, sentences, force)
+    import_object("edge_attn.bundle.export_inputs:check_inputs")(checkpoint, out, candidates, sentences, force)
     manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force, overrides)
     levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
     for name, value in manifest.verification.get("overrides", {}).items():

@@ -23,7 +23,7 @@ from edge_attn.errors import EdgeAttnError
 from edge_attn.registry import PRECISIONS, RUNTIMES, TARGETS, VERBS
 
 COMMANDS = (
-    *("train", "export", "translate", "score", "align", "evaluate"),
+    *("init", "train", "export", "translate", "score", "align", "evaluate"),
     *("verify", "inspect", "optimize", "doctor", "cache", "demo"),
 )
 INSPECT = "edge_attn.runtimes.commands.inspect"

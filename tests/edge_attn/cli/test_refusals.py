@@ -13,7 +13,7 @@ from paths import DATA
 HEAVY = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "sacrebleu", "h5py")
 BUNDLE, CHECKPOINT, PAIRS = DATA / "toy-bundle.zip", DATA / "toy-checkpoint", DATA / "toy.tsv"
 TOML = {
-    "key": "[modle]\n",
+    "key": "[network]\n",
     "type": "[data]\ntrain = 'pairs.tsv'\nholdout = 2\n[training]\nupdates = 'thirty'\n",
     "syntax": "[data\n",
     "data": "[data]\ntrain = 'absent.tsv'\nholdout = 2\n",
@@ -25,7 +25,7 @@ TOML = {
 }
 TRAIN = [
     ("absent.toml", "absent.toml cannot be read"),
-    ("key.toml", "unknown key 'modle'"),
+    ("key.toml", "unknown key 'network'"),
     ("type.toml", "updates must be of type int"),
     ("syntax.toml", "is not TOML"),
     ("data.toml", "absent.tsv cannot be read"),

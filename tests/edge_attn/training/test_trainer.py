@@ -252,7 +252,7 @@ def test_progress_bar_shows_speed_and_loss(tiny, out, monkeypatch):
 def test_other_configuration_is_refused(tiny, out):
     train(tiny(), out)
     before = digest(out)
-    with pytest.raises(CheckpointError, match="out contains a run of another configuration; choose another --out"):
+    with pytest.raises(CheckpointError, match="out contains a run of another configuration; choose another `out`"):
         train(tiny("seed = 2\n"), out)
     assert digest(out) == before
 

@@ -1,4 +1,4 @@
-"""Checks of what `edge-attn export` receives, before torch is imported."""
+"""Checks of what `edge-attn export` receives. They need no torch, so a wrong path is refused in a moment."""
 
 from __future__ import annotations
 
