@@ -1,7 +1,8 @@
 """Progress of what takes seconds: a bar on a terminal, and a line of the logger `edge_attn` for each stage.
 
-A command opens `stages`; code below it that works through items wraps them in `track`, which needs no argument for the
-command that runs it. Nothing is shown where standard error is no terminal, or where the logger hides warnings.
+A command opens `stages`. Code below it begins each `stage`, and wraps the items that it works through in `track`; both
+need no argument for the command that runs them. Nothing is shown where standard error is no terminal, or where the
+logger hides warnings.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ logger = logging.getLogger("edge_attn")
 
 _label: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="")
 """Current stage, which `track` shows; empty outside of `stages`."""
+_stages: contextvars.ContextVar[Stages | None] = contextvars.ContextVar("stages", default=None)
+
+
+def is_shown() -> bool:
+    """Return whether bars are shown: on a terminal, unless the logger hides warnings."""
+    return sys.stderr is not None and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING)
 
 
 def bar(label: str = "", total: float | None = None, unit: str = "it", **options: Any) -> Any:
@@ -34,31 +41,56 @@ def bar(label: str = "", total: float | None = None, unit: str = "it", **options
     """
     from tqdm import tqdm
 
-    hidden = sys.stderr is None or not logger.isEnabledFor(logging.WARNING)
-    options = {"leave": False, "dynamic_ncols": True, "disable": True if hidden else None, **options}
+    options = {"leave": False, "dynamic_ncols": True, "disable": not is_shown(), **options}
     return tqdm(desc=label or None, total=total, unit=unit, file=sys.stderr, **options)
 
 
+class Stages:
+    """Counts the stages of a command, on its bar and in the log."""
+
+    def __init__(self, verb: str, total: int | None, shown: Any) -> None:
+        self.total = total
+        self._verb, self._shown, self._number, self._start = verb, shown, 0, time.monotonic()
+
+    def begin(self, name: str) -> None:
+        """Begin the next stage."""
+        self._number += 1
+        _label.set(f"  {name}")
+        count = f" {self._number}/{self.total}" if self.total else ""
+        logger.info("%s%s: %s (%.1f s)", self._verb, count, name, time.monotonic() - self._start)
+        self._shown.set_description_str(f"{self._verb}{count}: {name}", refresh=False)
+        self._shown.refresh()
+
+
 @contextlib.contextmanager
-def stages(verb: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Yield a function that begins the next of `total` stages, which a bar counts."""
-    start, number = time.monotonic(), 0
-    token = _label.set(verb)
-    with bar(verb, total, " stages", bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}]") as shown:
+def stages(verb: str, total: int | None = None) -> Iterator[None]:
+    """Show the stages that the block, or the decorated function, begins with `stage`.
 
-        def begin(name: str) -> None:
-            nonlocal number
-            number += 1
-            _label.set(f"  {name}")
-            logger.info("%s %d/%d: %s (%.1f s)", verb, number, total, name, time.monotonic() - start)
-            shown.set_description_str(f"{verb}: {name}", refresh=False)
-            shown.n = number - 1
-            shown.refresh()
-
+    Args:
+        verb: name of the whole.
+        total: number of stages; None if only the block knows it (`expect_stages`), or nobody.
+    """
+    with bar(verb, bar_format="{desc} [{elapsed}]") as shown:
+        tokens = _label.set(verb), _stages.set(Stages(verb, total, shown))
         try:
-            yield begin
+            yield
         finally:
-            _label.reset(token)
+            _label.reset(tokens[0])
+            _stages.reset(tokens[1])
+
+
+def expect_stages(total: int) -> None:
+    """Set the number of stages of the command that runs."""
+    current = _stages.get()
+    if current is not None:
+        current.total = total
+
+
+def stage(name: str) -> None:
+    """Begin the next stage of the command that runs; nothing happens outside of `stages`."""
+    current = _stages.get()
+    if current is not None:
+        current.begin(name)
 
 
 def track(items: Iterable[T], total: int, size: Callable[[T], int], unit: str = " sentences") -> Iterator[T]:

@@ -11,6 +11,7 @@ from edge_attn.export import lower
 from edge_attn.export.comparison import Comparison, check_sizes, run_module
 from edge_attn.export.trace import example_inputs
 from edge_attn.ops import DOMAIN, OPSET
+from edge_attn.progress import track
 from edge_attn.registry import OPS
 from edge_attn.spec import GraphSpec
 
@@ -80,7 +81,7 @@ def agreement(name: str, model: onnx.ModelProto, spec: GraphSpec, module: torch.
         raise ExportError(f"ONNX Runtime does not load the graph {name}: {error}") from error
     axes = sorted({axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)})
     comparison = Comparison(module, spec)
-    for b, batch in enumerate(BATCHES):
+    for b, batch in enumerate(track(BATCHES, len(BATCHES) * len(LENGTHS), lambda _: len(LENGTHS), " shapes")):
         for s, length in enumerate(LENGTHS):
             sizes = {axis: 1 + (b + s + i) % 4 for i, axis in enumerate(axes)}
             sizes.update({axis: size for axis, size in (("batch", batch), ("src", length)) if axis in sizes})

@@ -32,6 +32,7 @@ from edge_attn.models.graphs import Graph, encoder_decoder_graphs
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import References, Task
 from edge_attn.parity.tolerances import bounds
+from edge_attn.progress import expect_stages, stage, stages
 from edge_attn.reference import CANDIDATES, ModelReferences
 from edge_attn.registry import TASKS, VERBS, resolve
 from edge_attn.spec import GraphSpec, TensorSpec
@@ -62,7 +63,9 @@ def export(
     """
     bounds("fp32", {}, overrides or {})
     lines = check_inputs(checkpoint, out, candidates, sentences, force)
-    model, text, config = load(checkpoint)
+    with stages("load"):
+        stage(str(checkpoint))
+        model, text, config = load(checkpoint)
     max_source = config.data.max_tokens
     files: dict[str, bytes] = dict(text.files())
     if (checkpoint / CARD).is_file():
@@ -95,6 +98,7 @@ def export(
     )
 
 
+@stages("export")
 def export_graphs(
     out: Path,
     manifest: Manifest,
@@ -126,6 +130,7 @@ def export_graphs(
     """
     task: Task = resolve("task", TASKS, manifest.task)
     files, details = dict(files), {}
+    expect_stages(2 * len(graphs) + 3)
     for name, graph in graphs.items():
         proto, max_abs = graph_model(name, graph, graph.spec, half)
         files[graph.spec.file] = proto.SerializeToString(deterministic=True)
@@ -146,11 +151,14 @@ def export_graphs(
         graphs={name: graph.spec for name, graph in graphs.items()},
         provenance={**manifest.provenance, **versions, "graphs": details},
     )
+    stage(f"run the reference, {len(inputs)} sentences")
     files.update(task.record(Bundle(out, manifest, files), references, inputs).files())
     manifest = dataclasses.replace(manifest, files={name: FileEntry("", 0) for name in files})
+    stage("verify")
     report = resolve("verb", VERBS, "verify")(Bundle(out, manifest, files), overrides=overrides)
     if report.verdict != "holds":
         raise ParityError(f"the exported bundle differs from the reference: {_failures(report.levels)}")
+    stage(f"write {out}")
     return write_bundle(out, dataclasses.replace(manifest, verification=report.summary()), files, force)
 
 
@@ -179,6 +187,7 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     Raises:
         ExportError: it does not export, or a check fails.
     """
+    stage(f"trace {name}")
     checks.finite(module)
     sizes = {axis: 2 + i for i, axis in enumerate(_axes(spec))}
     sizes.update(src=7)
@@ -188,10 +197,12 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     fold_embedding_matmul(proto)
     if half:
         store_as_fp16(proto)
+    stage(f"compare {name} with torch at many shapes")
     checks.structure(name, proto, spec)
     return proto, checks.agreement(name, proto, spec, module)
 
 
+@stages("export")
 def export_module(
     module: nn.Module,
     out: str | os.PathLike[str],

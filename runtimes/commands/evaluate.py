@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import MissingExtraError, UsageError
+from edge_attn.progress import stage, stages, track
 from edge_attn.runtimes.commands.arguments import check_model, check_model_and_corpus
 from edge_attn.runtimes.commands.corpus_scores import Comparison, CorpusScore, Evaluation, EvaluationReport, LengthBin
 from edge_attn.runtimes.commands.plots import check_picture, length_svg, write_svg
@@ -35,6 +36,7 @@ References: TypeAlias = Mapping[str, tuple[str, ...]]
 """References by source."""
 
 
+@stages("evaluate")
 def evaluate(
     model: Path,
     corpus: Path,
@@ -89,6 +91,7 @@ def evaluate(
     for path in models:
         with Translator.open(path, runtime, options) as translator:
             validated = translator.validate_config(config or SearchConfig(), suppress)
+            stage(f"translate with {path}")
             evaluation, texts = _evaluate(
                 str(path), translator, validated, corpus_references, references, by_length, *metrics
             )
@@ -96,6 +99,7 @@ def evaluate(
         hypotheses.append(texts)
     if against:
         used = _used(corpus_references, references)
+        stage("compare both models on resampled sentences")
         evaluations[1] = dataclasses.replace(evaluations[1], comparison=_compare(hypotheses, used, *metrics))
     if picture is not None:
         write_svg(picture, length_svg(evaluations))
@@ -170,7 +174,8 @@ def _changed_options(translator: Translator, config: SearchConfig) -> dict[str, 
 
 
 def _translate(translator: Translator, pairs: Sequence[Pair], config: SearchConfig) -> list[Translation]:
-    by_index = dict(translator.translate_batches([source for source, _ in pairs], config, alignments=False))
+    translations = translator.translate_batches([source for source, _ in pairs], config, alignments=False)
+    by_index = dict(track(translations, len(pairs), lambda _: 1))
     return [by_index[i] for i in range(len(pairs))]
 
 

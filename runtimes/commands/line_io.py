@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import math
 import os
 import select
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
-from tqdm import tqdm
-
-from edge_attn.bundle.output_file import open_output_file, output_errors
+from edge_attn import progress
+from edge_attn.bundle.output_file import is_stream, open_output_file, output_errors
 from edge_attn.errors import InputError
 from edge_attn.text.corpus import LONGEST_LINE, decode_line
 
@@ -37,14 +38,35 @@ def json_line(content: Mapping[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
-def progress_bar(hidden: bool = False) -> tqdm[Any]:
-    """Return a bar that counts lines on standard error. It is hidden where that is not a terminal."""
-    return tqdm(unit=" lines", disable=True if hidden else None, file=sys.stderr)
+def line_bar(path: Path | None, hidden: bool = False) -> Any:
+    """Return a bar that counts the lines of a file, or of standard input.
+
+    Args:
+        path: file whose lines are the total; None, or a stream, has no total.
+        hidden: hide the bar, as where the terminal is the input.
+    """
+    is_shown = progress.is_shown() and not hidden
+    total = _count_lines(path) if path and is_shown else None
+    return progress.bar(total=total, unit=" lines", leave=True, disable=not is_shown)
+
+
+def _count_lines(path: Path) -> int | None:
+    """Return the number of lines of a file, or None where it is a stream or cannot be read."""
+    if is_stream(path):
+        return None
+    count, last = 0, b"\n"
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                count, last = count + chunk.count(b"\n"), chunk[-1:]
+    except (OSError, EOFError, zlib.error):
+        return None
+    return count + (last != b"\n")
 
 
 def warn(message: str) -> None:
-    """Print a warning on standard error."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Log a warning, which the command line prints on standard error."""
+    progress.logger.warning("%s", message)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.runtimes.commands.arguments import check_model_and_corpus
-from edge_attn.runtimes.commands.line_io import json_line, json_number, open_output, progress_bar, warn, windows
+from edge_attn.runtimes.commands.line_io import json_line, json_number, line_bar, open_output, warn, windows
 from edge_attn.runtimes.tasks.scoring import Score, perplexity, score_pairs
 from edge_attn.runtimes.tasks.translation import Translator
 from edge_attn.text.corpus import iter_pairs
@@ -128,7 +128,7 @@ def score_lines(
         InputError: a line is not a pair. The lines before it are yielded first.
     """
     number = 0
-    with progress_bar() as progress:
+    with line_bar(corpus) as shown:
         for window in windows(iter_pairs(corpus, separator)):
             pairs = [pair for pair in window if pair is not None]
             scores = iter(score_pairs(translator.runtime, translator.text, translator.max_source, pairs, alignments))
@@ -141,7 +141,7 @@ def score_lines(
                 if pair_score.cut:
                     warn(f"line {number} has more than {translator.max_source} source tokens; the source was truncated")
                 yield ScoredLine(number, *pair, pair_score)
-            progress.update(len(window))
+            shown.update(len(window))
 
 
 def _text_line(line: ScoredLine | None) -> str:

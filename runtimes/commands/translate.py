@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from edge_attn.bundle.output_file import is_stream
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
@@ -16,10 +16,10 @@ from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.commands.line_io import (
     json_line,
     json_number,
+    line_bar,
     open_input,
     open_output,
     open_sentences,
-    progress_bar,
     read_windows,
     warn,
 )
@@ -87,8 +87,8 @@ def translate_file(
         writer = stack.enter_context(open_output(output))
         alignment_writer = stack.enter_context(open_output(alignments)) if alignments else None
         aligned = alignment_writer is not None or format == "jsonl"
-        progress = stack.enter_context(progress_bar(hidden=source.isatty()))
-        for window in _translate_windows(translator, source, config, aligned, replacements, prefixes):
+        shown = stack.enter_context(line_bar(input, hidden=source.isatty()))
+        for window in _translate_windows(translator, source, config, aligned, replacements, prefixes, shown):
             for line, translation in window:
                 count += 1
                 _warn_about(translation, count, translator.max_source)
@@ -96,7 +96,6 @@ def translate_file(
                 if alignment_writer is not None:
                     alignment_writer.write(translation.pharaoh() + "\n")
             writer.flush()
-            progress.update(len(window))
         if prefixes is not None and _has_next(prefixes):
             raise InputError(f"{prefix} has more lines than the input, which has {count}")
     return count
@@ -116,6 +115,7 @@ def _translate_windows(
     aligned: bool,
     replacements: Mapping[str, str] | None,
     prefixes: Iterator[list[int]] | None,
+    shown: Any,
 ) -> Iterator[list[tuple[str, Translation]]]:
     """Yield lists of lines and their translations, as lines arrive.
 
@@ -126,6 +126,7 @@ def _translate_windows(
         aligned: compute the attention weights too.
         replacements: replacements of unknown words; None leaves unknown words in the text.
         prefixes: target tokens that each translation begins with.
+        shown: bar that counts the translated lines.
 
     Raises:
         InputError: a line is not text, or has no valid prefix. The lines before it are yielded first.
@@ -135,9 +136,12 @@ def _translate_windows(
         window_prefixes, error = (None, None) if prefixes is None else _take(prefixes, len(lines), count)
         if window_prefixes is not None:
             lines = lines[: len(window_prefixes)]
-        translations = dict(
-            translator.translate_batches(lines, config, aligned, phrase_table=replacements, prefixes=window_prefixes)
-        )
+        translations: dict[int, Translation] = {}
+        for i, translation in translator.translate_batches(
+            lines, config, aligned, phrase_table=replacements, prefixes=window_prefixes
+        ):
+            translations[i] = translation
+            shown.update()
         yield [(line, translations[i]) for i, line in enumerate(lines)]
         count += len(lines)
         if error is not None:

@@ -20,6 +20,7 @@ from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, ParityError
 from edge_attn.ops import DOMAIN
 from edge_attn.parity.golden import Golden
+from edge_attn.progress import stage, stages
 from edge_attn.runtimes.onnx_graph import load, module_paths, nodes
 from edge_attn.runtimes.optimize.calibration import Models, log_probs, with_graphs
 from edge_attn.runtimes.optimize.inline import without_bodies
@@ -57,6 +58,7 @@ class TargetRequest:
         return f"{self.target}-{self.precision}"
 
 
+@stages("optimize")
 def build(
     opened: Bundle, request: TargetRequest, golden: Golden, options: RuntimeOptions, log: Log
 ) -> tuple[Target, dict[str, bytes]]:
@@ -73,6 +75,7 @@ def build(
         InputError: the target cannot read a graph, or no graph calls an op for which a plugin was requested.
         ParityError: the graphs differ from the reference.
     """
+    stage("inline the functions of the graphs")
     models = inlined(opened, request.oldest, frozenset())
     variants = _variants(opened, request)
     lines = corpus.read_sentences(request.calibration) if request.calibration else golden.sentences
@@ -170,6 +173,7 @@ class TargetBuilder:
 
         def verify(converted: Models) -> Report:
             candidate = with_graphs(opened, {**final_graphs, **converted}, request.precision)
+            stage(f"verify the {request.name} graphs")
             runtime = OrtCpu(candidate, self.options)
             quick = check(candidate, runtime, self.golden, ("L1", "L2"))
             return check(candidate, runtime, self.golden) if quick.verdict == "holds" else quick
@@ -177,13 +181,14 @@ class TargetBuilder:
         def measure(converted: Models) -> np.ndarray:
             return log_probs(opened, {**fp32_graphs, **converted}, self.golden, self.options)
 
+        stage(f"convert to {request.precision}")
         factory = request.recipe.conversions[request.precision]
         conversion = factory(opened, {**fp32_graphs, **models}, self.lines, self.options)
         plan = plan_precision(models, conversion, verify, measure, self.log)
         if plan.report.verdict != "holds":
             calls = f" that call {', '.join(request.plugins)}" if final_graphs else ""
             raise ParityError(
-                f"the {request.name} graphs{calls} of {opened.path} differ from the reference:\n{plan.report}"
+                f"the {request.name} graphs{calls} of {opened.path} differ from the reference: {plan.report.cause}"
             )
         return plan
 

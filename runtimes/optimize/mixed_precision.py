@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from edge_attn.progress import track
 from edge_attn.runtimes.optimize.calibration import Models
 from edge_attn.runtimes.verification.report import Report
 
@@ -94,10 +95,10 @@ def rank_nodes(
         measure: runs graphs and returns log-probabilities (rows, vocab).
     """
     expected = measure(models)
+    every = [(name, model, node) for name, model in models.items() for node in convertible[name]]
     sensitivities = [
         (kl_divergence(expected, measure({**models, name: conversion.convert(name, model, {node})})), name, node)
-        for name, model in models.items()
-        for node in convertible[name]
+        for name, model, node in track(every, len(every), lambda _: 1, " nodes")
     ]
     return sorted(sensitivities, key=lambda entry: (-entry[0], *entry[1:]))
 

@@ -18,7 +18,7 @@ from edge_attn.errors import InputError, TooLargeError, UsageError
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import GoldenData, Task
 from edge_attn.parity.tolerances import LEVELS, bounds
-from edge_attn.progress import stages
+from edge_attn.progress import stage, stages
 from edge_attn.registry import RUNTIMES, TASKS, resolve
 from edge_attn.runtimes.base import open_runtime
 from edge_attn.runtimes.verification.report import Report
@@ -80,8 +80,8 @@ def _verify(
     live = resolve("runtime", RUNTIMES, "torch")(reference, opened)
     _check_same_graphs(opened, live.references.deployed.graphs, reference)
     with_live_text = Bundle(opened.path, opened.manifest, live.text.files())
-    with stages("verify", 1) as begin:
-        begin(f"run the reference, {len(inputs)} sentences")
+    with stages("verify", 1):
+        stage(f"run the reference, {len(inputs)} sentences")
         golden = task.record(with_live_text, live.references, inputs)
     return check(opened, running, golden, levels, overrides or {}, str(reference))
 
@@ -157,9 +157,9 @@ def check(
             results[name] = LevelResult(name, "not tested", f"verify runs {', '.join(available)}")
     groups = {names: run for names, run in task.levels.items() if any(name in requested for name in names)}
     # NaN of a broken runtime is a measurement, not a warning
-    with np.errstate(all="ignore"), stages("verify", len(groups)) as begin:
+    with np.errstate(all="ignore"), stages("verify", len(groups)):
         for names, compare in groups.items():
-            begin(f"{' and '.join(names)}, {len(golden)} sentences")
+            stage(f"{' and '.join(names)}, {len(golden)} sentences")
             level_started = time.monotonic()
             levels_run = _run(names, compare, bundle, runtime, golden, limits)
             seconds = (time.monotonic() - level_started) / len(levels_run)

@@ -19,10 +19,10 @@ both = pytest.mark.parametrize("stream", [io.StringIO, Terminal], ids=["file", "
 
 
 def run() -> list[list[int]]:
-    with progress.stages("verify", 2) as begin:
-        begin("L1")
+    with progress.stages("verify", 2):
+        progress.stage("L1")
         batches = list(progress.track([[0, 1], [2]], 3, len))
-        begin("L2")
+        progress.stage("L2")
     return batches
 
 
@@ -31,8 +31,8 @@ def test_bars_are_shown_on_a_terminal_only(stream, monkeypatch):
     stderr = stream()
     monkeypatch.setattr("sys.stderr", stderr)
     assert run() == [[0, 1], [2]]
-    assert ("verify: L1" in stderr.getvalue()) is stderr.isatty()
-    assert ("0/2" in stderr.getvalue()) is stderr.isatty()
+    assert ("verify 1/2: L1" in stderr.getvalue()) is stderr.isatty()
+    assert ("verify 2/2: L2" in stderr.getvalue()) is stderr.isatty()
 
 
 @both
@@ -64,3 +64,29 @@ def test_items_outside_of_a_stage_have_no_bar(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     assert list(progress.track([[0]], 1, len)) == [[0]]
     assert terminal.getvalue() == ""
+
+
+@progress.stages("optimize")
+def optimize() -> None:
+    progress.stage("read")
+    progress.expect_stages(2)
+    progress.stage("round 1")
+
+
+def test_stages_may_be_nested(caplog):
+    with caplog.at_level(logging.INFO, "edge_attn"):
+        progress.stage("outside")
+        with progress.stages("export", 2):
+            progress.stage("record")
+            run()
+            progress.stage("write")
+        optimize()
+    lines = [message.partition(" (")[0] for message in caplog.messages]
+    assert lines == [
+        "export 1/2: record",
+        "verify 1/2: L1",
+        "verify 2/2: L2",
+        "export 2/2: write",
+        "optimize: read",
+        "optimize 2/2: round 1",
+    ]
