@@ -170,7 +170,7 @@ def _failures(levels: Sequence[LevelResult]) -> str:
     first = failed[0]
     return (
         f"{first.level} {first.name} is {first.value:.3g}, at most {first.bound:.3g} is allowed"
-        f"{f' ({first.place})' if first.place else ''}; {len(failed) - 1} other figures fail; "
+        f"{f' (sentence {first.sentence}, {first.place})' if first.place else ''}; {len(failed) - 1} other figures fail; "
         f"--override {first.level}.{first.name.partition(' ')[0]}=VALUE changes a bound"
     )
 

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from edge_attn.parity.results import LevelResult, Measurement
 
 
+LONGEST_SOURCE = 100
+"""Largest number of characters of the quoted source."""
+
+
 def cause(levels: Sequence[LevelResult], inputs: Sequence[str] = ()) -> str:
     """Return a sentence on what holds and where the first difference is, or why a level was not tested; else "".
 
@@ -37,8 +41,14 @@ def cause(levels: Sequence[LevelResult], inputs: Sequence[str] = ()) -> str:
     else:
         figure = f"{first.name} is {first.value:.3g} (at most {first.bound:.3g})"
     source = inputs[first.sentence] if 0 <= first.sentence < len(inputs) else ""
-    quoted = f"; source: {source}" if source else ""
+    quoted = f"; source: {shorten(source, LONGEST_SOURCE)}" if source else ""
     return f"{before}{part} departs{where}: {figure}{quoted}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the beginning of a text on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _is_at(mismatch: object, measurement: Measurement) -> bool:

@@ -85,3 +85,8 @@ def test_worst_figure_is_relative_to_its_bound():
     level.measurements[-1] = Measurement("L1", "e", math.nan, 1.0)
     assert worst(level).name == "e"
     assert worst(LevelResult("L1")) is None
+
+
+def test_long_source_is_shortened_to_one_line():
+    text = cause(levels(step=1.0), ["", "a\nlong " * 99])
+    assert text.partition("; source: ")[2] == ("a long " * 99)[:99] + "…"
