@@ -168,9 +168,10 @@ def _failures(levels: Sequence[LevelResult]) -> str:
     if not failed:
         return "; ".join(f"{level.name} {level.status} {level.reason}".strip() for level in levels)
     first = failed[0]
+    place = f" (sentence {first.sentence}, {first.place})" if first.place else ""
     return (
-        f"{first.level} {first.name} is {first.value:.3g}, at most {first.bound:.3g} is allowed"
-        f"{f' (sentence {first.sentence}, {first.place})' if first.place else ''}; {len(failed) - 1} other figures fail; "
+        f"{first.level} {first.name} is {first.value:.3g}, at most {first.bound:.3g} is allowed{place}; "
+        f"{len(failed) - 1} other figures fail; "
         f"--override {first.level}.{first.name.partition(' ')[0]}=VALUE changes a bound"
     )
 

@@ -145,6 +145,7 @@ def _evaluate(
             bin_hypotheses += [translation.text for translation in _translate(translator, joined, config)]
             bin_references = [used[i] for i in inside] + [(target,) for _, target in joined]
             bins.append(LengthBin(first, last, len(joined), _score(bleu, chrf, bin_hypotheses, bin_references)))
+    stage("compute BLEU, its interval and chrF")
     total = _score(bleu, chrf, hypotheses, used)
     count = sum(map(len, used))
     evaluation = Evaluation(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from edge_attn.parity.results import LevelResult, Measurement
 
-
 LONGEST_SOURCE = 100
 """Largest number of characters of the quoted source."""
 
