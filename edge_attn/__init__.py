@@ -12,18 +12,60 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edge_attn.decoding.options import SearchConfig
+from edge_attn.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    EdgeAttnError,
+    ExportError,
+    InputError,
+    MissingExtraError,
+    NotTestedError,
+    ParityError,
+    TooLargeError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
+    from edge_attn.bundle.manifest import Manifest
+    from edge_attn.runtimes.commands.corpus_scores import EvaluationReport
     from edge_attn.runtimes.tasks.translation import Translator
+    from edge_attn.runtimes.verification.report import Report
     from edge_attn.spec import GraphSpec
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it is imported
 
-__all__ = ["__version__", "export_module", "load"]
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "ConfigError",
+    "EdgeAttnError",
+    "ExportError",
+    "InputError",
+    "MissingExtraError",
+    "NotTestedError",
+    "ParityError",
+    "SearchConfig",
+    "TooLargeError",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "export",
+    "export_module",
+    "load",
+    "train",
+    "verify",
+]
 __version__ = "0.1.0"
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
 def load(
@@ -35,6 +77,12 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Translator:
     """Open a bundle on a runtime, ready for its task.
+
+    The model is a context manager. Several threads may use one model at the same time on ort-cpu and ort-cuda; open one
+    model for each thread on TensorRT.
+
+        with edge_attn.load("bundle") as model:
+            print(model.translate(["I am cold."])[0].text)
 
     Args:
         bundle: bundle folder or its zip.
@@ -50,18 +98,16 @@ def load(
 
     Raises:
         BundleError: not a bundle, or damaged.
+        InputError: `bundle` is no path.
         UsageError: an unknown runtime, or one that does not serve this precision.
         NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
     """
-    from pathlib import Path
-
     from edge_attn.bundle.bundle import Bundle
     from edge_attn.config.runtime import RuntimeOptions
     from edge_attn.registry import TASKS, resolve
 
-    folder = None if cache_dir is None else Path(cache_dir)
-    options = RuntimeOptions(threads, precision, allow_fallback, folder)
-    opened = Bundle.open(bundle)
+    options = RuntimeOptions(threads, precision, allow_fallback, _optional_path(cache_dir))
+    opened = Bundle.open(_path(bundle))
     model: Translator = resolve("task", TASKS, opened.manifest.task).open(opened, runtime, options)
     return model
 
@@ -103,3 +149,196 @@ def export_module(
 
     spec: GraphSpec = import_object("edge_attn.export.pipeline:export_module")(module, out, inputs, outputs)
     return spec
+
+
+def train(
+    config: PathLike,
+    out: PathLike,
+    data: PathLike | None = None,
+    threads: int | None = None,
+    init: PathLike | None = None,
+    device: str = "auto",
+    settings: Sequence[str] = (),
+    tensorboard: PathLike | None = None,
+) -> None:
+    """Train a model into a checkpoint, or resume the interrupted run there. Needs the extra `train`.
+
+    Args:
+        config: TOML file of the configuration.
+        out: checkpoint folder.
+        data: folder of the data files; None is the folder of `config`.
+        threads: CPU threads; None lets torch choose. A fixed number makes the weights reproducible.
+        init: checkpoint whose weights a new run begins with.
+        device: cpu, cuda, or auto: a CUDA GPU if there is one.
+        settings: values that replace those of the file, as "training.updates=40".
+        tensorboard: folder for TensorBoard's event files; None for none.
+
+    Raises:
+        ConfigError, InputError: the configuration or the data cannot be used.
+        CheckpointError: `out` contains a run of another configuration, or `init` is not a checkpoint.
+        UsageError: an option is invalid.
+        NotTestedError: there is no such device.
+        MissingExtraError: torch is not installed.
+    """
+    from edge_attn.registry import VERBS, import_object
+
+    paths = _path(config), _path(out), _optional_path(data), _optional_path(init)
+    config_path, out_path, data_path, init_path = paths
+    import_object("edge_attn.training.inputs:check_inputs")(config_path, out_path, data_path, init_path, settings)
+    run = import_object(VERBS["train"])
+    run(config_path, out_path, data_path, threads, init_path, device, settings, _optional_path(tensorboard))
+
+
+def export(
+    checkpoint: PathLike,
+    out: PathLike,
+    candidates: int = 16,
+    sentences: PathLike | None = None,
+    force: bool = False,
+    overrides: Mapping[str, float] | None = None,
+) -> Manifest:
+    """Export a checkpoint to a bundle that is verified before it is written. Needs the extra `export`.
+
+    Args:
+        checkpoint: folder of the trained model.
+        out: bundle to write: a folder, or a zip if it ends in .zip.
+        candidates: best tokens that a step returns; a beam is at most one less.
+        sentences: file of source sentences for the golden data; None for those of the checkpoint.
+        force: replace a bundle at `out`.
+        overrides: bounds of the verification by name, for this export.
+
+    Returns:
+        The manifest of the bundle.
+
+    Raises:
+        CheckpointError, ExportError: the model does not export, or a check fails.
+        ParityError: the results of the bundle differ from the reference.
+        InputError: `out` cannot be written, or `sentences` cannot be read.
+        UsageError: an override is not a bound.
+        MissingExtraError: torch or onnx is not installed.
+    """
+    from edge_attn.registry import VERBS, import_object
+
+    arguments = _path(checkpoint), _path(out), candidates, _optional_path(sentences), force
+    import_object("edge_attn.bundle.export_inputs:check_inputs")(*arguments)
+    manifest: Manifest = import_object(VERBS["export"])(*arguments, overrides)
+    return manifest
+
+
+def verify(
+    bundle: PathLike,
+    runtime: str = "ort-cpu",
+    levels: Sequence[str] = (),
+    overrides: Mapping[str, float] | None = None,
+    reference: PathLike | None = None,
+    sentences: PathLike | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    allow_fallback: bool = False,
+    cache_dir: PathLike | None = None,
+) -> Report:
+    """Compare a bundle with the results of its trained model, on the machine where it runs.
+
+    Args:
+        bundle: bundle folder or its zip.
+        runtime: ort-cpu, ort-cuda, trt or trt-rtx.
+        levels: L1, L2, L3 and L5, or some of them; none means all.
+        overrides: bounds by name that differ in this run.
+        reference: checkpoint whose live model replaces the golden data; needs the extra `export`.
+        sentences: file of sentences for `reference`; None for those of the golden data.
+        threads: CPU threads; None lets the runtime choose.
+        precision: fp32, fp16 or int8.
+        allow_fallback: with ort-cuda, run on the CPU where CUDA is missing.
+        cache_dir: engine cache folder; None is edge-attn in the user's cache folder.
+
+    Returns:
+        The report. `exit_code` is that of the command, `verdict` and `levels` have the results, `str` prints them.
+
+    Raises:
+        BundleError, CheckpointError, InputError: a bundle, a checkpoint or a file cannot be used.
+        UsageError: an unknown level, bound or runtime.
+        NotTestedError: the runtime is not installed, or the bundle has no graphs of this precision for it.
+    """
+    from edge_attn.config.runtime import RuntimeOptions
+    from edge_attn.registry import VERBS, import_object
+
+    options = RuntimeOptions(threads, precision, allow_fallback, _optional_path(cache_dir))
+    files = _optional_path(reference), _optional_path(sentences)
+    report: Report = import_object(VERBS["verify"])(_path(bundle), runtime, levels, overrides, *files, options)
+    return report
+
+
+def evaluate(
+    model: PathLike,
+    corpus: PathLike,
+    config: SearchConfig | None = None,
+    references: str = "first",
+    against: PathLike | None = None,
+    by_length: bool = False,
+    limit: int | None = None,
+    separator: str = "\t",
+    runtime: str = "ort-cpu",
+    threads: int | None = None,
+    precision: str = "fp32",
+    allow_fallback: bool = False,
+    cache_dir: PathLike | None = None,
+) -> EvaluationReport:
+    """Compute BLEU and chrF of a model on a file of pairs. Needs the extra `evaluate`.
+
+    Args:
+        model: bundle, or checkpoint, which runs on torch.
+        corpus: file of pairs, one a line; .gz is decompressed.
+        config: search options; None is a beam of 4.
+        references: `first` scores with the first reference of each source, `all` with all of them.
+        against: second model, evaluated in the same way and compared by a paired bootstrap test.
+        by_length: score by source length too.
+        limit: number of distinct sources to use; None for all.
+        separator: text between source and target.
+        runtime: runtime of a bundle.
+        threads: CPU threads; None lets the runtime choose.
+        precision: fp32, fp16 or int8.
+        allow_fallback: with ort-cuda, run on the CPU where CUDA is missing.
+        cache_dir: engine cache folder; None is edge-attn in the user's cache folder.
+
+    Returns:
+        The report; `evaluations` has one entry a model.
+
+    Raises:
+        InputError: a model or the corpus cannot be used.
+        UsageError: an option is invalid, or the model does not support it.
+        MissingExtraError: sacrebleu is not installed.
+        NotTestedError: the runtime is not installed.
+    """
+    from edge_attn.config.runtime import RuntimeOptions
+    from edge_attn.registry import VERBS, import_object
+
+    report: EvaluationReport = import_object(VERBS["evaluate"])(
+        _path(model),
+        _path(corpus),
+        config,
+        separator=separator,
+        by_length=by_length,
+        against=_optional_path(against),
+        limit=limit,
+        runtime=runtime,
+        options=RuntimeOptions(threads, precision, allow_fallback, _optional_path(cache_dir)),
+        references=references,
+    )
+    return report
+
+
+def _path(path: PathLike) -> Path:
+    """Return `path` as a Path.
+
+    Raises:
+        InputError: it is no path.
+    """
+    from pathlib import Path
+
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"expected the path of a file or folder, got {path!r}")
+    return Path(path)
+
+
+def _optional_path(path: PathLike | None) -> Path | None:
+    return None if path is None else _path(path)

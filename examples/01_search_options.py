@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import edge_attn
-from edge_attn.decoding.options import SearchConfig
+from edge_attn import SearchConfig
 
 model = edge_attn.load(Path(edge_attn.__file__).parent / "pretrained" / "en-fr.zip")
 sentence = "Where did you learn to speak French?"

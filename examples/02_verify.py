@@ -4,11 +4,9 @@ import sys
 from pathlib import Path
 
 import edge_attn
-from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.runtimes.verification.verify import verify
 
 bundle = Path(edge_attn.__file__).parent / "pretrained" / "en-fr.zip"
-report = verify(bundle, runtime="ort-cpu", options=RuntimeOptions(threads=1))
+report = edge_attn.verify(bundle, runtime="ort-cpu", threads=1)
 print(report)
 for level in report.levels:
     print(level.name, level.status)

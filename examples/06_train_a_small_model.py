@@ -5,8 +5,6 @@ import tempfile
 from pathlib import Path
 
 import edge_attn
-from edge_attn.export.pipeline import export
-from edge_attn.training.run import train
 
 CONFIG = """
 [data]
@@ -33,7 +31,7 @@ with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     (folder / "words.tsv").write_text("".join(f"{word}\t{word[::-1]}\n" for word in words))
     (folder / "config.toml").write_text(CONFIG)
-    train(folder / "config.toml", folder / "checkpoint", threads=1)
-    export(folder / "checkpoint", folder / "bundle")
+    edge_attn.train(folder / "config.toml", folder / "checkpoint", threads=1)
+    edge_attn.export(folder / "checkpoint", folder / "bundle")
     for translation in edge_attn.load(folder / "bundle").translate(["abc", "fade"]):
         print(translation.text, translation.score)
