@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from edge_attn.decoding.options import SearchConfig
 from edge_attn.parity.figures import StepFigures
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, ReferenceHypothesis
 from edge_attn.parity.metrics import absolute_difference
+from edge_attn.parity.results import TensorDifference
 from edge_attn.parity.task import References
 from edge_attn.progress import track
 from edge_attn.spec import Runtime
@@ -26,6 +28,8 @@ from edge_attn.text.tokenizers import EOS, Tokenizer
 SEED = 20150508
 NOISE_FACTOR = 4.0
 """Safety factor: the log-probabilities of two tokens can each be off, in the reference and in the candidate."""
+FIGURE_FACTOR = 8.0
+"""Safety factor of the figures: one rounding error, early in a long sentence, can be several times the reference's."""
 MIN_LOG_REST = float(np.log(1e-6))
 """Lower limit of the compared log of the remaining probability mass."""
 IMPOSSIBLE = -1e3
@@ -194,10 +198,13 @@ def record(
             append(f"steps.{name}", value)
         if outputs.alignment is not None:
             append("steps.alignment", outputs.alignment.reshape(-1))
-    for source, hypotheses in zip(sources, n_best, strict=True):
+    beam_alignment = TensorDifference()
+    along_beam = run_teacher_forced(precise, sources, [hypotheses[0].tokens for hypotheses in n_best])
+    for source, hypotheses, exact in zip(sources, n_best, along_beam, strict=True):
         weights = hypotheses[0].alignment
-        if weights is not None:
+        if weights is not None and exact.alignment is not None:
             append("beam.alignment", weights[:, : len(source)].reshape(-1))
+            beam_alignment.add("alignment", exact.alignment[: len(weights)], weights[:, : len(source)])
     encoded, exactly = (record_encoder(runtime, sources) for runtime in encoders or (reference, precise))
     rows = [{name.partition(".")[2]: value for name, value in part.items()} for part in (exactly, encoded)]
     figures.add_encoder(rows[0], rows[1])
@@ -210,18 +217,27 @@ def record(
         tuple(best),
         tuple(lists),
         vocabulary_digest(text.target),
-        _noise_of_figures(figures, [*best, *(hypothesis for hypotheses in lists for hypothesis in hypotheses)]),
+        _noise_of_figures(figures, beam_alignment, [*best, *itertools.chain(*lists)]),
         {**encoded, **{name: np.concatenate(rows) for name, rows in arrays.items()}},
     )
 
 
-def _noise_of_figures(figures: StepFigures, hypotheses: Sequence[ReferenceHypothesis]) -> dict[str, float]:
-    """Return the noise of each figure of L1, L2 and L3 by its key."""
-    noise = figures.noise(NOISE_FACTOR)
+def _noise_of_figures(
+    figures: StepFigures, beam_alignment: TensorDifference, hypotheses: Sequence[ReferenceHypothesis]
+) -> dict[str, float]:
+    """Return the noise of each figure of L1, L2 and L3 by its key.
+
+    Args:
+        figures: the reference in fp64 against fp32, along its greedy tokens.
+        beam_alignment: the same of the alignments along the best translation of beam search.
+        hypotheses: recorded hypotheses, with their noise.
+    """
+    noise = figures.noise(FIGURE_FACTOR)
     noise["L3.log_prob"] = max(hypothesis.noise for hypothesis in hypotheses)
     noise["L3.score"] = max(hypothesis.score_noise for hypothesis in hypotheses)
     if "L1.alignment" in noise:
-        noise["L3.alignment"] = noise["L1.alignment"]
+        along_beam = FIGURE_FACTOR * beam_alignment.max_abs("alignment")
+        noise["L3.alignment"] = max(noise["L1.alignment"], along_beam if np.isfinite(along_beam) else 0.0)
     return noise
 
 

@@ -109,8 +109,9 @@ against the reference's own. The quality that fp16 and int8 may lose against hum
 with `evaluate`."""
 
 
-NOISE_LIMIT = 10.0
-"""Largest bound that noise can cause, in ceilings: a reference noisier than that proves too little."""
+NOISE_LIMIT = 30.0
+"""Largest bound that noise can cause, in ceilings: in fp32 3e-3 of a log-probability, 0.3 % of a probability. Where
+the reference itself is less certain, a comparison with it proves too little."""
 
 
 @dataclass(frozen=True, eq=False)
