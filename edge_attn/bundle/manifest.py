@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edge_attn.bundle.records import check_provenance, check_settings, check_verification
+from edge_attn.config.json_values import parse_json
 from edge_attn.config.validation import at_least, from_mapping, one_of
-from edge_attn.errors import BundleError, ConfigError
+from edge_attn.errors import BundleError, ConfigError, quoted
 from edge_attn.registry import FORMER_TASKS, PRECISIONS, TASKS
-from edge_attn.spec import GraphSpec
+from edge_attn.spec import GraphSpec, TensorSpec
 
 FORMAT = 3
 """Format number. Format 1 had no targets, format 2 the task name seq2seq; both still load."""
 COMPLETE_GOLDEN_FORMAT = 4
 """First format whose golden data covers every entry of every table, and whose manifest records its contents."""
 MANIFEST = "bundle.json"
+INTEGERS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+DTYPES = {"bool", "float16", "float32", "float64", *INTEGERS}
+LARGEST_SIZE = 1 << 31
+"""Largest fixed axis of a tensor, and largest `max_source`."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,11 @@ class FileEntry:
 
     sha256: str
     size: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ConfigError(f"sha256 must be 64 digits of 0 to 9 and a to f, got {quoted(self.sha256)}")
+        at_least("size", self.size, 0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        check_settings(self.settings)
+        check_verification(self.verification)
 
     @property
     def name(self) -> str:
@@ -83,7 +97,13 @@ class Manifest:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
         one_of("mask_policy", self.mask_policy, ("zero",))
-        at_least("max_source", self.max_source, 1)
+        if not 1 <= self.max_source <= LARGEST_SIZE:
+            raise ConfigError(f"max_source must be at least 1 and at most {LARGEST_SIZE}, got {self.max_source}")
+        for name, bound in self.tolerances.items():
+            if not 0 <= bound < math.inf:
+                raise ConfigError(f"tolerances: {name} must be at least 0 and finite, got {bound}")
+        check_provenance(self.provenance)
+        check_verification(self.verification)
         for name in self.files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name:
@@ -92,9 +112,12 @@ class Manifest:
             if name != target.name:
                 raise ConfigError(f"targets: {name!r} has the target and precision of {target.name!r}")
         for name, graph in self._all_graphs().items():
-            for tensor in (*graph.inputs, *graph.outputs):
-                if not all(isinstance(axis, str) or (type(axis) is int and axis >= 0) for axis in tensor.shape):
-                    raise ConfigError(f"graphs: {name}: an axis of {tensor} is neither a name nor a size")
+            for tensors in (graph.inputs, graph.outputs):
+                names = [tensor.name for tensor in tensors]
+                if len({*names}) < len(names):
+                    raise ConfigError(f"graphs: {name}: two inputs or outputs have the same name: {quoted(names)}")
+                for tensor in tensors:
+                    _check_tensor(tensor, f"graphs: {name}")
 
     def check_graphs(self, path: Path) -> None:
         """Check that `files` lists the file of every graph.
@@ -114,6 +137,24 @@ class Manifest:
         return {**self.graphs, **optimized}
 
 
+def _check_tensor(tensor: TensorSpec, where: str) -> None:
+    """Check an input or output of a graph.
+
+    Raises:
+        ConfigError: an unknown dtype, an axis that is neither a name nor a size, or values that are no range.
+    """
+    if tensor.dtype not in DTYPES:
+        raise ConfigError(f"{where}: {quoted(tensor.name)} has the unknown dtype {quoted(tensor.dtype)}")
+    for axis in tensor.shape:
+        if not (axis if isinstance(axis, str) else type(axis) is int and 0 <= axis <= LARGEST_SIZE):
+            raise ConfigError(f"{where}: an axis of {quoted(str(tensor))} is neither a name nor a size")
+    ends = tensor.values
+    if ends and (len(ends) != 2 or not all(type(end) in (int, float, str) for end in ends)):
+        raise ConfigError(f"{where}: the values of {quoted(tensor.name)} must be a minimum and a maximum")
+    if all(type(end) in (int, float) for end in ends) and ends and not ends[0] <= ends[1]:
+        raise ConfigError(f"{where}: the values of {quoted(tensor.name)} have a minimum above the maximum")
+
+
 def parse_manifest(data: bytes, path: Path) -> Manifest:
     """Parse and check the content of bundle.json of the bundle `path`, which messages name.
 
@@ -121,9 +162,9 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         BundleError: not JSON, a newer format, an unknown or missing key, a bad value, or a graph without a file.
     """
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: {MANIFEST} is not JSON: {error}") from error
+        content = parse_json(data, f"{path}: {MANIFEST}")
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
     version = content.get("format") if isinstance(content, dict) else None
     if not isinstance(version, int) or version < 1:
         raise BundleError(f"{path}: {MANIFEST} has no format number")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from edge_attn.config.json_values import parse_json
 from edge_attn.config.training import Config
 from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError
@@ -27,11 +27,11 @@ def load_config(folder: Path) -> Config:
         reason = f"it has no {CONFIG}" if folder.exists() else "there is no such file or folder"
         raise CheckpointError(f"{folder} is not a checkpoint: {reason}")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
     version = content.pop("format", None) if isinstance(content, dict) else None
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{path} is not a checkpoint's configuration: it has no format number")

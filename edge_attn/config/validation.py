@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_attn.errors import ConfigError, InputError, UsageError
+from edge_attn.errors import ConfigError, InputError, UsageError, quoted
 from edge_attn.path_kind import CONFIGURATION, check_kind
 
 if sys.version_info >= (3, 11):
@@ -32,7 +32,7 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         ConfigError: it is not.
     """
     if value not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {quoted(value)}")
 
 
 def at_least(name: str, value: float, minimum: float) -> None:
@@ -130,11 +130,11 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         if name not in fields:
             close = difflib.get_close_matches(key, fields, 3, 0.5)
             known = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(fields))}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {known}")
+            raise ConfigError(f"{where}: unknown key {quoted(key)}; {known}")
         if name in arguments:
             former = fields[name].metadata["formerly"]
             raise ConfigError(f"{where}: {former!r} is the former name of {name!r}; remove {former!r}")
-        arguments[name] = _convert(hints[name], value, f"{where}: {key}")
+        arguments[name] = convert(hints[name], value, f"{where}: {key}")
     for name, declared in fields.items():
         has_default = declared.default is not dataclasses.MISSING or declared.default_factory is not dataclasses.MISSING
         if name not in arguments and not has_default:
@@ -145,31 +145,43 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _convert(expected: Any, value: Any, where: str) -> Any:
-    """Return `value` checked against the type annotation `expected`, with containers and dataclasses rebuilt."""
+def convert(expected: Any, value: Any, where: str) -> Any:
+    """Return `value` checked against the type annotation `expected`, with containers and dataclasses rebuilt.
+
+    Args:
+        expected: the annotation: a dataclass, tuple, list, dict, union with None, a plain type, or Any.
+        value: the value, of JSON or TOML.
+        where: the source of the value in error messages.
+
+    Raises:
+        ConfigError: it has another type.
+    """
     origin = typing.get_origin(expected)
     if dataclasses.is_dataclass(expected):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, got {value!r}")
+            raise ConfigError(f"{where} must be a table, got {quoted(value)}")
         return from_mapping(typing.cast(Any, expected), value, where)
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, got {value!r}")
+            raise ConfigError(f"{where} must be a list, got {quoted(value)}")
         inner = typing.get_args(expected)[0]
-        return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+        return origin(convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a table, got {value!r}")
+            raise ConfigError(f"{where} must be a table, got {quoted(value)}")
         inner = typing.get_args(expected)[1]
-        return {str(key): _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): convert(inner, item, f"{where}.{key}") for key, item in value.items()}
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _convert(next(a for a in typing.get_args(expected) if a is not type(None)), value, where)
+        return convert(next(a for a in typing.get_args(expected) if a is not type(None)), value, where)
     if expected is Any:
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} must be of type float, got {quoted(value)}") from error
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be of type {expected.__name__}, got {value!r}")
+        raise ConfigError(f"{where} must be of type {expected.__name__}, got {quoted(value)}")
     return value

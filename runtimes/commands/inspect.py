@@ -142,7 +142,7 @@ def _attention(manifest: Manifest) -> str:
 def _largest_beam(manifest: Manifest) -> int | None:
     """Return the largest beam, one less than the candidates of a step; None for a model without search."""
     outputs = [tensor for graph in manifest.graphs.values() for tensor in graph.outputs]
-    sizes = [tensor.shape[-1] for tensor in outputs if tensor.name == "candidates"]
+    sizes = [tensor.shape[-1] for tensor in outputs if tensor.name == "candidates" and tensor.shape]
     return sizes[0] - 1 if sizes and isinstance(sizes[0], int) else None
 
 

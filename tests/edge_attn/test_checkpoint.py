@@ -141,7 +141,7 @@ def removed(name):
         (removed("text/source.json"), "text/source.json cannot be read: No such file"),
         (written("text/source.json", b"[]"), "text/source.json must list <pad>"),
         (written("config.json", b"{"), "config.json is not JSON"),
-        (written("config.json", b"[" * 100_000), "config.json is not JSON"),
+        (written("config.json", b"[" * 100_000), "config.json is nested more than 32 deep"),
         (written("config.json", b"\xff\xff"), "config.json is not JSON"),
         (written("config.json", b"[]"), "config.json is not a checkpoint's configuration: it has no format"),
         (written("config.json", b"{}"), "config.json is not a checkpoint's configuration: it has no format"),

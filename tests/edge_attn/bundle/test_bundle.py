@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -15,7 +16,7 @@ from bundle_files import FILES, GRAPH, make_manifest
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import FORMAT, MANIFEST, Target
 from edge_attn.bundle.writer import write_bundle
-from edge_attn.errors import BundleError, ConfigError, NotTestedError
+from edge_attn.errors import BundleError, ConfigError, NotTestedError, one_line
 
 
 @pytest.fixture(params=["folder", "zip"])
@@ -133,6 +134,21 @@ def in_graph(**values):
     return lambda content: content["graphs"]["encoder"].update(values)
 
 
+def listed(**values):
+    return lambda content: content["files"]["MODEL_CARD.md"].update(values)
+
+
+INPUTS = [dataclasses.asdict(tensor) for tensor in GRAPH.inputs]
+
+
+def in_tensor(**values):
+    return in_graph(inputs=[{**INPUTS[0], **values}, *INPUTS[1:]])
+
+
+def nested(depth: int) -> list:
+    return [nested(depth - 1)] if depth else []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -162,6 +178,37 @@ def in_graph(**values):
         (listing("./a"), "leaves the bundle"),
         (listing("a\0"), "leaves the bundle"),
         (lambda content: content.pop("family"), "the key 'family' is missing"),
+        (edited(max_source=2**40), "max_source must be at least 1 and at most 2147483648"),
+        (edited(tolerances={"logits": -1.0}), "tolerances: logits must be at least 0 and finite"),
+        (edited(tolerances={"logits": math.nan}), "tolerances.logits must be of type float, got 'NaN'"),
+        (edited(tolerances={"logits": 10**400}), "is not JSON|is out of range"),
+        (edited(provenance=[]), "provenance must be a table"),
+        (edited(provenance={"graphs": [1]}), "provenance: graphs must be a table"),
+        (edited(provenance={"graphs": {"step": 3}}), "provenance: graphs.step must be a table"),
+        (edited(provenance={"graphs": {"step": {"ops": ["Add"]}}}), "provenance: graphs: step: ops must be a table"),
+        (edited(provenance={"graphs": {"step": {"nodes": "x"}}}), "nodes must be of type int, got 'x'"),
+        (edited(provenance={"folded": "no"}), "provenance: folded must be of type bool, got 'no'"),
+        (edited(provenance={"parameters": 1.5}), "provenance: parameters must be of type int"),
+        (edited(provenance={"note": "\udc80"}), "half of a surrogate pair"),
+        (edited(provenance={"note": nested(100)}), "is nested more than 32 deep"),
+        (edited(verification={"levels": ["L1"]}), "verification: levels must be a table"),
+        (edited(verification={"levels": {"L1": None}}), "verification: levels.L1 must be of type str, got None"),
+        (edited(verification={"plugins": {"levels": 1}}), "verification: plugins: levels must be a table"),
+        (edited(verification={"provider": 1}), "verification: provider must be of type str, got 1"),
+        (listed(size=-1), "files.MODEL_CARD.md: size must be at least 0, got -1"),
+        (listed(sha256="0" * 63), "sha256 must be 64 digits of 0 to 9 and a to f"),
+        (listed(sha256="Z" * 64), "sha256 must be 64 digits of 0 to 9 and a to f"),
+        (in_tensor(dtype="string"), "has the unknown dtype 'string'"),
+        (in_tensor(shape=[-1]), "neither a name nor a size"),
+        (in_tensor(shape=[2**40]), "neither a name nor a size"),
+        (in_tensor(shape=[""]), "neither a name nor a size"),
+        (in_tensor(shape=[None]), "neither a name nor a size"),
+        (in_tensor(values=[0]), "must be a minimum and a maximum"),
+        (in_tensor(values=[0, 1, 2]), "must be a minimum and a maximum"),
+        (in_tensor(values=[[], {}]), "must be a minimum and a maximum"),
+        (in_tensor(values=[True, False]), "must be a minimum and a maximum"),
+        (in_tensor(values=[5, 4]), "have a minimum above the maximum"),
+        (lambda content: content["graphs"]["encoder"].update(inputs=INPUTS * 2), "have the same name"),
     ],
 )
 def test_bad_manifest_is_refused(path, change, message):
@@ -175,13 +222,14 @@ def test_bad_manifest_is_refused(path, change, message):
     with pytest.raises(BundleError, match=message) as caught:
         Bundle.open(path)
     assert str(path) in str(caught.value)
+    assert len(one_line(caught.value)) <= 288
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null"])
 def test_manifest_that_is_not_json_is_refused(path, data):
     write_bundle(path, make_manifest(), FILES)
     rewrite(path, lambda files: files.update({MANIFEST: data}))
-    with pytest.raises(BundleError, match=r"is not JSON|has no format number"):
+    with pytest.raises(BundleError, match=r"is not JSON|has no format number|is nested more than 32 deep"):
         Bundle.open(path)
 
 
