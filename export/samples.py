@@ -9,6 +9,8 @@ from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import UNK
 
 MIN_SENTENCES = 64
+LONGEST_SOURCE = 4096
+"""Maximum length in tokens of the longest golden sentence, which a bundle of that length needs."""
 RARE_CHARACTERS = ("\U00013080\U00013081 \u2603", "\u16a0\u16a2\u16a6", "\ue000\ue001")
 
 
@@ -61,13 +63,28 @@ def _one_token(text: Text, sentences: Sequence[str]) -> str:
 
 
 def _longest(text: Text, sentences: Sequence[str], max_source: int) -> str:
-    """Join sentences, the longest first, until their encoding reaches `max_source` tokens or is truncated there."""
+    """Join sentences, the longest first, until their encoding reaches `max_source` tokens or is truncated there.
+
+    Raises:
+        ExportError: `max_source` is too large, or the encoding stops to grow, as that of unknown characters does.
+    """
+    if max_source > LONGEST_SOURCE:
+        raise ExportError(
+            f"data.max_tokens = {max_source} is the longest source of the bundle, which the golden data contains, "
+            f"expected at most {LONGEST_SOURCE}; train with a smaller one"
+        )
     separator: str = " " if text.kind != "characters" else ""
     joined: str = sentences[-1]
-    index = 0
-    while len(text.encode_source(joined)) < max_source:
+    index, length, ungrown = 0, len(text.encode_source(joined)), 0
+    while length < max_source:
         joined += separator + sentences[-1 - index % len(sentences)]
-        index += 1
+        index, before, length = index + 1, length, len(text.encode_source(joined))
+        ungrown = 0 if length > before else ungrown + 1
+        if ungrown == len(sentences):
+            raise ExportError(
+                f"the sentences joined have {length} tokens and no more, and the golden data needs one of "
+                f"{max_source}; pass other sentences with --input"
+            )
     return joined
 
 

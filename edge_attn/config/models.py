@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edge_attn.config.validation import at_least, one_of
+from edge_attn.config.validation import at_least, at_most, one_of
 from edge_attn.errors import ConfigError
 from edge_attn.registry import ATTENTIONS, CELLS
 
@@ -12,6 +12,13 @@ WITHOUT_ENERGY = ("multi-head", "none", "pooling")
 """Attentions without one energy for each source position."""
 WITH_CELL_STATE = ("lstm", "lstmn")
 """Cells with a cell state beside the hidden state."""
+SIZE, LAYERS, HEADS, TAPE = 1 << 20, 64, 1 << 12, 1 << 12
+LIMITS = {
+    **dict.fromkeys(("embedding", "encoder_hidden", "decoder_hidden", "attention_size", "positions"), SIZE),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), LAYERS),
+    **{"heads": HEADS, "tape": TAPE},
+}
+"""Maximum of each size. A model within them may still be too large for a machine, which training checks."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +91,14 @@ class Seq2SeqConfig:
         one_of("normalizer", self.normalizer, ("softmax", "sparsemax"))
         one_of("focus", self.focus, ("global", "local-m", "local-p", "hard"))
         one_of("hard_training", self.hard_training, ("straight-through", "reinforce"))
-        for name in (
-            "embedding",
-            "encoder_hidden",
-            "encoder_layers",
-            "decoder_hidden",
-            "decoder_layers",
-            "attention_size",
-            "heads",
-            "positions",
-            "tape",
-        ):
+        for name, maximum in LIMITS.items():
             at_least(name, getattr(self, name), 1)
+            at_most(name, getattr(self, name), maximum)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.focus.startswith("local"):
             at_least("window", self.window, 1)
+            at_most("window", self.window, SIZE)
         elif self.window:
             raise ConfigError(
                 f"focus = {self.focus!r} has no window, got window = {self.window}; use focus = 'local-m' or 'local-p'"

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_attn.config.models import Seq2SeqConfig
-from edge_attn.config.validation import at_least, one_of, positive, read_toml
+from edge_attn.config.validation import at_least, at_most, one_of, positive, read_toml
 from edge_attn.errors import ConfigError
 
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 """Normalization rules of the sentencepiece library."""
 NORMAL_FORMS = ("nfc", "nfkc", "none")
 """Normalizations of words and characters."""
+
+LARGEST_VOCABULARY = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class TextConfig:
         one_of("kind", self.kind, ("sentencepiece", "words", "characters"))
         at_least("source_size", self.source_size, 5)
         at_least("target_size", self.target_size, 5)
+        for name in ("source_size", "target_size"):
+            at_most(name, getattr(self, name), LARGEST_VOCABULARY)
         is_sentencepiece = self.kind == "sentencepiece"
         if self.normalization:
             one_of("normalization", self.normalization, NORMALIZATIONS if is_sentencepiece else NORMAL_FORMS)
@@ -141,8 +145,7 @@ class TrainingConfig:
         at_least("warmup", self.warmup, 0)
         at_least("scored_sentences", self.scored_sentences, 0)
         at_least("seed", self.seed, 0)
-        if self.seed >= 2**63:
-            raise ConfigError(f"seed must be less than 2**63, got {self.seed}")
+        at_most("seed", self.seed, 2**63 - 1)
         for name in ("learning_rate", "clip"):
             positive(name, getattr(self, name))
         if not 0.0 <= self.average < 1.0:

@@ -45,6 +45,16 @@ def at_least(name: str, value: float, minimum: float) -> None:
         raise ConfigError(f"{name} must be at least {minimum}, got {value}")
 
 
+def at_most(name: str, value: int, maximum: int) -> None:
+    """Check that `value` is at most `maximum`.
+
+    Raises:
+        ConfigError: it is more.
+    """
+    if value > maximum:
+        raise ConfigError(f"{name} must be at most {maximum}, got {quoted(value)}")
+
+
 def positive(name: str, value: float) -> None:
     """Check that `value` is a positive finite number.
 
@@ -184,4 +194,6 @@ def convert(expected: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be of type float, got {quoted(value)}") from error
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise ConfigError(f"{where} must be of type {expected.__name__}, got {quoted(value)}")
+    if expected is int and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{where} must be less than 2**63 in magnitude, got {quoted(value)}")
     return value

@@ -6,20 +6,22 @@ the j-th weight of the i-th layer of a kind at `layers/<kind>_<i>/vars/<j>`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edge_attn.errors import ConfigError, InputError, MissingExtraError
+from edge_attn.errors import ConfigError, InputError, MissingExtraError, quoted
 from edge_attn.models.layers.keras import KerasAdditiveAttention, KerasAttention, KerasLayer
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
@@ -27,6 +29,12 @@ KINDS = ("Attention", "AdditiveAttention")
 CONFIG_LIMIT = 64 << 20
 WEIGHT_LIMIT = 1 << 20
 """Maximum number of elements of a weight; the largest is a scale with one element for each feature."""
+WEIGHT_COUNT = 2
+"""Maximum number of weights of a layer."""
+UNPACKED_LIMIT = 1 << 30
+"""Maximum size of a compressed file of weights in bytes. Keras stores it uncompressed, which has no limit."""
+SHOWN_NAMES = 8
+"""Maximum number of layers that a message names."""
 
 
 def load_keras(path: str | os.PathLike[str], layer: str | None = None) -> KerasLayer:
@@ -45,7 +53,7 @@ def load_keras(path: str | os.PathLike[str], layer: str | None = None) -> KerasL
     try:
         with zipfile.ZipFile(path) as archive:
             group, kind, config = _select(list(_layers(_config(archive))), layer)
-            with archive.open(WEIGHTS) as file, h5py.File(file, "r") as weights:
+            with _weights(archive) as file, h5py.File(file, "r") as weights:
                 return _build(kind, config, _variables(weights, group, config["name"]))
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
@@ -65,6 +73,22 @@ def _config(archive: zipfile.ZipFile) -> Any:
     if not isinstance(model, dict) or not isinstance(model.get("config"), dict):
         raise ValueError(f"its {CONFIG} describes no model")
     return model
+
+
+@contextlib.contextmanager
+def _weights(archive: zipfile.ZipFile) -> Iterator[IO[bytes]]:
+    """Open the file of weights. A compressed one is unpacked first: a seek in it would start from its beginning."""
+    with archive.open(WEIGHTS) as member:
+        if archive.getinfo(WEIGHTS).compress_type == zipfile.ZIP_STORED:
+            yield member
+            return
+        with tempfile.TemporaryFile() as file:
+            while block := member.read(1 << 20):
+                if file.tell() + len(block) > UNPACKED_LIMIT:
+                    raise ValueError(f"its compressed {WEIGHTS} has more than {UNPACKED_LIMIT} bytes")
+                file.write(block)
+            file.seek(0)
+            yield file
 
 
 def _layers(model: Any, parent: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -87,8 +111,10 @@ def _select(layers: list[tuple[str, str, Any]], layer: str | None) -> tuple[str,
     names = [config["name"] for _, _, config in layers]
     matches = [row for row, name in zip(layers, names, strict=True) if layer in (None, name)]
     if len(matches) != 1:
-        reason = "choose one with layer=" if layer is None else f"{len(matches)} of them have the name {layer!r}"
-        raise ValueError(f"it has {', '.join(map(repr, names))}; {reason}")
+        reason = "choose one with layer=" if layer is None else f"{len(matches)} of them have the name {quoted(layer)}"
+        shown = ", ".join(map(quoted, names[:SHOWN_NAMES]))
+        more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+        raise ValueError(f"it has {shown}{more}; {reason}")
     return matches[0]
 
 
@@ -103,6 +129,8 @@ def _variables(weights: Any, path: str, name: str) -> list[Tensor]:
             return []
     if group.attrs.get("name", name) != name:
         raise ValueError(f"the weights at {path} belong to {group.attrs['name']!r}, not to {name!r}")
+    if len(group) > WEIGHT_COUNT:
+        raise ValueError(f"{path} has {len(group)} weights, expected at most {WEIGHT_COUNT}")
     tensors = []
     for i in range(len(group)):
         stored = _child(group, str(i), h5py.Dataset)

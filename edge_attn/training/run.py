@@ -18,7 +18,6 @@ import torch.distributed as dist
 from edge_attn import checkpoint
 from edge_attn.config.training import Config, DataConfig
 from edge_attn.errors import ConfigError, InputError, UsageError
-from edge_attn.models.seq2seq import Seq2Seq
 from edge_attn.text.corpus import read_pairs
 from edge_attn.text.pipeline import Text
 from edge_attn.training.data import Pairs, choose_samples
@@ -26,6 +25,7 @@ from edge_attn.training.device import choose_device, describe
 from edge_attn.training.initial_weights import check_initial_model
 from edge_attn.training.inputs import FORMER_PARTIAL, check_inputs, existing_run
 from edge_attn.training.journal import Journal
+from edge_attn.training.limits import check_batches, check_memory
 from edge_attn.training.state import STATE
 from edge_attn.training.trainer import RunOptions, Trainer
 from edge_attn.training.translations import ValidationSentences
@@ -70,12 +70,14 @@ def train(
         torch.set_num_threads(threads)
     config = check_inputs(config_path, out, data, init, settings)
     place = choose_device(device)
-    _check_model(config, config_path)
+    _check_model(config, config_path, place)
     if init is not None and not (out / STATE).exists():
         check_initial_model(init, config)
     with _processes(place) as (rank, world):
         train_pairs, valid_pairs = _read(config.data, data or config_path.parent)
+        check_batches(config, train_pairs)
         text = _prepare(config, out, train_pairs, valid_pairs, rank)
+        check_memory(config, len(text.source), len(text.target), place)
         limit = config.data.max_tokens
         encoded = Pairs.encode(text, train_pairs, limit), Pairs.encode(text, valid_pairs, limit)
         trainer = Trainer(config, text, out, RunOptions(rank, world, place, init))
@@ -125,11 +127,10 @@ def _describe_end(out: Path, trainer: Trainer) -> str:
     )
 
 
-def _check_model(config: Config, path: Path) -> None:
-    """Check the options that only the layers can check, before anything is written."""
+def _check_model(config: Config, path: Path, device: torch.device) -> None:
+    """Check the options that only the layers can check, and the memory for them, before anything is written."""
     try:
-        with torch.device("meta"):
-            Seq2Seq(config.model, 5, 5)
+        check_memory(config, 5, 5, device)
     except ConfigError as error:
         raise ConfigError(f"{path}: model: {error}") from error
 

@@ -73,3 +73,14 @@ def test_vocabulary_without_unknown_gets_rare_characters():
             return [*(4 + ord(c) for c in text), 3]
 
     assert any(RARE_CHARACTERS[0] in sentence for sentence in choose_sentences(AllCharacters(), LINES, 20))
+
+
+def test_source_too_long_for_the_golden_data_is_refused(text):
+    with pytest.raises(ExportError, match=r"data.max_tokens = 1000000000 is the longest source.* at most 4096"):
+        choose_sentences(text, LINES * 20, 10**9)
+
+
+def test_sentences_that_do_not_grow_are_refused(text, monkeypatch):
+    monkeypatch.setattr(Text, "encode_source", lambda self, sentence: [5, 3])
+    with pytest.raises(ExportError, match="have 2 tokens and no more, and the golden data needs one of 20"):
+        choose_sentences(text, LINES * 20, 20)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -183,6 +185,11 @@ def additional_number(file: Any) -> None:
     file[f"{PATH}/1"] = 2.0
 
 
+def many_numbers(file: Any) -> None:
+    for i in range(50):
+        file[f"{PATH}/{i}"] = 2.0
+
+
 def number_instead_of_group(file: Any) -> None:
     file[PATH.rpartition("/")[0]] = 2.0
 
@@ -203,6 +210,7 @@ REFUSED: dict[str, tuple[object, Callable[[Any], None], str]] = {
     "more than memory": (described(), huge, "1099511627776 elements"),
     "weights of another layer": (described(), weights_of_other_layer, "belong to 'yours', not to 'mine'"),
     "an additional number": (described(), additional_number, "shapes"),
+    "many numbers": (described(), many_numbers, "has 50 weights, expected at most 2"),
     "no numbers": (described(), lambda file: None, "shapes"),
     "no additive scale": (described("AdditiveAttention"), lambda file: None, "shapes"),
     "a number instead of a group": (described(), number_instead_of_group, "expected a Group"),
@@ -238,3 +246,33 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
             archive.writestr(WEIGHTS, weights)
         with pytest.raises(InputError, match="has no usable Keras attention layer"):
             load_keras(tmp_path / "cut.keras")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_file_of_many_layers_is_read_in_linear_time(tmp_path: Path, compression: int) -> None:
+    count, weights, path = 10_000, io.BytesIO(), tmp_path / "model.keras"
+    with h5py.File(weights, "w") as file:
+        for i in (0, count - 1):
+            file[f"layers/attention{f'_{i}' if i else ''}/vars/0"] = np.float32(i)
+        file["other"] = np.random.default_rng(1).random(1 << 18)
+    config = {"use_scale": True, "score_mode": "dot"}
+    layer = {"class_name": "Attention", "module": "keras.layers"}
+    layers = [{**layer, "config": {"name": f"a{i}", **config}} for i in range(count)]
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(CONFIG, json.dumps({"config": {"layers": layers}}))
+        archive.writestr(WEIGHTS, weights.getvalue())
+    started = time.process_time()
+    assert load_keras(path, f"a{count - 1}").scale.item() == count - 1
+    assert time.process_time() - started < 5
+    with pytest.raises(InputError, match=r"it has 'a0', .* 'a7' and 9992 more; choose one with layer="):
+        load_keras(path)
+
+
+def test_compressed_weights_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_attn.importers.keras.UNPACKED_LIMIT", 100)
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(CONFIG, json.dumps(described()))
+        archive.writestr(WEIGHTS, bytes(1 << 21))
+    with pytest.raises(InputError, match=r"its compressed model.weights.h5 has more than 100 bytes"):
+        load_keras(path)
