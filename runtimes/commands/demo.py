@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import edge_attn
+from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import InputError, UsageError
 from edge_attn.registry import RUNTIMES, VERBS, resolve
@@ -31,7 +34,7 @@ SENTENCES = (
 def demo(out: Path, runtime: str, options: RuntimeOptions, log: Callable[[str], object]) -> int:
     """Run the demo, and return the exit code of its verification.
 
-    Where export is not possible (no torch, or no checkpoint in a wheel), it runs the embedded bundle.
+    Where export is not possible (no torch, or no checkpoint in a wheel), it copies the embedded bundle instead.
 
     Args:
         out: output folder for the bundle and the plot.
@@ -54,22 +57,25 @@ def demo(out: Path, runtime: str, options: RuntimeOptions, log: Callable[[str], 
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
+    bundle = out / "en-fr"
     missing = [f"{name} is not installed" for name in EXPORT_PACKAGES if importlib.util.find_spec(name) is None]
     if not CHECKPOINT.is_dir():
         missing.append("the wheel does not contain the checkpoint")
     if missing:
-        bundle = BUNDLE
-        log(f"{missing[0]}, so nothing is exported; using the embedded bundle {bundle}")
+        log(f"{missing[0]}, so nothing is exported; copying the embedded bundle {BUNDLE} to {bundle}")
+        embedded = Bundle.open(BUNDLE)
+        write_bundle(bundle, embedded.manifest, embedded.files(), force=True)
     else:
-        bundle = out / "en-fr"
         log(f"exporting {CHECKPOINT} to {bundle}")
         resolve("verb", VERBS, "export")(CHECKPOINT, bundle, force=True)
     report = verify(bundle, runtime, options=options)
     log(str(report))
-    translations = Translator.open(bundle, runtime, options).translate(SENTENCES)
+    with Translator.open(bundle, runtime, options) as translator:
+        translations = translator.translate(SENTENCES)
     for sentence, translation in zip(SENTENCES, translations, strict=True):
         log(f"{sentence}\n  -> {translation.text}  ({translation.score:.3f})")
     plot = out / "alignments.svg"
     write_svg(plot, alignment_svg(translations))
     log(f"alignments are plotted in {plot}")
+    log(f'next: edge-attn translate {shlex.quote(str(bundle))} "I am cold."')
     return report.exit_code

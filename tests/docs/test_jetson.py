@@ -94,6 +94,16 @@ def test_wheel_is_built_before_the_image():
     assert block.index("rm -rf dist && python -m build --wheel") < block.index("docker build")
 
 
+def test_workflow_takes_any_bundle():
+    """Its inputs reach the shell as variables, so that no input is executed as code."""
+    workflow = FILES["verify-release.yml"]
+    assert "pretrained" not in workflow
+    assert "BUNDLE: ${{ inputs.bundle || vars.EDGE_ATTN_BUNDLE }}" in workflow
+    assert "WHEEL: ${{ inputs.wheel || vars.EDGE_ATTN_WHEEL }}" in workflow
+    steps = workflow.partition("    steps:\n")[2]
+    assert "inputs." not in steps
+
+
 def test_job_outlasts_its_two_builds():
     job, engine = (
         int(re.search(rf"{words} (\d+)", FILES["verify-release.yml"])[1])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from paths import PROJECT
 
+import edge_attn
 from edge_attn.errors import EdgeAttnError
 from edge_attn.registry import VERBS
 
@@ -48,6 +49,12 @@ def test_code_of_every_page_runs(tmp_path: Path):
 def test_every_page_with_code_is_executed():
     with_code = {page for page in PAGES if page.startswith("docs/") and blocks(page)}
     assert with_code - {"docs/jetson.md"} == set(EXECUTED) - {"README.md"}
+
+
+def test_citation_has_the_version_of_the_package():
+    citation = (PROJECT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {edge_attn.__version__}\n" in citation
+    assert "\nlicense: Apache-2.0\n" in citation
 
 
 def test_every_command_has_an_example():

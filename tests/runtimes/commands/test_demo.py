@@ -40,10 +40,15 @@ def test_without_torch_the_embedded_bundle_is_used(edge_attn_cli, tmp_path, toy_
     out = tmp_path / "a" / "demo"
     output = edge_attn_cli("demo", "--out", out, "--threads", 1).stdout
     assert output.startswith(
-        f"nothing_of_this_name is not installed, so nothing is exported; using the embedded bundle {toy_bundle}\n"
+        f"nothing_of_this_name is not installed, so nothing is exported; copying the embedded bundle {toy_bundle} to "
+        f"{out / 'en-fr'}\n"
     )
     check(output, out)
-    assert [path.name for path in out.iterdir()] == ["alignments.svg"]
+    assert sorted(path.name for path in out.iterdir()) == ["alignments.svg", "en-fr"]
+    assert output.endswith(f'\nnext: edge-attn translate {out / "en-fr"} "I am cold."\n')
+    copied, embedded = Bundle.open(out / "en-fr"), Bundle.open(toy_bundle)
+    assert (copied.manifest, copied.files()) == (embedded.manifest, embedded.files())
+    edge_attn_cli("demo", "--out", out, "--threads", 1)  # replaces the bundle
 
 
 @pytest.mark.usefixtures("needs_torch")
@@ -51,7 +56,8 @@ def test_without_checkpoint_the_embedded_bundle_is_used(edge_attn_cli, monkeypat
     monkeypatch.setattr(demo, "CHECKPOINT", tmp_path / "absent")
     output = edge_attn_cli("demo", "--out", tmp_path / "demo").stdout
     assert output.startswith(
-        f"the wheel does not contain the checkpoint, so nothing is exported; using the embedded bundle {toy_bundle}\n"
+        f"the wheel does not contain the checkpoint, so nothing is exported; copying the embedded bundle {toy_bundle} "
+        f"to {tmp_path / 'demo' / 'en-fr'}\n"
     )
     check(output, tmp_path / "demo")
 
