@@ -166,6 +166,17 @@ def open_archive(path: Path, manifest: str) -> Iterator[Archive]:
         ) from error
 
 
+def is_zip_with(path: Path, manifest: str) -> bool:
+    """Return whether `path` is a zip with a file of the name `manifest`, at its top or in a folder."""
+    if not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(_normal(name).rpartition("/")[2] == manifest for name in archive.namelist())
+    except (*DAMAGED, OSError):
+        return False
+
+
 def write_folder(contents: Iterable[tuple[str, bytes]], path: Path) -> None:
     """Write the (name, content) pairs `contents` as files of the folder `path`."""
     for name, data in contents:

@@ -10,7 +10,10 @@ from edge_attn.config.checkpoint import MODEL, load_config
 from edge_attn.errors import CheckpointError, InputError
 from edge_attn.text.corpus import read_sentences
 
-OTHER_SUFFIXES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".onnx", ".ort", ".pt", ".pth", ".safetensors")
+OTHER_SUFFIXES = (
+    *(".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".onnx", ".ort", ".engine", ".plan"),
+    *(".pt", ".pth", ".safetensors", ".keras", ".h5", ".npz", ".json", ".toml", ".txt"),
+)
 """Suffixes of files that a bundle is not; a folder of such a name would surprise."""
 
 

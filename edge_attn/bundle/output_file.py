@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from edge_attn.bundle.archive import DAMAGED
+from edge_attn.bundle.archive import is_zip_with
 from edge_attn.bundle.manifest import MANIFEST
 from edge_attn.errors import InputError
 from edge_attn.storage.atomic import replacement
@@ -107,7 +106,7 @@ def _refuse_model(path: Path, real_path: Path) -> None:
     """
     if real_path.is_dir():
         raise InputError(f"{path} cannot be written: it is a folder; give the name of a file")
-    if _is_zip_of_bundle(real_path):
+    if is_zip_with(real_path, MANIFEST):
         raise InputError(f"{path} is a bundle, and is not overwritten; write the output to another file")
     for folder in list(real_path.parents)[:3]:
         if (folder / MANIFEST).is_file() and (folder / "graphs").is_dir():
@@ -115,13 +114,3 @@ def _refuse_model(path: Path, real_path: Path) -> None:
         name = real_path.relative_to(folder).parts[0]
         if name in CHECKPOINT and all((folder / file).is_file() for file in CHECKPOINT[:2]):
             raise InputError(f"{path} is a file of the checkpoint {folder}; write the output to another file")
-
-
-def _is_zip_of_bundle(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.replace("\\", "/").rpartition("/")[2] == MANIFEST for name in archive.namelist())
-    except (*DAMAGED, OSError):
-        return False

@@ -10,11 +10,10 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from edge_attn.bundle.archive import DAMAGED, write_folder, write_zip
+from edge_attn.bundle.archive import is_zip_with, write_folder, write_zip
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import MANIFEST, FileEntry, Manifest
 from edge_attn.errors import InputError
@@ -41,7 +40,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], for
     manifest = _list_files(path, manifest, files)
     with _lock(path) as real_path:
         check_output(path, force)  # another process may have written there meanwhile
-        _write(real_path, manifest, files, path.suffix == ".zip")
+        _write(real_path, manifest, files, path.suffix.lower() == ".zip")
     return manifest
 
 
@@ -129,8 +128,12 @@ def _is_replaceable(path: Path) -> bool:
     """Return whether `path` is a bundle, complete or not, or a folder that is empty but for stray files."""
     if path.is_dir():
         return (path / MANIFEST).is_file() or all(is_stray(item.name) for item in path.iterdir())
+    return is_zip_with(path, MANIFEST)
+
+
+def targets_of(path: Path) -> tuple[str, ...]:
+    """Return the names of the optimized targets that a replacement of `path` drops; none if it is not a bundle."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return MANIFEST in archive.namelist()
-    except (*DAMAGED, OSError):
-        return False
+        return tuple(Bundle.open(path).manifest.targets)
+    except InputError:
+        return ()

@@ -111,6 +111,9 @@ def export(
 ) -> None:
     """Export CHECKPOINT to a verified bundle that runs without torch."""
     import_object("edge_attn.bundle.export_inputs:check_inputs")(checkpoint, out, candidates, sentences, force)
+    if force and (dropped := import_object("edge_attn.bundle.writer:targets_of")(out)):
+        again = f"afterwards: edge-attn optimize {out} --target ..."
+        click.echo(f"warning: --force drops the optimized graphs of {out}: {', '.join(dropped)}; {again}", err=True)
     manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force, overrides)
     levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
     for name, value in manifest.verification.get("overrides", {}).items():

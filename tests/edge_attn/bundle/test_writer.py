@@ -20,7 +20,8 @@ from bundle_files import FILES, make_manifest
 from paths import TESTS
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.bundle.writer import check_output, update_bundle, write_bundle
+from edge_attn.bundle.manifest import Target
+from edge_attn.bundle.writer import check_output, targets_of, update_bundle, write_bundle
 from edge_attn.errors import BundleError, ConfigError, InputError
 from edge_attn.storage import locks
 
@@ -351,3 +352,28 @@ def test_bundle_that_cannot_be_moved_back_is_an_error(tmp_path, monkeypatch):
 def test_too_long_name_is_a_bundle_error(tmp_path):
     with pytest.raises(BundleError, match="cannot be read: File name too long"):
         Bundle.open(tmp_path / ("b" * 300))
+
+
+# ---- names and what a replacement drops
+
+
+@pytest.mark.parametrize(("name", "is_file"), [("en-fr.v2", False), ("1.0", False), ("b.ZIP", True)])
+def test_other_names_are_folders_or_zips(tmp_path, name, is_file):
+    write_bundle(tmp_path / name, make_manifest(), FILES)
+    assert (tmp_path / name).is_file() is is_file
+    Bundle.open(tmp_path / name)
+
+
+def test_zip_with_a_top_folder_is_updated(tmp_path):
+    write_bundle(tmp_path / "b", make_manifest(), FILES)
+    path = Path(shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path, "b"))
+    check_output(path, force=True)
+    update_bundle(path, with_file("note"))
+    assert Bundle.open(path).read("text/note") == b"note"
+
+
+def test_targets_of_a_bundle_are_those_that_a_replacement_drops(path):
+    assert targets_of(path) == ()
+    target = Target("trt", "fp16", make_manifest().graphs)
+    write_bundle(path, make_manifest(targets={"trt-fp16": target}), FILES)
+    assert targets_of(path) == ("trt-fp16",)
