@@ -11,7 +11,7 @@ reports to Microsoft by default from version 1.29 on, unless ORT_DISABLE_TELEMET
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edge_attn.decoding.options import SearchConfig
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edge_attn.runtimes.commands.corpus_scores import EvaluationReport
     from edge_attn.runtimes.tasks.translation import Translator
     from edge_attn.runtimes.verification.report import Report
-    from edge_attn.spec import GraphSpec
+    from edge_attn.spec import ModuleSpec
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it is imported
 
@@ -115,30 +115,44 @@ def load(
 def export_module(
     module: nn.Module,
     out: str | os.PathLike[str],
-    inputs: Mapping[str, Sequence[Any]],
-    outputs: Mapping[str, Sequence[Any]],
-) -> GraphSpec:
-    """Export a torch module to an ONNX file, checked at many shapes. Needs the extra `export`.
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    axes: Mapping[str, Any] | None = None,
+    examples: Sequence[Mapping[str, Any]] = (),
+    inline: bool = False,
+) -> ModuleSpec:
+    """Export a torch module to an ONNX file, compared with torch at many shapes. Needs the extra `export`.
 
-    The module is exported, and left, in evaluation mode. `inputs` and `outputs` describe, in the order of forward, the
-    dtype and the shape of each tensor. A string in a shape is a dynamic axis. For integers a third entry may contain
-    their range, where a string is the size of an axis:
+    The module is exported, and left, in evaluation mode. `inputs` and `outputs` describe the dtype and the shape of
+    each tensor. A string in a shape is a dynamic axis. A third entry is the range of the values, where a string is the
+    size of an axis:
 
         edge_attn.export_module(
             module,
             "module.onnx",
             {"tokens": ("int64", ["batch", "src"], [0, 99]), "length": ("int64", ["batch"], [1, "src"])},
             {"context": ("float32", ["batch", 1, 64])},
+            axes={"src": {"minimum": 5, "maximum": 512}},
         )
 
+    If all names of inputs are parameters of forward, inputs are bound by name, else by position; outputs with keys
+    likewise. docs/own-model.md explains nested, optional and masked inputs.
+
     Args:
-        module: torch module, with layers of edge-attn or any other.
+        module: torch module, with layers of edge-attn or any other; scripted modules too.
         out: ONNX file to write.
-        inputs: description of each input, by name.
-        outputs: description of each output, by name.
+        inputs: description of each input, by name. The third entry may be a dict of `values` (the range), `order`
+            ("ascending" or "descending") and, for a boolean mask, `some` (an axis along which one value is True). A
+            list or dict of descriptions is a nested input.
+        outputs: dtype and shape of each output, by name.
+        axes: `minimum`, `maximum` and `multiple` of dynamic axes, by name. Sizes of other axes at which torch does not
+            run the module are left out of the comparison, and reported.
+        examples: example inputs, each a dict of arrays or tensors by name; the first is traced, all are compared. If
+            they cover at least two sizes of each dynamic axis, no others are.
+        inline: replace the functions of our ops by their standard ops, for runtimes without functions.
 
     Returns:
-        The description of the exported graph.
+        The description of the exported graph, with the exporter that wrote it and the shapes that were compared.
 
     Raises:
         ExportError: the module does not export, or a check fails. Nothing is written then.
@@ -147,8 +161,8 @@ def export_module(
     """
     from edge_attn.registry import import_object
 
-    spec: GraphSpec = import_object("edge_attn.export.pipeline:export_module")(module, out, inputs, outputs)
-    return spec
+    export: Callable[..., ModuleSpec] = import_object("edge_attn.export.module:export_module")
+    return export(module, out, inputs, outputs, axes, examples, inline)
 
 
 def train(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from edge_attn.errors import UsageError
 from edge_attn.versions import require
 
 require("numpy")
@@ -24,7 +25,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[Any, ...]
     values: tuple[Any, ...] = ()
-    """Inclusive (min, max) of an integer input. An end may be an axis name, or '<axis>-1'."""
+    """Inclusive (min, max) of an input. For integers, an end may be an axis name, or '<axis>-1'."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
@@ -41,6 +42,66 @@ class GraphSpec:
     def names(self, prefix: str) -> list[str]:
         """Return the names of the inputs that begin with `prefix` (`memory.`, `state.`)."""
         return [tensor.name for tensor in self.inputs if tensor.name.startswith(prefix)]
+
+
+@dataclass(frozen=True)
+class InputSpec(TensorSpec):
+    """An input of a user's module: what its values must fulfill beside their range."""
+
+    order: str = ""
+    """Order of the values along the first axis: "ascending", "descending", or any if empty."""
+    some: str = ""
+    """Axis of a boolean mask along which at least one value is True; none if empty."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Sizes that a dynamic axis takes.
+
+    Raises:
+        UsageError: no size fits.
+    """
+
+    minimum: int = 1
+    maximum: int | None = None
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        numbers = (self.minimum, self.multiple, 1 if self.maximum is None else self.maximum)
+        if any(not isinstance(number, int) or number < 1 for number in numbers):
+            raise UsageError(f"the sizes of an axis are integers of at least 1, got {self}")
+        if self.maximum is not None and self.fit(self.minimum) > self.maximum:
+            raise UsageError(f"no size fits {self}")
+
+    def fit(self, size: int) -> int:
+        """Return the nearest size of at least `size` that fits, or the largest that fits."""
+        size = -(-max(size, self.minimum) // self.multiple) * self.multiple
+        return size if self.maximum is None else min(size, self.maximum // self.multiple * self.multiple)
+
+    def __contains__(self, size: int) -> bool:
+        return self.minimum <= size and size % self.multiple == 0 and (self.maximum is None or size <= self.maximum)
+
+
+@dataclass(frozen=True)
+class ModuleSpec(GraphSpec):
+    """The graph of a user's module, and the evidence that it is right."""
+
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+    """Sizes of the dynamic axes that are described."""
+    exporter: str = ""
+    """Exporter of torch that wrote the graph: "torch.export" or "TorchScript"."""
+    max_abs: float = 0.0
+    """Largest difference from torch over all compared shapes."""
+    shapes: tuple[Mapping[str, int], ...] = ()
+    """Sizes of the axes at which the graph was compared with torch."""
+    left_out: tuple[str, ...] = ()
+    """Sizes that were not compared, each with the reason: torch does not run the module at them."""
+
+    def summary(self) -> str:
+        """Return one line about the export."""
+        text = f"{self.file}: by {self.exporter}, compared with torch at {len(self.shapes)} shapes"
+        text += f", largest difference {self.max_abs:.2g}"
+        return text + (f"; left out: {'; '.join(self.left_out)}" if self.left_out else "")
 
 
 class Runtime(Protocol):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -21,13 +18,14 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.export_inputs import check_inputs
 from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
 from edge_attn.bundle.writer import write_bundle
-from edge_attn.checkpoint import CARD, MODEL, load, load_samples, write_file
-from edge_attn.errors import ExportError, ParityError
+from edge_attn.checkpoint import CARD, MODEL, load, load_samples
+from edge_attn.errors import ParityError
 from edge_attn.export import checks
 from edge_attn.export.comparison import check_repeatable
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
 from edge_attn.export.samples import choose_sentences
-from edge_attn.export.trace import example_inputs, store_as_fp16, trace
+from edge_attn.export.shapes import example_inputs, traced_sizes
+from edge_attn.export.trace import store_as_fp16, trace
 from edge_attn.models.graphs import Graph, encoder_decoder_graphs
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import References, Task
@@ -35,7 +33,7 @@ from edge_attn.parity.tolerances import bounds
 from edge_attn.progress import expect_stages, stage, stages
 from edge_attn.reference import CANDIDATES, ModelReferences
 from edge_attn.registry import TASKS, VERBS, resolve
-from edge_attn.spec import GraphSpec, TensorSpec
+from edge_attn.spec import GraphSpec
 
 
 def export(
@@ -190,9 +188,7 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     """
     stage(f"trace {name}")
     checks.finite(module)
-    sizes = {axis: 2 + i for i, axis in enumerate(_axes(spec))}
-    sizes.update(src=7)
-    example = example_inputs(spec, sizes)
+    example = example_inputs(spec, traced_sizes(spec))
     check_repeatable(module.eval(), example)
     proto = trace(module, spec, [torch.from_numpy(value) for value in example])
     fold_embedding_matmul(proto)
@@ -201,46 +197,3 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     stage(f"compare {name} with torch at many shapes")
     checks.structure(name, proto, spec)
     return proto, checks.agreement(name, proto, spec, module)
-
-
-@stages("export")
-def export_module(
-    module: nn.Module,
-    out: str | os.PathLike[str],
-    inputs: Mapping[str, Sequence[Any]],
-    outputs: Mapping[str, Sequence[Any]],
-) -> GraphSpec:
-    """Export a module of the user to the ONNX file `out`, and return its description.
-
-    Args:
-        module: torch module; it is exported, and left, in evaluation mode.
-        out: ONNX file to write.
-        inputs: dtype, shape and perhaps range of each input, by name, as `edge_attn.export_module` describes.
-        outputs: the same for each output.
-
-    Raises:
-        ExportError: it does not export, or a check fails. Nothing is written then.
-        InputError: `out` cannot be written.
-    """
-    out = Path(out)
-    spec = GraphSpec(out.name, _tensors(inputs), _tensors(outputs))
-    proto, _ = graph_model(out.stem, module.eval(), spec)
-    write_file(out, proto.SerializeToString(deterministic=True))
-    return spec
-
-
-def _tensors(descriptions: Mapping[str, Sequence[Any]]) -> tuple[TensorSpec, ...]:
-    tensors = []
-    for name, description in descriptions.items():
-        try:
-            dtype, shape, *values = description
-            tensors.append(TensorSpec(name, np.dtype(dtype).name, tuple(shape), tuple(*values)))
-        except (TypeError, ValueError) as error:
-            raise ExportError(
-                f"{name}: expected a dtype, a shape and perhaps a range, got {description!r}: {error}"
-            ) from error
-    return tuple(tensors)
-
-
-def _axes(spec: GraphSpec) -> list[str]:
-    return list(dict.fromkeys(axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import os
+import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import numpy as np
 import onnx
@@ -38,7 +41,7 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
         dynamic.append({i: axes.setdefault(axis, torch.export.Dim(axis, min=1)) for i, axis in symbolic.items()})
     try:
         shapes = _dynamic_shapes(module, dynamic)
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(module.eval(), tuple(example), dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
@@ -55,14 +58,14 @@ def trace(module: nn.Module, spec: GraphSpec, example: Sequence[Tensor]) -> onnx
     assert exported is not None
     model = exported.model_proto
     del model.graph.value_info[:]
-    _remove_stack_traces(model)
+    remove_stack_traces(model)
     model.ir_version = IR_VERSION
     lower.attach_functions(model)
     _name_axes(model, spec)
     return model
 
 
-def _remove_stack_traces(model: onnx.ModelProto) -> None:
+def remove_stack_traces(model: onnx.ModelProto) -> None:
     """Remove the source lines that torch notes at each node: they contain the paths of the exporting machine."""
     for node in lower.nodes(model.graph):
         entries = [entry for entry in node.metadata_props if entry.key != STACK_TRACE]
@@ -71,15 +74,28 @@ def _remove_stack_traces(model: onnx.ModelProto) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter: it reports its own deprecations and packages that are not installed."""
+def quiet() -> Iterator[None]:
+    """Silence the exporter: it reports its own deprecations, absent packages and graphs at the place of an error."""
     previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = {number: os.dup(number) for number in (1, 2)}  # torch's C++ code writes there
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with (
+            tempfile.TemporaryFile() as file,
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            for number in streams:
+                os.dup2(file.fileno(), number)
             warnings.simplefilter("ignore")
             yield
     finally:
+        for number, copied in streams.items():
+            os.dup2(copied, number)
+            os.close(copied)
         logging.disable(previous)
 
 
@@ -152,27 +168,3 @@ def store_as_fp16(model: onnx.ModelProto) -> None:
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
-
-
-def example_inputs(spec: GraphSpec, sizes: Mapping[str, int], seed: int = 0) -> list[np.ndarray]:
-    """Return random inputs that fit `spec` at the `sizes` of its axes; integers without a range are 0 to 3."""
-    random = np.random.default_rng(seed)
-    arrays = []
-    for tensor in spec.inputs:
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
-        if tensor.dtype == "bool":
-            arrays.append(random.random(shape) < 0.7)
-        elif tensor.dtype.startswith("int"):
-            low, high = (_bound(end, sizes) for end in tensor.values or (0, 3))
-            arrays.append(random.integers(low, high + 1, shape).astype(tensor.dtype))
-        else:
-            arrays.append(random.standard_normal(shape).astype(tensor.dtype))
-    return arrays
-
-
-def _bound(end: int | str, sizes: Mapping[str, int]) -> int:
-    """Return an end of a range as a number; a string is an axis, or `axis-1`."""
-    if isinstance(end, int):
-        return end
-    axis, _, offset = end.partition("-")
-    return sizes[axis] - int(offset or 0)

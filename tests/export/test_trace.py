@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from edge_attn.errors import ExportError
-from edge_attn.export.trace import IR_VERSION, example_inputs, store_as_fp16, trace
+from edge_attn.export.shapes import example_inputs
+from edge_attn.export.trace import IR_VERSION, store_as_fp16, trace
 from edge_attn.models.layers import torch_ops
 from edge_attn.spec import GraphSpec, TensorSpec
 

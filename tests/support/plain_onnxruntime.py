@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_attn.export.trace import example_inputs
+from edge_attn.export.shapes import example_inputs
 from edge_attn.spec import GraphSpec
 
 SIZES = {"batch": (1, 3, 32), "src": (1, 2, 7, 50, 200)}
