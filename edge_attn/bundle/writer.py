@@ -109,9 +109,9 @@ def check_output(path: Path, force: bool, size: int = 0) -> None:
         real_path = Path(os.path.realpath(path))
         restore_interrupted(real_path)
         if real_path.exists() and not force:
-            raise InputError(f"{path} exists; choose another --out, or add --force to replace it")
+            raise InputError(f"{path} exists; choose another `out`, or add `force` to replace it")
         if real_path.exists() and not _is_replaceable(real_path):
-            raise InputError(f"{path} exists and is not a bundle, so --force does not replace it; choose another --out")
+            raise InputError(f"{path} exists and is not a bundle, so `force` does not replace it; choose another `out`")
         folder = next(parent for parent in (*real_path.parents, real_path) if parent.exists())
         folder = real_path if is_fixed(real_path) else folder
         with tempfile.TemporaryFile(dir=folder):

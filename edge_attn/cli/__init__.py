@@ -54,7 +54,7 @@ class ErrorHandlingGroup(click.Group):
             error.show()
             code = error.exit_code
         except click.UsageError as error:
-            message = " ".join(error.format_message().split())
+            message = re.sub(r"\((Did you mean .*\?)\)\.?$", r"\1", " ".join(error.format_message().split()))
             end = "" if message.endswith((".", "?")) else "."
             command = error.ctx.command_path if error.ctx else "edge-attn"
             _print_line(f"{message}{end} See: {command} --help")

@@ -39,7 +39,7 @@ from edge_attn.registry import VERBS, resolve
     type=Choice(["text", "jsonl", "moses"]),
     default="text",
     show_default=True,
-    help="Output format; moses is the n-best list of Moses.",
+    help="Output format; moses is the n-best list of Moses, which numbers the inputs.",
 )
 @click.option("--alignments", type=PATH, help="Output file for token alignments in Pharaoh format (i-j), one per line.")
 @click.option("--replace-unknown", is_flag=True, help="Replace unknown words by the source word they attend to most.")

@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
-from edge_attn.runtimes.commands.arguments import check_model_and_corpus
+from edge_attn.runtimes.commands.arguments import check_model_and_corpus, open_model
 from edge_attn.runtimes.commands.line_io import open_output
 from edge_attn.runtimes.commands.score import ScoredLine, score_lines
 from edge_attn.runtimes.tasks.alignment import check_attention
-from edge_attn.runtimes.tasks.translation import Translator
 
 DIGITS = 6
 """Decimal places of a weight in jsonl."""
@@ -46,7 +45,7 @@ def align(
         InputError: a line is not a pair. The lines before it are written to standard output first.
     """
     check_model_and_corpus(bundle, corpus)
-    translator = Translator.open(bundle, runtime, options)
+    translator = open_model(bundle, runtime, options)
     check_attention(translator.runtime, "align")
     format_line = _pharaoh_line if format == "pharaoh" else _json_line
     with open_output(output) as writer:

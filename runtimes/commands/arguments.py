@@ -6,9 +6,12 @@ from pathlib import Path
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.checkpoint import load_config
+from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import UsageError
 from edge_attn.path_kind import BUNDLE, CHECKPOINT, recognize
+from edge_attn.progress import logger
 from edge_attn.runtimes.base import is_checkpoint
+from edge_attn.runtimes.tasks.translation import Translator
 from edge_attn.text.corpus import check_text_file
 
 
@@ -22,6 +25,18 @@ def check_model(path: Path) -> None:
         load_config(path)
     else:
         Bundle.open(path)
+
+
+def open_model(path: Path, runtime: str, options: RuntimeOptions) -> Translator:
+    """Open a bundle on `runtime`, or a checkpoint on torch, with a warning that no deployed model runs.
+
+    Raises:
+        EdgeAttnError: those of `Translator.open`.
+    """
+    translator = Translator.open(path, runtime, options)
+    if is_checkpoint(path):
+        logger.warning("%s is a checkpoint: torch runs it; for a device: edge-attn export %s --out BUNDLE", path, path)
+    return translator
 
 
 def check_model_and_corpus(model: Path, corpus: Path) -> None:

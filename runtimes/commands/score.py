@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
-from edge_attn.runtimes.commands.arguments import check_model_and_corpus
+from edge_attn.runtimes.commands.arguments import check_model_and_corpus, open_model
 from edge_attn.runtimes.commands.line_io import json_line, json_number, line_bar, open_output, warn, windows
 from edge_attn.runtimes.tasks.scoring import Score, perplexity, score_pairs
 from edge_attn.runtimes.tasks.translation import Translator
@@ -100,7 +100,7 @@ def score(
         InputError: a line is not a pair. The lines before it are written to standard output first.
     """
     check_model_and_corpus(bundle, corpus)
-    translator = Translator.open(bundle, runtime, options)
+    translator = open_model(bundle, runtime, options)
     total = ScoreTotal()
     format_line = _text_line if format == "text" else _json_line
     with open_output(output) as writer:

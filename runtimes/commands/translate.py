@@ -13,6 +13,7 @@ from edge_attn.bundle.output_file import is_stream
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
+from edge_attn.runtimes.commands.arguments import open_model
 from edge_attn.runtimes.commands.line_io import (
     json_line,
     json_number,
@@ -74,7 +75,7 @@ def translate_file(
     for path in (input, prefix, phrase_table):
         if path is not None:
             check_text_file(path)
-    translator = Translator.open(bundle, runtime, options)
+    translator = open_model(bundle, runtime, options)
     config = translator.validate_config(config or SearchConfig(), suppress)
     if alignments:
         check_attention(translator.runtime, "an alignment")

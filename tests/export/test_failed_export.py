@@ -69,7 +69,7 @@ def test_existing_file_is_not_replaced(tiny, tmp_path, monkeypatch):
     (tmp_path / "bundle.zip").write_bytes(b"mine")
     with pytest.raises(InputError, match=r"bundle.zip exists; .* --force"):
         export(tiny, tmp_path / "bundle.zip")
-    with pytest.raises(InputError, match="is not a bundle, so --force does not replace it"):
+    with pytest.raises(InputError, match="is not a bundle, so `force` does not replace it"):
         export(tiny, tmp_path / "bundle.zip", force=True)
     assert (tmp_path / "bundle.zip").read_bytes() == b"mine"
 

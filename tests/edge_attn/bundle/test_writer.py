@@ -38,7 +38,7 @@ def siblings(path: Path) -> list[str]:
 def test_existing_bundle_is_replaced_only_with_force(path):
     write_bundle(path, make_manifest(), FILES)
     other = {**FILES, "MODEL_CARD.md": b"another"}
-    with pytest.raises(InputError, match=r"exists; choose another --out, or add --force"):
+    with pytest.raises(InputError, match=r"exists; choose another `out`, or add `force`"):
         write_bundle(path, make_manifest(), other)
     assert Bundle.open(path).read("MODEL_CARD.md") == FILES["MODEL_CARD.md"]
     write_bundle(path, make_manifest(), other, force=True)
@@ -52,7 +52,7 @@ def test_force_replaces_only_a_bundle(tmp_path, name):
     (tmp_path / name / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("more years of work")
     for path in (tmp_path / name, tmp_path / "file"):
-        with pytest.raises(InputError, match="is not a bundle, so --force does not replace it"):
+        with pytest.raises(InputError, match="is not a bundle, so `force` does not replace it"):
             write_bundle(path, make_manifest(), FILES, force=True)
     assert (tmp_path / name / "thesis.txt").read_text() == "years of work"
     assert siblings(tmp_path / name) == sorted(["file", name])
@@ -301,7 +301,7 @@ def test_kill_while_replacing_never_loses_the_bundle(tmp_path, form, calls, agai
         update_bundle(path, with_file("note"))
         assert siblings(path) == [form]
     elif again == "check":
-        with pytest.raises(InputError, match="exists; choose another --out"):
+        with pytest.raises(InputError, match="exists; choose another `out`"):
             check_output(path, force=False)
     assert Bundle.open(path).read("MODEL_CARD.md") == (b"another" if calls == 2 else FILES["MODEL_CARD.md"])
 

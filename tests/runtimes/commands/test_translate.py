@@ -237,7 +237,12 @@ def test_bundle_needs_neither_torch_nor_onnx(run_edge_attn, toy_bundle):
 @pytest.mark.usefixtures("needs_torch")
 def test_checkpoint_runs_on_torch(edge_attn_cli, toy_checkpoint, tmp_path):
     (tmp_path / "input").write_text("a cat\n")
-    assert edge_attn_cli("translate", toy_checkpoint, "--input", tmp_path / "input").stdout == "un chat\n"
+    result = edge_attn_cli("translate", toy_checkpoint, "--input", tmp_path / "input")
+    assert result.stdout == "un chat\n"
+    assert result.stderr == (
+        f"warning: {toy_checkpoint} is a checkpoint: torch runs it; for a device: edge-attn export {toy_checkpoint} "
+        "--out BUNDLE\n"
+    )
 
 
 def test_output_is_utf_8_in_every_locale(run_edge_attn, toy_bundle):
