@@ -120,6 +120,7 @@ class TensorDifference:
         self._differences: dict[str, list[np.ndarray]] = {}
         self._squares: dict[str, np.ndarray] = {}
         self._rows: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._exact: set[str] = set()
 
     def add(self, name: str, actual: np.ndarray, expected: np.ndarray, sentence: int = -1) -> None:
         """Add a pair of tensors (rows, ...), perhaps those of one sentence.
@@ -138,6 +139,8 @@ class TensorDifference:
             self._rows.setdefault(name, []).append((sentence, rows))
         same = (difference == 0) & ~np.isfinite(b)  # the reference's own NaN and infinities have no square
         a, b, difference = a[~same], b[~same], difference[~same]
+        if not np.issubdtype(actual.dtype, np.floating):
+            self._exact.add(name)
         sums = np.array([(difference**2).sum(), (a * a).sum(), (b * b).sum(), (a * b).sum(), b.size])
         self._squares[name] = self._squares.get(name, np.zeros(5)) + sums
 
@@ -173,7 +176,9 @@ class TensorDifference:
         return float(np.quantile(np.concatenate(self._differences[name]), 0.99))
 
     def scale(self, name: str) -> float:
-        """Return the root mean square of the expected values."""
+        """Return the root mean square of the expected values; 0 for integers and booleans, which do not round."""
+        if name in self._exact:
+            return 0.0
         _, _, expected, _, count = self._squares.get(name, np.zeros(5))
         return float(np.sqrt(expected / max(count, 1.0)))
 

@@ -80,6 +80,15 @@ def test_nan_and_infinity_exceed_every_bound(measure, broken):
     assert not Measurement("L1", measure, getattr(difference, measure)("a"), 0.5).ok
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 1e6), ("float16", 6e4), ("int64", 0.0), ("bool", 0.0)])
+def test_integers_have_no_scale(dtype, scale):
+    """One more or less is a fault, also where the integers are large."""
+    difference = TensorDifference()
+    values = np.full(4, min(scale, 1e6) or 1e6).astype(dtype)
+    difference.add("a", values, values.astype("float32"))
+    assert difference.scale("a") == pytest.approx(scale, rel=1e-2)
+
+
 @pytest.mark.parametrize("measure", ["max_abs", "p99", "relative", "cosine"])
 def test_nan_and_infinity_of_the_reference_are_no_difference(measure):
     difference = TensorDifference()
