@@ -96,7 +96,7 @@ def one_line(message: object, limit: int = LONGEST_MESSAGE) -> str:
     Line breaks, control characters, terminal codes and lone surrogates are escaped. Of a message that is too long,
     long words are shortened in the middle first, such as values that came from a file, then the message itself.
     """
-    text = _escape(str(message).strip())
+    text = escape(str(message).strip())
     if len(text) > limit:
         text = re.sub(rf"\S{{{LONGEST_VALUE},}}", lambda word: _shorten(word[0], LONGEST_VALUE), text)
     return _shorten(text, limit)
@@ -108,11 +108,11 @@ def quoted(value: object) -> str:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
         text = f"a {type(value).__name__}"
-    return _shorten(_escape(text), LONGEST_VALUE)
+    return _shorten(escape(text), LONGEST_VALUE)
 
 
-def _escape(text: str) -> str:
-    """Return `text` with the escape sequence of each character that cannot be printed."""
+def escape(text: str) -> str:
+    """Return `text` on one line, with the escape sequence of each character that cannot be printed."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

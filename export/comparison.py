@@ -87,7 +87,7 @@ def check_repeatable(
         if not difference <= SINGLE.of_scale * scale:
             raise ExportError(
                 f"{type(module).__name__} is random or keeps state between calls: run twice on the same inputs, its "
-                f"output {index} differs by {difference:.3g}; a graph of it cannot be compared with it "
+                f"output {index} differs by {difference:.3g} "
                 "(dropout with training=True, torch.rand and attributes that forward changes do this)"
             )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import Manifest
+from edge_attn.errors import escape
 
 CARD = "MODEL_CARD.md"
 
@@ -27,7 +28,7 @@ class Inspection:
         return json.dumps(self.content, indent=1, sort_keys=True) + "\n"
 
     def __str__(self) -> str:
-        return "\n".join([*self._summary_lines(), *self._graph_lines(), *self._target_lines()])
+        return "\n".join(map(escape, [*self._summary_lines(), *self._graph_lines(), *self._target_lines()]))
 
     def details(self) -> str:
         """Return the text with ops, build settings, provenance, and size and hash of each file."""
@@ -35,7 +36,7 @@ class Inspection:
         lines = [*self._summary_lines(), *self._graph_lines(details=True), *self._target_lines(details=True)]
         lines += [f"{key}: {value}" for key, value in content["provenance"].items() if key != "graphs"]
         lines += [f"file {name}: {file['size']} bytes, sha256 {file['sha256']}" for name, file in self._files()]
-        return "\n".join(lines)
+        return "\n".join(map(escape, lines))
 
     def _summary_lines(self) -> Iterator[str]:
         """Yield the lines that answer what the model is and what it can do."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import zipfile
 
 import pytest
+from bundle_files import FILES, GRAPH, make_manifest
 from paths import EMBEDDED_BUNDLE
 from verify_reports import planted
 
 from edge_attn.bundle.bundle import Bundle
+from edge_attn.bundle.writer import write_bundle
 from edge_attn.runtimes.commands.inspect import inspect
+from edge_attn.spec import TensorSpec
 
 
 def test_json_contains_the_manifest(edge_attn_cli, toy_bundle):
@@ -133,3 +137,19 @@ def test_targets_show_settings_and_verification(toy_bundle):
     assert "MB, L1 holds (CPUExecutionProvider; the engine: not tested)" in text
     assert "\n  min_version: 10.3\n  fp32_islands: step val_9\n" in text
     assert "plugins" not in text
+
+
+def test_terminal_codes_of_a_manifest_are_escaped(edge_attn_cli, tmp_path):
+    manifest = make_manifest(provenance={"note": "\x1b[31mred\nsecond line", "attention": "a\x07"})
+    write_bundle(tmp_path / "b", manifest, {**FILES, "MODEL_CARD.md": b"# \x1b]0;title\x07\n"})
+    text = edge_attn_cli("inspect", tmp_path / "b", "--verbose").stdout
+    assert r"note: \x1b[31mred\nsecond line" in text
+    assert r"\x1b]0;title\x07" in text
+    assert text.replace("\n", "").isprintable()
+
+
+def test_candidates_without_an_axis_are_shown(tmp_path):
+    outputs = (TensorSpec("candidates", "int64", ()),)
+    graphs = {"encoder": dataclasses.replace(GRAPH, outputs=outputs)}
+    write_bundle(tmp_path / "b", make_manifest(graphs=graphs), FILES)
+    assert inspect(tmp_path / "b").content["model"]["beam"] is None
