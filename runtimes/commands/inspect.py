@@ -38,17 +38,21 @@ class Inspection:
         lines += [f"file {name}: {file['size']} bytes, sha256 {file['sha256']}" for name, file in self._files()]
         return "\n".join(map(escape, lines))
 
+    def architecture(self) -> str:
+        """Return cell, attention and number of weights, as far as they are known, each with a comma behind it."""
+        model, weights = self.content["model"], self.content["provenance"].get("parameters")
+        parts = [f"{model['cell']} decoder"] if model["cell"] else []
+        if model["attention"]:
+            parts.append("no attention" if model["attention"] == "none" else f"{model['attention']} attention")
+        if isinstance(weights, int):
+            parts.append(f"{weights / 1e6:.1f} M weights" if weights >= 1e5 else f"{weights} weights")
+        return "".join(f"{part}, " for part in parts)
+
     def _summary_lines(self) -> Iterator[str]:
         """Yield the lines that answer what the model is and what it can do."""
         content, model = self.content, self.content["model"]
         yield f"{content['path']}: {model['title'] or content['task']}"
-        parts = [f"{content['family']} for {content['task']}"]
-        parts += [f"{model['cell']} decoder"] if model["cell"] else []
-        if model["attention"]:
-            parts.append("no attention" if model["attention"] == "none" else f"{model['attention']} attention")
-        if isinstance(weights := content["provenance"].get("parameters"), int):
-            parts.append(f"{weights / 1e6:.1f} M weights" if weights >= 1e5 else f"{weights} weights")
-        yield f"model: {', '.join(parts)}, {content['precision']}"
+        yield f"model: {content['family']} for {content['task']}, {self.architecture()}{content['precision']}"
         if text := content["text"]:
             entries = f"{text['source_entries']} source and {text['target_entries']} target entries"
             yield f"vocabularies: {text['kind']}, {entries}"
