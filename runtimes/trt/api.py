@@ -46,8 +46,7 @@ OLDEST = (10, 3)
 MODULE_NAMES = ("tensorrt",)
 RTX_MODULE_NAMES = ("tensorrt_rtx_bindings", "tensorrt_rtx")
 INSTALL = (
-    "on a Jetson only the system's Python has it: python3 -m venv --system-site-packages; elsewhere: "
-    "pip install 'edge-attn[trt]'"
+    "on a Jetson it is in the system's Python (venv --system-site-packages); elsewhere: pip install 'edge-attn[trt]'"
 )
 INSTALL_RTX = "run: pip install --only-binary=:all: 'edge-attn[trt-rtx]'"
 RTX_API_LEVELS = (((1, 7), (11, 0)), ((1, 0), (10, 16)))

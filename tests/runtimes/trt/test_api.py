@@ -52,7 +52,10 @@ def test_load_tensorrt_rtx(monkeypatch):
 
 @pytest.mark.parametrize(
     ("rtx", "command"),
-    [(False, "on a Jetson it comes with JetPack"), (True, r"pip install --only-binary=:all: 'edge-attn\[trt-rtx\]'")],
+    [
+        (False, "on a Jetson it is in the system's Python"),
+        (True, r"pip install --only-binary=:all: 'edge-attn\[trt-rtx\]'"),
+    ],
 )
 def test_missing_tensorrt_names_the_next_command(monkeypatch, rtx, command):
     for name in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
