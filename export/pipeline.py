@@ -150,8 +150,9 @@ def export_graphs(
         provenance={**manifest.provenance, **versions, "graphs": details},
     )
     stage(f"run the reference, {len(inputs)} sentences")
-    files.update(task.record(Bundle(out, manifest, files), references, inputs).files())
-    manifest = dataclasses.replace(manifest, files={name: FileEntry("", 0) for name in files})
+    golden = task.record(Bundle(out, manifest, files), references, inputs)
+    files.update(golden.files())
+    manifest = dataclasses.replace(manifest, files={name: FileEntry("", 0) for name in files}, golden=golden.contents())
     stage("verify")
     report = resolve("verb", VERBS, "verify")(Bundle(out, manifest, files), overrides=overrides)
     if report.verdict != "holds":

@@ -15,8 +15,9 @@ from edge_attn.errors import BundleError, ConfigError, quoted
 from edge_attn.registry import FORMER_TASKS, PRECISIONS, TASKS
 from edge_attn.spec import GraphSpec, TensorSpec
 
-FORMAT = 3
-"""Format number. Format 1 had no targets, format 2 the task name seq2seq; both still load."""
+FORMAT = 4
+"""Format number. Format 1 had no targets, format 2 the task name seq2seq, format 3 golden data of sentences only; all
+of them still load."""
 COMPLETE_GOLDEN_FORMAT = 4
 """First format whose golden data covers every entry of every table, and whose manifest records its contents."""
 MANIFEST = "bundle.json"

@@ -101,6 +101,25 @@ def vocabulary_sizes(graphs: Mapping[str, GraphSpec], where: str) -> tuple[int, 
     return source.values[1] + 1, output_sizes(graphs)[1]
 
 
+def check_vocabularies(graphs: Mapping[str, GraphSpec], sizes: tuple[int, int], where: str) -> None:
+    """Check that the vocabularies have as many entries as the tables of the graphs.
+
+    Args:
+        graphs: the graphs of the model.
+        sizes: number of source and of target entries of the text processing.
+        where: name of the bundle in error messages.
+
+    Raises:
+        BundleError: one of them has more or fewer.
+    """
+    for side, size, rows in zip(("source", "target"), sizes, vocabulary_sizes(graphs, where), strict=True):
+        if size != rows:
+            raise BundleError(
+                f"{where}: the {side} vocabulary has {size} entries, the graphs have {rows}; "
+                "the files are of different models: export the bundle again"
+            )
+
+
 def pad_sources(sources: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Return source (batch, src) int64, padded with PAD, and source_length (batch) int64."""
     lengths = np.array([len(source) for source in sources], np.int64)

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edge_attn.decoding.decoder import vocabulary_sizes
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.parity.arrays import pack
+from edge_attn.parity.decoder_probes import Probes
+from edge_attn.spec import GraphSpec
+from edge_attn.text.tokenizers import BOS
 
 TOP = 32
 PROJECTIONS = 8
@@ -60,6 +64,10 @@ class Golden:
     vocabulary: str
     noise: dict[str, float] = dataclasses.field(default_factory=dict)
     """Noise of each figure by its key, as `L1.max_abs memory.keys`; bundles of earlier versions have none."""
+    text_digests: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Digests of text processing of each side; bundles of earlier versions have none."""
+    probe_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Sizes of the probes; bundles of earlier versions have none."""
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
     """Arrays by name, the sentences' rows one after another."""
 
@@ -97,6 +105,22 @@ class Golden:
         text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
         return dict(zip(FILES, (text.encode(), pack(arrays)), strict=True))
 
+    @property
+    def probes(self) -> Probes | None:
+        """Return the token sequences of the probes."""
+        return Probes.from_arrays(self.arrays) if self.probe_sizes else None
+
+    def coverage(self, graphs: Mapping[str, GraphSpec]) -> dict[str, tuple[int, int]]:
+        """Return the number of entries that the recorded inputs look up, and that there are, for each vocabulary."""
+        read = {token for source in self.sources for token in source}
+        hypotheses = [*self.greedy, *(hypothesis for recorded in self.n_best for hypothesis in recorded)]
+        fed = {BOS, *(token for hypothesis in hypotheses for token in hypothesis.tokens)}
+        if probes := self.probes:
+            read |= {*probes.entries.tolist(), *(token for source in probes.sources for token in source)}
+            fed |= set(probes.fed().tolist())
+        sizes = vocabulary_sizes(graphs, "golden data")
+        return {"source entries": (len(read), sizes[0]), "target entries": (len(fed), sizes[1])}
+
     def contents(self) -> dict[str, int]:
         """Return the counts that the manifest records, so that golden data that was cut down is refused."""
         return {
@@ -104,6 +128,8 @@ class Golden:
             "steps": self.steps()[-1].stop,
             "beam": self.search.beam,
             "hypotheses": sum(map(len, self.n_best)),
+            **{f"{side} digests": len(digests) for side, digests in self.text_digests.items()},
+            **{f"probe {name}": size for name, size in self.probe_sizes.items()},
         }
 
 

@@ -21,7 +21,9 @@ from edge_attn.decoding.decoder import (
 )
 from edge_attn.errors import BundleError, ConfigError, UsageError
 from edge_attn.parity.arrays import ArraySpec, unpack
+from edge_attn.parity.decoder_probes import PROBE_SIZES, STEPS, Probes, probed_outputs
 from edge_attn.parity.golden import FILES, PROJECTIONS, TOP, Golden, ReferenceHypothesis
+from edge_attn.parity.probes import PROJECTIONS as PROBE_PROJECTIONS
 from edge_attn.spec import GraphSpec
 
 MAX_LOG_PROB = 1e-3
@@ -52,7 +54,22 @@ def load(bundle: Bundle) -> Golden:
     arrays = unpack(bundle.read(FILES[1]), array_specs(golden, manifest.graphs, where), f"{bundle.path}: {FILES[1]}")
     golden = dataclasses.replace(golden, arrays=arrays)
     check_contents(manifest, golden.contents(), str(bundle.path))
+    if golden.probes is not None:
+        _check_probes(golden.probes, f"{bundle.path}: {FILES[1]}")
+    if manifest.format >= COMPLETE_GOLDEN_FORMAT:
+        check_coverage(golden.coverage(manifest.graphs), str(bundle.path))
     return golden
+
+
+def check_coverage(coverage: Mapping[str, tuple[int, int]], where: str) -> None:
+    """Check that the golden data of a complete format looks up every entry.
+
+    Raises:
+        BundleError: it does not; the sentence begins with `where`.
+    """
+    for name, (covered, size) in coverage.items():
+        if covered < size:
+            raise BundleError(f"{where}: the golden data covers {covered} of {size} {name}; export the bundle again")
 
 
 def check_contents(manifest: Manifest, actual: Mapping[str, int], where: str) -> None:
@@ -107,11 +124,43 @@ def array_specs(golden: Golden, graphs: Mapping[str, GraphSpec], where: str) -> 
             sizes, has_source = _without_source(tensor.shape[2:], f"{where}: {tensor}")
             shape = (steps, *(sizes if has_source else sizes[:-1]), PROJECTIONS)
             specs[f"steps.{tensor.name}"] = ArraySpec("float32", shape, finite=False)
+    if golden.probe_sizes:
+        specs.update(_probe_specs(golden, graphs, where))
     if has_alignment(graphs):
         for name in ("steps.alignment", "beam.alignment"):
             rows = zip(golden.alignment_rows(name), golden.sources, strict=True)
             specs[name] = ArraySpec("float32", (sum(symbols * len(source) for symbols, source in rows),))
     return specs
+
+
+def _probe_specs(golden: Golden, graphs: Mapping[str, GraphSpec], where: str) -> dict[str, ArraySpec]:
+    """Return the table of the probes' arrays; see `array_specs`."""
+    if golden.probe_sizes.keys() != PROBE_SIZES or min(golden.probe_sizes.values()) < 1:
+        raise BundleError(f"{where}: probe_sizes must be {', '.join(sorted(PROBE_SIZES))}, each at least 1")
+    sources, tokens, hypotheses, walk = (golden.probe_sizes[name] for name in PROBE_SIZES)
+    source_size, target_size = vocabulary_sizes(graphs, where)
+    specs = {
+        "entries": ArraySpec("int32", (source_size,), 0, source_size - 1),
+        "sources": ArraySpec("int32", (tokens,), 0, source_size - 1),
+        "source_lengths": ArraySpec("int32", (sources,), 1, tokens),
+        "owners": ArraySpec("int32", (hypotheses,), 0, sources - 1),
+        "paths": ArraySpec("int32", (hypotheses, STEPS), 0, target_size - 1),
+        "walk": ArraySpec("int32", (walk,), 0, target_size - 1),
+    }
+    rows = {ENCODER: source_size + sources, STEP: STEPS * hypotheses + walk}
+    for graph, count in rows.items():
+        for name in probed_outputs(graphs[graph]):
+            specs[f"{graph}.{name}"] = ArraySpec("float32", (count, PROBE_PROJECTIONS), finite=False)
+    return {f"probes.{name}": spec for name, spec in specs.items()}
+
+
+def _check_probes(probes: Probes, where: str) -> None:
+    """Check that the sequences of the probes fit each other."""
+    lengths = probes.arrays()["probes.source_lengths"]
+    owners = np.unique(probes.owners)
+    is_split = len(probes.sources) == len(lengths) and all(probes.sources)
+    if not is_split or not np.array_equal(owners, np.arange(len(lengths))) or (np.diff(probes.owners) < 0).any():
+        raise BundleError(f"{where}: the sources and hypotheses of the probes do not fit each other")
 
 
 def _without_source(axes: Sequence[object], where: str) -> tuple[list[int], bool]:

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from edge_attn.decoding.batching import BATCH, batches, search_batches
-from edge_attn.decoding.decoder import ENCODER, encode, output_sizes, teacher_force
+from edge_attn.decoding.decoder import ENCODER, STEP, encode, output_sizes, teacher_force, vocabulary_sizes
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
+from edge_attn.parity.decoder_probes import Probes, plan, probe_level, project_probes
 from edge_attn.parity.figures import StepFigures
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, ReferenceHypothesis
-from edge_attn.parity.metrics import absolute_difference
+from edge_attn.parity.metrics import absolute_difference, largest
 from edge_attn.parity.results import TensorDifference
 from edge_attn.parity.task import References
+from edge_attn.parity.text_digests import text_digests
 from edge_attn.progress import track
 from edge_attn.spec import Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
@@ -208,6 +210,9 @@ def record(
     encoded, exactly = (record_encoder(runtime, sources) for runtime in encoders or (reference, precise))
     rows = [{name.partition(".")[2]: value for name, value in part.items()} for part in (exactly, encoded)]
     figures.add_encoder(rows[0], rows[1])
+    vocabularies = vocabulary_sizes(reference.graphs, "the model")
+    probes = plan(reference.graphs, sources, targets, vocabularies, (max_source, config.max_length))
+    probed, noise = record_probes(probes, (reference, precise), encoders or (reference, precise))
     best = [hypotheses[0] for hypotheses in _with_noise(reference, precise, text, sources, greedy)]
     lists = _with_noise(reference, precise, text, sources, n_best)
     return Golden(
@@ -217,9 +222,32 @@ def record(
         tuple(best),
         tuple(lists),
         vocabulary_digest(text.target),
-        _noise_of_figures(figures, beam_alignment, [*best, *itertools.chain(*lists)]),
-        {**encoded, **{name: np.concatenate(rows) for name, rows in arrays.items()}},
+        {**_noise_of_figures(figures, beam_alignment, [*best, *itertools.chain(*lists)]), **noise},
+        {"source": text_digests(text.source), "target": text_digests(text.target)},
+        probes.sizes,
+        {**encoded, **{name: np.concatenate(rows) for name, rows in arrays.items()}, **probes.arrays(), **probed},
     )
+
+
+def record_probes(
+    probes: Probes, models: tuple[Runtime, Runtime], encoders: tuple[Runtime, Runtime]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return the projected outputs of probes as arrays of golden data, and the noise of their figures by key.
+
+    Args:
+        probes: token sequences.
+        models: the model in fp32 and in fp64, whose steps are recorded.
+        encoders: the model in fp32 and in fp64 whose encoder's outputs are recorded.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    noise: dict[str, float] = {}
+    for graph, forms, decode in ((ENCODER, encoders, False), (STEP, models, True)):
+        recorded, exact = (project_probes(runtime, probes, graph, decode) for runtime in forms)
+        for name, rows in recorded.items():
+            arrays[f"probes.{graph}.{name}"] = rows.astype(np.float32)
+            figure = f"{probe_level(name)}.probe {name}"
+            noise[figure] = FIGURE_FACTOR * largest(absolute_difference(rows, exact[name]))
+    return arrays, {key: value if np.isfinite(value) else 0.0 for key, value in noise.items()}
 
 
 def _noise_of_figures(

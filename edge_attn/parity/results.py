@@ -26,16 +26,22 @@ class Measurement:
     sentence: int = -1
     """Sentence with the first difference outside of the bound, or with the largest one; -1 if there is none."""
     place: str = ""
-    """Place of that difference in the sentence: `step 2`."""
+    """Place of that difference in the sentence, `step 2`, or outside of sentences: `source entry 2911 'ibex'`."""
 
     @property
     def ok(self) -> bool:
         """True if the value is within the bound; NaN never is."""
         return bool(self.value <= self.bound)
 
+    @property
+    def where(self) -> str:
+        """Return the sentence and the place of the difference; empty if there is none."""
+        return ", ".join(filter(None, [f"sentence {self.sentence}" if self.sentence >= 0 else "", self.place]))
+
     def __str__(self) -> str:
         mark = "ok  " if self.ok else "FAIL"
-        return f"{mark} {self.level} {self.name:<32} {self.value:.3g} (at most {self.bound:.3g})"
+        where = f" at {self.where}" if self.where and not self.ok else ""
+        return f"{mark} {self.level} {self.name:<32} {self.value:.3g} (at most {self.bound:.3g}){where}"
 
 
 @dataclass(frozen=True)

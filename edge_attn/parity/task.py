@@ -29,6 +29,9 @@ class GoldenData(Protocol):
     def files(self) -> dict[str, bytes]:
         """Return the files of a bundle that contain it, by name."""
 
+    def contents(self) -> dict[str, int]:
+        """Return the counts that the manifest records, so that golden data that was cut down is refused."""
+
 
 class References(Protocol):
     """The reference model behind the Runtime interface, in the four forms that a recording needs."""

@@ -34,11 +34,14 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L1.cosine": 1e-6,
         "L1.alignment": 1e-5,
         "L1.state": 5e-5,
+        "L1.probe": 5e-5,
         "L2.log_prob": 1e-4,
         "L2.rest": 1e-4,
         "L2.projection": 5e-5,
         "L2.kl": 1e-6,
         "L2.top1": 0.0,
+        "L2.probe": 5e-5,
+        "L2.candidates": 1e-5,
         "L3.tokens": 0.0,
         "L3.n_best": 0.0,
         "L3.chrf": 0.0,
@@ -58,11 +61,14 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L1.cosine": 1e-5,
         "L1.alignment": 2e-2,
         "L1.state": 2e-2,
+        "L1.probe": 2e-2,
         "L2.log_prob": 1e-1,
         "L2.rest": 1e-1,
         "L2.projection": 3e-2,
         "L2.kl": 1e-4,
         "L2.top1": 0.01,
+        "L2.probe": 3e-2,
+        "L2.candidates": 1e-2,
         "L3.tokens": 0.05,
         "L3.n_best": 0.1,
         "L3.chrf": 0.05,
@@ -82,11 +88,14 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L1.cosine": 2e-3,
         "L1.alignment": 0.2,
         "L1.state": 0.5,
+        "L1.probe": 0.5,
         "L2.log_prob": 2.0,
         "L2.rest": 2.0,
         "L2.projection": 1.0,
         "L2.kl": 5e-2,
         "L2.top1": 0.01,
+        "L2.probe": 1.0,
+        "L2.candidates": 1e-2,
         "L3.tokens": 0.2,
         "L3.n_best": 0.8,
         "L3.chrf": 0.1,
@@ -103,10 +112,11 @@ BOUNDS: dict[str, dict[str, float]] = {
 """Largest accepted value of each measurement, by precision.
 
 max_abs and p99 are absolute differences, relative a ratio of norms, cosine 1 - cosine, state a difference of
-projections, kl the divergence over the 32 best and the rest. top1, tokens, n_best and text are shares of mismatches
-that are not within the noise; excused is the share of all steps with a mismatch that is. chrf is 1 - chrF of the texts
-against the reference's own. The quality that fp16 and int8 may lose against human references is measured on a corpus,
-with `evaluate`."""
+projections. probe is the same for the short inputs that look up every entry, and candidates a difference between the
+candidates of a step and its own log-probabilities. kl is the divergence over the 32 best and the rest. top1, tokens,
+n_best and text are shares of mismatches that are not within the noise; excused is the share of all steps with a
+mismatch that is. chrf is 1 - chrF of the texts against the reference's own. The quality that fp16 and int8 may lose
+against human references is measured on a corpus, with `evaluate`."""
 
 
 NOISE_LIMIT = 30.0

@@ -69,6 +69,9 @@ class Tokenizer(Protocol):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the vocabulary entry of each id."""
 
+    def entries(self) -> list[str]:
+        """Return each entry of the vocabulary with everything that encoding reads of it."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids."""
 
@@ -151,6 +154,14 @@ class SentencePieceTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [str(self._model.id_to_piece(int(i))) for i in ids]
 
+    def entries(self) -> list[str]:
+        model = self._model
+        kinds = (model.is_unknown, model.is_control, model.is_unused, model.is_byte)
+        return [
+            f"{model.id_to_piece(i)} {model.get_score(i)!r} {[bool(kind(i)) for kind in kinds]}"
+            for i in range(len(self))
+        ]
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._model.decode([int(i) for i in ids]))
 
@@ -225,6 +236,9 @@ class _ListTokenizer(abc.ABC):
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._entries[i] for i in ids]
+
+    def entries(self) -> list[str]:
+        return list(self._entries)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.join(self.pieces(ids))

@@ -20,7 +20,9 @@ from edge_attn.parity.figures import Figure, StepFigures
 from edge_attn.parity.golden import SUMMARY, Golden, ReferenceHypothesis
 from edge_attn.parity.metrics import chrf, first_difference
 from edge_attn.parity.results import LevelResult, Measurement, TensorDifference, TokenMismatch
+from edge_attn.parity.text_digests import differing
 from edge_attn.parity.tolerances import Bounds
+from edge_attn.runtimes.tasks.probe_figures import probe_figures
 from edge_attn.spec import Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
 from edge_attn.text.tokenizers import EOS
@@ -28,8 +30,19 @@ from edge_attn.text.tokenizers import EOS
 # ---- L1 and L2
 
 
-def compare_graphs_and_steps(runtime: Runtime, golden: Golden, bounds: Bounds) -> tuple[LevelResult, LevelResult]:
-    """Compare along the reference's greedy tokens. L1: encoder outputs, states, alignments. L2: log-probabilities."""
+def compare_graphs_and_steps(
+    runtime: Runtime, golden: Golden, text: Text, bounds: Bounds
+) -> tuple[LevelResult, LevelResult]:
+    """Compare along the reference's greedy tokens and on its probes.
+
+    L1: encoder outputs, states, alignments. L2: log-probabilities.
+
+    Args:
+        runtime: the runtime to verify.
+        golden: results of the reference.
+        text: tokenizers of the bundle, for the entries in findings.
+        bounds: largest accepted values, by name.
+    """
     arrays, positions, steps = golden.arrays, golden.positions(), golden.steps()
     per_position = {tensor.name for tensor in runtime.graphs[ENCODER].outputs if "src" in tensor.shape}
     alignments = golden.alignments("steps.alignment")
@@ -56,7 +69,8 @@ def compare_graphs_and_steps(runtime: Runtime, golden: Golden, bounds: Bounds) -
             figures.add_steps(actual, expected, i)
             misses += _top1_misses(outputs.log_probs, top, expected["top_log_probs"], arrays["steps.noise"][steps[i]])
     levels = {name: LevelResult(name) for name in ("L1", "L2")}
-    for figure in (*figures, Figure("L2", "top1", misses / (2 * steps[-1].stop), part="step")):
+    top1 = Figure("L2", "top1", misses / (2 * steps[-1].stop), part="step")
+    for figure in (*figures, top1, *probe_figures(runtime, golden, text)):
         levels[figure.level].measurements.append(bounds.measurement(figure, golden.noise))
     return levels["L1"].conclude(), levels["L2"].conclude()
 
@@ -118,19 +132,26 @@ def compare_sentences(runtime: Runtime, golden: Golden, text: Text, max_source: 
         texts = [text.target.decode(hypothesis.tokens) for hypothesis in hypotheses]
         loss = 1.0 - chrf(texts, [reference.text for reference in expected])
         level.measurements.append(Measurement("L3", f"chrf {where}", loss, bounds["L3.chrf"], "text processing"))
-    wrong = sum(text.target.decode(h.tokens) != r.text for h, r in same) + _text_faults(golden, text, max_source)
-    level.measurements.append(
-        Measurement("L3", "text", wrong / max(len(same), 1), bounds["L3.text"], "text processing")
-    )
+    decoded = [repr(r.text) for h, r in same if text.target.decode(h.tokens) != r.text]
+    faults = [*_text_faults(golden, text, max_source), *decoded]
+    others = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    share, first = len(faults) / max(len(same), 1), f"{faults[0]}{others}" if faults else ""
+    level.measurements.append(Measurement("L3", "text", share, bounds["L3.text"], "text processing", place=first))
     return level.conclude()
 
 
-def _text_faults(golden: Golden, text: Text, max_source: int) -> int:
-    """Count the sentences with other source ids than the reference's, and a differing target vocabulary."""
-    wrong = int(recorder.vocabulary_digest(text.target) != golden.vocabulary)
-    for sentence, source in zip(golden.sentences, golden.sources, strict=True):
-        wrong += tuple(encode_truncated(text, sentence, max_source)[0]) != source
-    return wrong
+def _text_faults(golden: Golden, text: Text, max_source: int) -> list[str]:
+    """Return what is encoded or decoded in another way than by the reference: entries, lines and sentences."""
+    faults = []
+    for side, tokenizer in (("source", text.source), ("target", text.target)):
+        if side in golden.text_digests:
+            faults += [f"{side} {chunk}" for chunk in differing(tokenizer, golden.text_digests[side])]
+    if recorder.vocabulary_digest(text.target) != golden.vocabulary and not faults:
+        faults.append("a target entry")
+    for i, (sentence, source) in enumerate(zip(golden.sentences, golden.sources, strict=True)):
+        if tuple(encode_truncated(text, sentence, max_source)[0]) != source:
+            faults.append(f"sentence {i}")
+    return faults
 
 
 def _add_alignments(

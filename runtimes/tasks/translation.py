@@ -32,7 +32,7 @@ from edge_attn.runtimes.tasks.scoring import Score, score_pairs
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, replace_unknown_tokens
 from edge_attn.spec import GraphSpec, Runtime
 from edge_attn.text.pipeline import Text, encode_truncated
-from edge_attn.text.tokenizers import BOS, UNK
+from edge_attn.text.tokenizers import UNK
 
 WINDOW = 256
 """Number of sentences that `translate_iter` reads ahead."""
@@ -100,7 +100,7 @@ class Translator:
         else:
             bundle = path if isinstance(path, Bundle) else Bundle.open(path)
             path = bundle.path
-            translator = cls(open_runtime(bundle, runtime, options), bundle.text(), bundle.manifest.max_source)
+            translator = cls(open_runtime(bundle, runtime, options), _checked_text(bundle), bundle.manifest.max_source)
         translator._opened_from = (path.absolute(), runtime, options)
         return translator
 
@@ -401,7 +401,9 @@ class TranslationTask:
     def levels(self) -> Mapping[tuple[str, ...], Compare]:
         """Return the comparisons of L1 and L2, of L3, and of L5."""
         return {
-            ("L1", "L2"): lambda bundle, runtime, golden, bounds: compare_graphs_and_steps(runtime, golden, bounds),
+            ("L1", "L2"): lambda bundle, runtime, golden, bounds: compare_graphs_and_steps(
+                runtime, golden, bundle.text(), bounds
+            ),
             ("L3",): lambda bundle, runtime, golden, bounds: [
                 compare_sentences(runtime, golden, bundle.text(), bundle.manifest.max_source, bounds)
             ],
@@ -422,6 +424,7 @@ class TranslationTask:
 
     def load_golden(self, bundle: Bundle) -> Golden:
         """Return the golden data of a bundle."""
+        _checked_text(bundle)
         return reader.load(bundle)
 
     def golden_inputs(self, golden: Golden) -> Sequence[str]:
@@ -430,14 +433,7 @@ class TranslationTask:
 
     def coverage(self, runtime: Runtime, golden: Golden) -> Mapping[str, tuple[int, int]]:
         """Return how many source entries the encoder reads and how many target entries a step is fed, of how many."""
-        source = next(tensor for tensor in runtime.graphs[decoder.ENCODER].inputs if tensor.name == "source")
-        read = {token for tokens in golden.sources for token in tokens}
-        hypotheses = [*golden.greedy, *(hypothesis for recorded in golden.n_best for hypothesis in recorded)]
-        fed = {BOS, *(token for hypothesis in hypotheses for token in hypothesis.tokens)}
-        return {
-            "source entries": (len(read), source.values[1] + 1),
-            "target entries": (len(fed), decoder.output_sizes(runtime.graphs)[1]),
-        }
+        return golden.coverage(runtime.graphs)
 
     def check_golden(self, runtime: Runtime, golden: Golden, origin: str) -> None:
         """Check that golden data was recorded from the model of this bundle.
@@ -459,6 +455,18 @@ class TranslationTask:
                 f"{largest[0]} -> {largest[1]}, the bundle has {', '.join(sorted(names))} and vocabularies of "
                 f"{sizes[0]} -> {sizes[1]} entries"
             )
+
+
+def _checked_text(bundle: Bundle) -> Text:
+    """Return the text processing of a bundle.
+
+    Raises:
+        BundleError: a vocabulary has more or fewer entries than the graphs.
+    """
+    text = bundle.text()
+    decoder.check_graphs(bundle.manifest.graphs, str(bundle.path))
+    decoder.check_vocabularies(bundle.manifest.graphs, (len(text.source), len(text.target)), str(bundle.path))
+    return text
 
 
 TASK = TranslationTask()

@@ -30,8 +30,7 @@ def cause(levels: Sequence[LevelResult], inputs: Sequence[str] = ()) -> str:
     parts = list(dict.fromkeys(map(_part, measurements)))
     holding = [name for name in parts[: parts.index(part)] if name not in failing_parts]
     before = f"{_list(holding)} {'holds' if len(holding) == 1 else 'hold'}; " if holding else ""
-    where = f" at sentence {first.sentence}" if first.sentence >= 0 else ""
-    where += f", {first.place}" if where and first.place else ""
+    where = f" at {first.where}" if first.where else ""
     flip = next(
         (m for level in levels if level.name == first.level for m in level.mismatches if _is_at(m, first)), None
     )
