@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,10 @@ from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.decoding.decoder import pad_sources
 from edge_attn.errors import BundleError, InputError
+from edge_attn.parity.arrays import ArraySpec, pack, unpack
 from edge_attn.parity.metrics import largest
+from edge_attn.parity.probes import batch_sizes, entry_batches
+from edge_attn.parity.reader import check_contents
 from edge_attn.parity.results import LevelResult, Measurement
 from edge_attn.parity.task import Compare, References
 from edge_attn.runtimes.base import open_runtime
@@ -30,7 +32,19 @@ LABELS = ("statement", "question", "exclamation")
 
 def logits_of(runtime: Runtime, lines: Sequence[str]) -> np.ndarray:
     """Return the logits (lines, labels)."""
-    source, lengths = pad_sources([[*line.encode("ascii"), EOS] for line in lines])
+    return _logits(runtime, [[*line.encode("ascii"), EOS] for line in lines])
+
+
+def entry_logits(runtime: Runtime) -> np.ndarray:
+    """Return the logits (VOCABULARY, labels) of each token id alone, in batches of every size."""
+    logits = np.zeros((VOCABULARY, len(LABELS)))
+    for index in entry_batches(VOCABULARY, batch_sizes(runtime.max_batch)):
+        logits[index] = _logits(runtime, [[int(i), EOS] for i in index])
+    return logits
+
+
+def _logits(runtime: Runtime, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+    source, lengths = pad_sources(tokens)
     return runtime.numpy(runtime.run(GRAPH, {"source": source, "source_length": lengths})["logits"])
 
 
@@ -47,21 +61,25 @@ class Classifier:
 
 @dataclass(frozen=True)
 class GoldenLabels:
-    """Labels and logits of the reference."""
+    """Labels and logits of the reference, and the logits of each token id alone."""
 
     lines: tuple[str, ...]
     labels: tuple[str, ...]
     logits: np.ndarray
+    entries: np.ndarray
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def files(self) -> dict[str, bytes]:
         """Return the files of a bundle that contain it."""
-        data = io.BytesIO()
-        np.savez(data, logits=self.logits)
         content = {"lines": self.lines, "labels": self.labels}
-        return dict(zip(FILES, (json.dumps(content).encode(), data.getvalue()), strict=True))
+        arrays = pack({"logits": self.logits, "entries": self.entries})
+        return dict(zip(FILES, (json.dumps(content).encode(), arrays), strict=True))
+
+    def contents(self) -> dict[str, int]:
+        """Return the counts that the manifest records."""
+        return {"lines": len(self), "entries": len(self.entries)}
 
 
 class LabelTask:
@@ -84,21 +102,28 @@ class LabelTask:
     def record(self, bundle: Bundle, references: References, inputs: Sequence[str]) -> GoldenLabels:
         """Return what the reference computes for lines."""
         labels = Classifier(references.reference).classify(inputs)
-        return GoldenLabels(tuple(inputs), tuple(labels), logits_of(references.reference, inputs))
+        reference = references.reference
+        return GoldenLabels(tuple(inputs), tuple(labels), logits_of(reference, inputs), entry_logits(reference))
 
     def load_golden(self, bundle: Bundle) -> GoldenLabels:
         """Return the golden data of a bundle."""
         content = json.loads(bundle.read(FILES[0]))
-        with np.load(io.BytesIO(bundle.read(FILES[1])), allow_pickle=False) as arrays:
-            return GoldenLabels(tuple(content["lines"]), tuple(content["labels"]), arrays["logits"])
+        lines, labels = tuple(content["lines"]), tuple(content["labels"])
+        specs = {
+            "logits": ArraySpec("float32", (len(lines), len(LABELS))),
+            "entries": ArraySpec("float64", (VOCABULARY, len(LABELS))),
+        }
+        golden = GoldenLabels(lines, labels, **unpack(bundle.read(FILES[1]), specs, f"{bundle.path}: {FILES[1]}"))
+        check_contents(bundle.manifest, golden.contents(), str(bundle.path))
+        return golden
 
     def golden_inputs(self, golden: GoldenLabels) -> Sequence[str]:
         """Return the recorded lines."""
         return golden.lines
 
     def coverage(self, runtime: Runtime, golden: GoldenLabels) -> Mapping[str, tuple[int, int]]:
-        """Return nothing: labels have no vocabulary."""
-        return {}
+        """Return the number of token ids that were recorded, of all."""
+        return {"token ids": (len(golden.entries), VOCABULARY)}
 
     def check_golden(self, runtime: Runtime, golden: GoldenLabels, origin: str) -> None:
         """Check that golden data has the labels of this model."""
@@ -109,7 +134,12 @@ class LabelTask:
         self, bundle: Bundle, runtime: Runtime, golden: GoldenLabels, bounds: Mapping[str, float]
     ) -> list[LevelResult]:
         difference = largest(np.abs(logits_of(runtime, golden.lines) - golden.logits))
-        measured: list[Any] = [Measurement("L1", "max_abs logits", difference, bounds["L1.max_abs"])]
+        entries = np.abs(entry_logits(runtime) - golden.entries).max(1)
+        worst = f"token id {entries.argmax()}"
+        measured: list[Any] = [
+            Measurement("L1", "max_abs logits", difference, bounds["L1.max_abs"]),
+            Measurement("L1", "probe logits", largest(entries), bounds["L1.probe"], place=worst),
+        ]
         return [LevelResult("L1", measurements=measured).conclude()]
 
     def _compare_labels(

@@ -228,13 +228,13 @@ def test_manifest_that_lists_other_contents_is_refused(opened, toy_golden):
     files, contents = without_last_sentence(toy_golden).files(), toy_golden.contents()
     assert len(reader.load(with_files(opened, files))) == len(toy_golden) - 1
     assert len(reader.load(with_files(opened, toy_golden.files(), golden=contents))) == len(toy_golden)
-    with pytest.raises(BundleError, match=r"lists golden data of 67 sentences.*the files hold 66 sentences"):
+    with pytest.raises(BundleError, match="golden data has 330 hypotheses, the manifest lists 335"):
         reader.load(with_files(opened, files, golden=contents))
-    with pytest.raises(BundleError, match="lists golden data of nothing"):
+    with pytest.raises(BundleError, match="the manifest lists 0"):
         reader.load(with_files(opened, toy_golden.files(), format=4))
 
 
 def test_dropped_hypotheses_are_refused(opened, toy_golden):
     shorter = dataclasses.replace(toy_golden, n_best=tuple(hypotheses[:1] for hypotheses in toy_golden.n_best))
-    with pytest.raises(BundleError, match=r"335 hypotheses, the files hold .*67 hypotheses"):
+    with pytest.raises(BundleError, match="golden data has 67 hypotheses, the manifest lists 335"):
         reader.load(with_files(opened, shorter.files(), golden=toy_golden.contents()))

@@ -9,14 +9,15 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: a device needs none")
 
+import onnx
 import torch
-from label_task import GRAPH, LABELS, VOCABULARY, GoldenLabels, LabelTask
+from label_task import GRAPH, LABELS, VOCABULARY, LabelTask
 
 import edge_attn
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.manifest import FORMAT, Manifest
 from edge_attn.bundle.writer import update_bundle
-from edge_attn.errors import BundleError, InputError, ParityError
+from edge_attn.errors import BundleError, ParityError
 from edge_attn.export.pipeline import export_graphs
 from edge_attn.models.graphs import Graph
 from edge_attn.models.layers.pooling import Pooling
@@ -112,8 +113,29 @@ def test_other_labels_fail_verification(bundle):
 def test_golden_data_of_another_model_is_refused(bundle):
     logits = LabelTask().load_golden(Bundle.open(bundle)).logits
     replace_golden(bundle, logits=logits[:, :2])
-    with pytest.raises(InputError, match="another model"):
+    with pytest.raises(BundleError, match=r"the array logits is <f4 \(7, 2\)"):
         verify(bundle)
+
+
+def test_golden_data_that_was_cut_down_is_refused(bundle):
+    golden = LabelTask().load_golden(Bundle.open(bundle))
+    replace_golden(bundle, lines=golden.lines[:1], labels=golden.labels[:1], logits=golden.logits[:1])
+    with pytest.raises(BundleError, match="golden data has 1 lines, the manifest lists 7"):
+        verify(bundle)
+
+
+def test_row_that_no_line_reads_fails_verification(bundle):
+    def scale(opened):
+        model = onnx.load_model_from_string(opened.read("graphs/classifier.onnx"))
+        table = next(tensor for tensor in model.graph.initializer if tensor.dims[0] == VOCABULARY)
+        values = onnx.numpy_helper.to_array(table).copy()
+        values[ord("~")] *= 2
+        table.CopyFrom(onnx.numpy_helper.from_array(values, table.name))
+        return opened.manifest, {**opened.files(), "graphs/classifier.onnx": model.SerializeToString()}
+
+    update_bundle(bundle, scale)
+    failed = [measured for level in verify(bundle).levels for measured in level.measurements if not measured.ok]
+    assert [(measured.name, measured.where) for measured in failed] == [("probe logits", f"token id {ord('~')}")]
 
 
 def test_bundle_without_the_graph_is_refused(bundle, toy_bundle, tmp_path):
@@ -125,7 +147,7 @@ def test_bundle_without_the_graph_is_refused(bundle, toy_bundle, tmp_path):
 def test_export_of_differing_results_writes_nothing(tmp_path, monkeypatch):
     def record(task, bundle, references, inputs):
         golden = original(task, bundle, references, inputs)
-        return GoldenLabels(golden.lines, golden.labels, golden.logits + 1)
+        return dataclasses.replace(golden, logits=golden.logits + 1)
 
     original = LabelTask.record
     monkeypatch.setattr(LabelTask, "record", record)
