@@ -18,6 +18,8 @@ from edge_attn.spec import GraphSpec, TensorSpec
 FORMAT = 4
 """Format number. Format 1 had no targets, format 2 the task name seq2seq, format 3 golden data of sentences only; all
 of them still load."""
+TASK_NAMES_FORMAT = 3
+"""First format with the present names of tasks, and oldest one that is written."""
 COMPLETE_GOLDEN_FORMAT = 4
 """First format whose golden data covers every entry of every table, and whose manifest records its contents."""
 MANIFEST = "bundle.json"

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest, Target
+from edge_attn.bundle.manifest import TASK_NAMES_FORMAT, FileEntry, Manifest, Target
 from edge_attn.bundle.writer import check_output, update_bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.validation import read_toml
@@ -153,7 +153,8 @@ def _with_target(
         raise BundleError(f"{opened.path} was replaced while it was optimized; run the command again")
     other = {name: data for name, data in now.files().items() if not name.startswith(f"targets/{target.name}/")}
     targets = {**now.manifest.targets, target.name: target}
-    return dataclasses.replace(now.manifest, format=FORMAT, targets=targets), {**other, **files}
+    written = max(now.manifest.format, TASK_NAMES_FORMAT)  # golden data stays as complete as it was
+    return dataclasses.replace(now.manifest, format=written, targets=targets), {**other, **files}
 
 
 def _cwd_inside(folder: Path) -> bool:

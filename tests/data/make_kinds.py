@@ -108,7 +108,8 @@ def write(checkpoint: Path, out: Path, sentences: list[str]) -> None:
         proto, _ = graph_model(name, graph, graph.spec, half=True)
         files[graph.spec.file], specs[name] = proto.SerializeToString(deterministic=True), graph.spec
     chosen = sorted(sentences, key=len)[:: len(sentences) // (SENTENCES - 1)]
-    files.update(record_translation(ModelReferences(model, CANDIDATES), text, chosen, MAX_TOKENS).files())
+    golden = record_translation(ModelReferences(model, CANDIDATES), text, chosen, MAX_TOKENS)
+    files.update(golden.files())
     manifest = Manifest(
         FORMAT,
         config.model.family,
@@ -117,6 +118,7 @@ def write(checkpoint: Path, out: Path, sentences: list[str]) -> None:
         specs,
         MAX_TOKENS,
         files={f: FileEntry("", 0) for f in files},
+        golden=golden.contents(),
     )
     write_bundle(out, manifest, files, force=True)
 

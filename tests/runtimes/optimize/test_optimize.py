@@ -15,7 +15,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed, and torch is n
 from optimize_cases import change_graph, run_optimize
 
 from edge_attn.bundle.bundle import Bundle
-from edge_attn.bundle.manifest import FORMAT
+from edge_attn.bundle.manifest import TASK_NAMES_FORMAT
 from edge_attn.bundle.writer import write_bundle
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.errors import NotTestedError
@@ -69,7 +69,7 @@ def test_target_is_written_and_the_rest_stays(toy, toy_bundle, target, precision
     [line] = [line for line in run_optimize(toy, target, precision) if "MB" in line]
     before, after = Bundle.open(toy_bundle), Bundle.open(toy)
     written = after.target(target, precision)
-    assert after.manifest.format == FORMAT
+    assert after.manifest.format == TASK_NAMES_FORMAT
     assert {name: after.read(name) for name in before.files()} == before.files()
     assert dataclasses.replace(after.manifest, format=1, targets={}, files=before.manifest.files) == before.manifest
     assert (written.target, written.precision, written.name) == (target, precision, f"{target}-{precision}")
