@@ -16,8 +16,8 @@ from torch import nn
 from edge_attn import __version__
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.bundle.export_inputs import check_inputs
-from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
-from edge_attn.bundle.writer import write_bundle
+from edge_attn.bundle.manifest import FORMAT, Manifest
+from edge_attn.bundle.writer import list_files, write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples
 from edge_attn.errors import ParityError
 from edge_attn.export import checks
@@ -152,7 +152,7 @@ def export_graphs(
     stage(f"run the reference, {len(inputs)} sentences")
     golden = task.record(Bundle(out, manifest, files), references, inputs)
     files.update(golden.files())
-    manifest = dataclasses.replace(manifest, files={name: FileEntry("", 0) for name in files}, golden=golden.contents())
+    manifest = list_files(out, dataclasses.replace(manifest, golden=golden.contents()), files)
     stage("verify")
     report = resolve("verb", VERBS, "verify")(Bundle(out, manifest, files), overrides=overrides)
     if report.verdict != "holds":
@@ -167,7 +167,7 @@ def _failures(levels: Sequence[LevelResult]) -> str:
     if not failed:
         return "; ".join(f"{level.name} {level.status} {level.reason}".strip() for level in levels)
     first = failed[0]
-    place = f" (sentence {first.sentence}, {first.place})" if first.place else ""
+    place = f" ({first.where})" if first.where else ""
     return (
         f"{first.level} {first.name} is {first.value:.3g}, at most {first.bound:.3g} is allowed{place}; "
         f"{len(failed) - 1} other figures fail; "

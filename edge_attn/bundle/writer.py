@@ -37,7 +37,7 @@ def write_bundle(path: Path, manifest: Manifest, files: Mapping[str, bytes], for
         ConfigError: a file name leaves the bundle.
     """
     check_output(path, force)
-    manifest = _list_files(path, manifest, files)
+    manifest = list_files(path, manifest, files)
     with _lock(path) as real_path:
         check_output(path, force)  # another process may have written there meanwhile
         _write(real_path, manifest, files, path.suffix.lower() == ".zip")
@@ -55,7 +55,7 @@ def update_bundle(path: Path, change: Callable[[Bundle], tuple[Manifest, Mapping
     """
     with _lock(path) as real_path:
         manifest, files = change(Bundle.open(real_path))
-        manifest = _list_files(path, manifest, files)
+        manifest = list_files(path, manifest, files)
         _write(real_path, manifest, files, real_path.is_file())
     return manifest
 
@@ -75,7 +75,7 @@ def _lock(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _list_files(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+def list_files(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
     """Return the manifest with the hash and size of each of `files`.
 
     Raises:

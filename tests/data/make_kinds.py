@@ -15,7 +15,7 @@ from pathlib import Path
 
 from make_toy import pairs, write_pairs
 
-from edge_attn.bundle.manifest import FORMAT, FileEntry, Manifest
+from edge_attn.bundle.manifest import FORMAT, Manifest
 from edge_attn.bundle.writer import write_bundle
 from edge_attn.checkpoint import load
 from edge_attn.export.pipeline import graph_model
@@ -117,7 +117,6 @@ def write(checkpoint: Path, out: Path, sentences: list[str]) -> None:
         "fp32",
         specs,
         MAX_TOKENS,
-        files={f: FileEntry("", 0) for f in files},
         golden=golden.contents(),
     )
     write_bundle(out, manifest, files, force=True)
