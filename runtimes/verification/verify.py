@@ -100,15 +100,15 @@ def _check_same_graphs(bundle: Bundle, graphs: Mapping[str, GraphSpec], referenc
         for tensor in sorted(actual.keys() | expected.keys()):
             if actual.get(tensor) != expected.get(tensor):
                 raise InputError(
-                    f"{reference} is of another model than {bundle.path}: {name} has {_show(actual.get(tensor))}, the "
-                    f"bundle {_show(expected.get(tensor))}"
+                    f"{reference} is of another model than {bundle.path}: its {name} has "
+                    f"{_show(actual.get(tensor), tensor)}, that of the bundle {_show(expected.get(tensor), tensor)}"
                 )
 
 
-def _show(tensor: TensorSpec | None) -> str:
+def _show(tensor: TensorSpec | None, name: str) -> str:
     if tensor is None:
-        return "no such input or output"
-    return f"{tensor}{f' in {tensor.values[0]} to {tensor.values[1]}' if tensor.values else ''}"
+        return f"no {name}"
+    return f"{tensor}{f' of {tensor.values[0]} to {tensor.values[1]}' if tensor.values else ''}"
 
 
 def task_of(bundle: Bundle) -> Task:
