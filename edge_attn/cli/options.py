@@ -162,10 +162,35 @@ def runtime_options(command: Any) -> Any:
 
 separator_option = click.option("--separator", default="\t", help="Text between source and target.  [default: a tab]")
 
+on_error_option = click.option(
+    "--on-error",
+    type=Choice(["stop", "skip"]),
+    help="At a line that cannot be read: stop, or skip it with a warning and an empty line of output.  [default: stop; "
+    "of standard input, skip, and exit code 4 at the end]",
+)
+
+
+def _columns(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the two numbers of `--columns`."""
+    numbers = value.split(",") if value else []
+    if value is not None and (len(numbers) != 2 or not all(n.strip().isdecimal() and int(n) > 0 for n in numbers)):
+        raise click.BadParameter(f"{value!r} is not two column numbers, as 1,2", ctx, parameter)
+    return tuple(map(int, numbers))
+
+
+columns_option = click.option(
+    "--columns",
+    callback=_columns,
+    metavar="SOURCE,TARGET",
+    help="Columns of source and target.  [default: 1,2 of lines with two columns, or with three]",
+)
+
 
 def pair_options(command: Any) -> Any:
     """Add the arguments and options of a command that reads pairs of sentences and writes one line for each."""
     for option in (
+        on_error_option,
+        columns_option,
         separator_option,
         click.option("-o", "--output", type=PATH, help="Output file.  [default: standard output]"),
         click.argument("corpus", metavar="TSV", type=PATH),

@@ -9,8 +9,10 @@ import click
 from edge_attn.cli.options import (
     PATH,
     Choice,
+    columns_option,
     echo_result,
     json_option,
+    on_error_option,
     pair_options,
     runtime_options,
     search_options,
@@ -46,6 +48,7 @@ from edge_attn.registry import VERBS, resolve
 @click.option(
     "--phrase-table", type=PATH, help="With --replace-unknown: file of replacements, one source<TAB>target per line."
 )
+@on_error_option
 @runtime_options
 def translate(**arguments: Any) -> None:
     """Translate each SENTENCE, or the lines of a file or of standard input, in order.
@@ -92,6 +95,7 @@ def align(**arguments: Any) -> None:
 @click.argument("corpus", metavar="TSV", type=PATH)
 @search_options
 @separator_option
+@columns_option
 @click.option("--by-length", is_flag=True, help="Score by source length; small bins are filled with joined neighbors.")
 @click.option(
     "--references",

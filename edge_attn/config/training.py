@@ -22,20 +22,30 @@ LARGEST_VOCABULARY = 1 << 24
 class DataConfig:
     """Table `data`: files of sentence pairs."""
 
-    train: str
-    """File of pairs, one a line, `source<separator>target`, or its .gz. Relative to `--data` or the TOML file."""
-    valid: str = ""
-    """File of pairs for early stopping. Empty: the last `holdout` lines of `train`."""
+    train: str | tuple[str, ...]
+    """File of pairs, one a line, `source<separator>target`, or two parallel files, as ["train.de", "train.en"]. Each
+    can be compressed (.gz). Relative to `--data` or the TOML file."""
+    valid: str | tuple[str, ...] = ""
+    """File of pairs for early stopping, or two files, as `train`. Empty: the last `holdout` lines of `train`."""
     holdout: int = 0
     """Number of last lines of `train` to validate with instead of `valid`."""
     separator: str = "\t"
     """Separator of source and target in a line."""
+    columns: tuple[int, ...] = ()
+    """Numbers of the columns of source and target in a file of pairs, as [1, 2]. Empty: a line has two columns, or each
+    has three, of which the first two are read."""
     max_tokens: int = 100
     """Maximum tokens of each side of a training pair. Longer pairs are left out."""
 
     def __post_init__(self) -> None:
         if not self.separator:
             raise ConfigError("separator must not be empty")
+        for name in ("train", "valid"):
+            files = getattr(self, name)
+            if not isinstance(files, str) and (len(files) != 2 or not all(files)):
+                raise ConfigError(f"{name} must be one file of pairs or two parallel files, got {len(files)}")
+        if self.columns and (len(self.columns) != 2 or min(self.columns) < 1):
+            raise ConfigError(f"columns must be two numbers of at least 1, got {list(self.columns)}")
         at_least("holdout", self.holdout, 0)
         if bool(self.valid) == bool(self.holdout):
             raise ConfigError("set either valid or holdout (a number of lines of train), and not both")

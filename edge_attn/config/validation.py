@@ -74,7 +74,7 @@ def read_tables(path: Path) -> dict[str, Any]:
     """
     check_kind(path, "a TOML file", (CONFIGURATION,))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # a number with too many digits is no TOMLDecodeError
@@ -184,7 +184,10 @@ def convert(expected: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return convert(next(a for a in typing.get_args(expected) if a is not type(None)), value, where)
+        members = [a for a in typing.get_args(expected) if a is not type(None)]
+        is_list = isinstance(value, list | tuple)
+        fitting = [a for a in members if (typing.get_origin(a) in (tuple, list)) == is_list]
+        return convert((fitting or members)[0], value, where)
     if expected is Any:
         return value
     if expected is float and isinstance(value, int) and not isinstance(value, bool):

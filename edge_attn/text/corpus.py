@@ -1,78 +1,135 @@
-"""Text files, one sentence or one pair of sentences a line, and the rules for their lines."""
+"""Corpora: files of sentences, or of pairs of sentences, one a line or in two parallel files."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from edge_attn.errors import InputError, UsageError
 from edge_attn.path_kind import CONFIGURATION, GZIP, SENTENCEPIECE, check_kind
+from edge_attn.progress import logger
+from edge_attn.text.lines import STANDARD_STREAM, scan_lines
 
 T = TypeVar("T")
-
-LONGEST_LINE = 1 << 20
-"""Maximum length of a line in bytes. A longer line is no sentence, and reading it would take unbounded memory."""
+Pair = tuple[str, str]
 
 
-def decode_line(raw: bytes, where: str, is_first: bool) -> str:
-    """Decode one line, without its line feed and carriage returns.
+def read_pairs(path: Path, separator: str = "\t", columns: Sequence[int] = ()) -> list[Pair]:
+    """Return the (source, target) pairs of a file. Raises the errors of `iter_pairs`."""
+    return [pair for pair in iter_pairs(path, separator, columns) if pair is not None]
 
-    Args:
-        raw: the line with or without its line feed, or at least the first LONGEST_LINE + 1 bytes of a longer one.
-        where: the line's name in error messages, as "pairs.tsv, line 3".
-        is_first: whether this is the first line of its file, where a byte order mark is removed.
+
+def read_corpus(
+    folder: Path, files: str | Sequence[str], separator: str = "\t", columns: Sequence[int] = ()
+) -> list[Pair]:
+    """Return the pairs of one file, or of two parallel files. Raises the errors of `iter_pairs` and `read_parallel`."""
+    if isinstance(files, str):
+        return read_pairs(folder / files, separator, columns)
+    source, target = files
+    return read_parallel(folder / source, folder / target)
+
+
+def check_corpus(folder: Path, files: str | Sequence[str], separator: str, columns: Sequence[int]) -> None:
+    """Check that one file begins with a pair, or that each of two parallel files begins with text.
 
     Raises:
-        InputError: the line is too long, not UTF-8, or contains a NUL byte.
+        InputError: a file is missing or of another kind, or the first line is no pair.
+        UsageError: the separator is empty, or `columns` are not two numbers of at least 1.
     """
-    raw = raw.removesuffix(b"\n").rstrip(b"\r")
-    if len(raw) > LONGEST_LINE:
-        raise InputError(f"{where}: more than {LONGEST_LINE} bytes; put one sentence or one pair on a line")
-    try:
-        line = raw.decode("utf-8-sig" if is_first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 at byte {error.start + 1}; convert the text to UTF-8") from error
-    if "\0" in line:
-        raise InputError(f"{where}: contains a NUL byte; the input is not text")
-    return line
+    if isinstance(files, str):
+        next(pair for pair in iter_pairs(folder / files, separator, columns) if pair)
+        return
+    for name in files:
+        next(_parse_lines(folder / name, lambda line, _: line), None)
 
 
-def read_pairs(path: Path, separator: str = "\t") -> list[tuple[str, str]]:
-    """Return the (source, target) pairs of a file. Raises the errors of `iter_pairs`."""
-    return [pair for pair in iter_pairs(path, separator) if pair is not None]
+def read_parallel(source: Path, target: Path) -> list[Pair]:
+    """Return the pairs of two files, whose lines of the same number are a pair.
+
+    Raises:
+        InputError: a file is missing, damaged or empty, a line breaks the rules of `decode_line`, or one file has more
+            lines than the other.
+    """
+    pairs = []
+    sides = [_parse_lines(path, lambda line, _: line.strip()) for path in (source, target)]
+    for number, (left, right) in enumerate(itertools.zip_longest(*sides), 1):
+        if left is None or right is None:
+            longer, shorter = (source, target) if right is None else (target, source)
+            raise InputError(f"{longer} has more lines than {shorter}, which has {number - 1}; they must be parallel")
+        if left or right:
+            pairs.append((left, right))
+    if not pairs:
+        raise InputError(f"{source} is empty: expected one sentence a line")
+    return pairs
 
 
-def iter_pairs(path: Path, separator: str = "\t") -> Iterator[tuple[str, str] | None]:
-    """Yield (source, target) of each line, or None for an empty line, in bounded memory. A .gz file is decompressed.
+def iter_pairs(path: Path, separator: str = "\t", columns: Sequence[int] = ()) -> Iterator[Pair | None]:
+    """Yield (source, target) of each line, or None for an empty line, in bounded memory.
+
+    Args:
+        path: the file, plain or compressed by gzip; `-` is standard input.
+        separator: text between two columns.
+        columns: numbers of the columns of source and target, counted from 1. Empty: a line has two columns, or each
+            has three, of which the first two are read.
 
     Raises:
         InputError: the file is missing, is a damaged .gz or has no pair, or a line breaks the rules of `decode_line` or
-            has not two columns. The message contains the line number.
-        UsageError: the separator is empty.
+            lacks a column. The message contains the line number.
+        UsageError: the separator is empty, or `columns` are not two numbers of at least 1.
     """
-    if not separator:
-        raise UsageError("`separator` must not be empty")
+    for pair in scan_pairs(path, separator, columns, stop=True):
+        assert not isinstance(pair, InputError)  # with `stop` it is raised
+        yield pair
 
-    def split(line: str, where: str) -> tuple[str, str] | None:
-        if not line:
-            return None
-        columns = line.split(separator)
-        if len(columns) != 2:
-            raise InputError(
-                f"{where}: expected source and target with one {separator!r} between them, "
-                f"got {len(columns)} column{'s' if len(columns) != 1 else ''}"
-            )
-        return columns[0].strip(), columns[1].strip()
 
+def scan_pairs(path: Path, separator: str, columns: Sequence[int], stop: bool) -> Iterator[Pair | InputError | None]:
+    """Yield what `iter_pairs` yields and, unless `stop`, the error of each line that is no pair instead of raising."""
+    split = _PairSplitter(path, separator, columns)
+    check_text_file(path)
     empty = True
-    for pair in _parse_lines(path, split):
+    for pair in scan_lines(path, split, stop):
         empty = empty and pair is None
         yield pair
     if empty:
         raise InputError(f"{path} is empty: expected one pair a line")
+
+
+class _PairSplitter:
+    """Function of a line that returns its pair, and reports a third column that is not read once."""
+
+    def __init__(self, path: Path, separator: str, columns: Sequence[int]) -> None:
+        if not separator:
+            raise UsageError("`separator` must not be empty")
+        if columns and (len(columns) != 2 or min(columns) < 1):
+            raise UsageError(f"`columns` must be two numbers of at least 1, got {', '.join(map(str, columns))}")
+        self._path, self._separator, self._columns = path, separator, tuple(columns)
+        self._expected = 0  # columns of each line; 0 before the first line
+
+    def __call__(self, line: str, where: str) -> Pair | None:
+        if not line:
+            return None
+        cells = line.split(self._separator)
+        if self._columns:
+            source, target = self._columns
+            if len(cells) < max(self._columns):
+                raise InputError(f"{where}: expected at least {max(self._columns)} columns, got {len(cells)}")
+            return cells[source - 1].strip(), cells[target - 1].strip()
+        if len(cells) != (self._expected or len(cells)) or len(cells) not in (2, 3):
+            raise InputError(
+                f"{where}: expected source and target with one {self._separator!r} between them, "
+                f"got {len(cells)} column{'s' if len(cells) != 1 else ''}" + self._hint(len(cells))
+            )
+        if not self._expected and len(cells) == 3:
+            logger.warning("%s has three columns; the first two are read (choose others by columns)", self._path)
+        self._expected = len(cells)
+        return cells[0].strip(), cells[1].strip()
+
+    def _hint(self, cells: int) -> str:
+        if self._expected and self._expected != cells > 1:
+            return f", and the lines before it have {self._expected}; choose two by columns"
+        return "; choose two by columns" if cells > 3 else ""
 
 
 def read_sentences(path: Path) -> tuple[str, ...]:
@@ -93,7 +150,9 @@ def check_text_file(path: Path) -> None:
     Raises:
         InputError: it cannot be read, or is of a known kind other than text.
     """
-    check_kind(path, "a text file", (GZIP,) if path.suffix == ".gz" else (CONFIGURATION, SENTENCEPIECE))
+    if path == STANDARD_STREAM:
+        return
+    check_kind(path, "a text file", (GZIP, CONFIGURATION, SENTENCEPIECE))
     try:
         if path.is_dir() or not path.exists():  # a named pipe is not opened: its writer would end
             path.open("rb").close()
@@ -102,21 +161,8 @@ def check_text_file(path: Path) -> None:
 
 
 def _parse_lines(path: Path, parse: Callable[[str, str], T]) -> Iterator[T]:
-    """Yield `parse(line, where)` for each line of a file, decompressed if its name ends in .gz."""
+    """Yield `parse(line, where)` for each line of a file."""
     check_text_file(path)
-    is_compressed = path.suffix == ".gz"
-    try:
-        with gzip.open(path, "rb") if is_compressed else path.open("rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
-                where = f"{path}, line {number}"
-                try:
-                    result = parse(decode_line(raw, where, number == 1), where)
-                except InputError:
-                    # a damaged .gz can decompress to wrong lines; the checksum at its end reveals the damage
-                    while is_compressed and file.read(1 << 16):
-                        pass
-                    raise
-                yield result
-    except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path} cannot be read: {reason}") from error
+    for result in scan_lines(path, parse):
+        assert not isinstance(result, InputError)  # with `stop` it is raised
+        yield result

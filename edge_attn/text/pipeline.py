@@ -72,6 +72,9 @@ class Text:
 def encode_truncated(text: Text, sentence: str, max_source: int) -> tuple[list[int], bool]:
     """Return the source ids of a sentence, with eos, and whether it was truncated to `max_source` ids."""
     ids = text.encode_source(sentence)
-    if len(ids) <= max_source:
-        return ids, False
-    return [*ids[: max_source - 1], EOS], True
+    return truncate(ids, max_source), len(ids) > max_source
+
+
+def truncate(ids: list[int], max_source: int) -> list[int]:
+    """Return the ids of a source, which ends with eos, truncated to `max_source` ids with eos."""
+    return ids if len(ids) <= max_source else [*ids[: max_source - 1], EOS]

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from edge_attn.config.training import TextConfig
 from edge_attn.errors import InputError
+from edge_attn.text.model_proto import check_model
 from edge_attn.text.rules import TextRules
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
@@ -93,6 +94,7 @@ class SentencePieceTokenizer:
         self._data, self.rules = data, rules
         if not data:
             raise InputError(f"{name} is not a SentencePiece model: it is empty")
+        check_model(data, name)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError as error:

@@ -10,7 +10,7 @@ from edge_attn.config.checkpoint import CONFIG, load_config
 from edge_attn.config.training import Config, read_config
 from edge_attn.errors import CheckpointError
 from edge_attn.storage.atomic import leftovers
-from edge_attn.text.corpus import iter_pairs
+from edge_attn.text.corpus import check_corpus
 
 FORMER_PARTIAL = f".{CONFIG}.partial"
 """Name of the unfinished configuration in 0.1.0."""
@@ -33,8 +33,8 @@ def check_inputs(
         CheckpointError: `out` contains something else, or a run of another configuration; `init` is no checkpoint.
     """
     config = read_config(config_path, settings)
-    for name in filter(None, (config.data.train, config.data.valid)):
-        next(pair for pair in iter_pairs((data or config_path.parent) / name, config.data.separator) if pair)
+    for files in filter(None, (config.data.train, config.data.valid)):
+        check_corpus(data or config_path.parent, files, config.data.separator, config.data.columns)
     existing_run(config, out)
     if init is not None:
         load_config(init)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from edge_attn import checkpoint
 from edge_attn.config.training import Config, DataConfig
 from edge_attn.errors import ConfigError, InputError, UsageError
-from edge_attn.text.corpus import read_pairs
+from edge_attn.text.corpus import read_corpus
 from edge_attn.text.pipeline import Text
 from edge_attn.training.data import Pairs, choose_samples
 from edge_attn.training.device import choose_device, describe
@@ -98,7 +98,8 @@ def train(
             journal.print(_describe_end(out, trainer))
 
 
-def _describe_pairs(name: object, pairs: Sequence[tuple[str, str]], encoded: Pairs, limit: int) -> str:
+def _describe_pairs(files: str | Sequence[str], pairs: Sequence[tuple[str, str]], encoded: Pairs, limit: int) -> str:
+    name = files if isinstance(files, str) else " and ".join(files)
     omitted = len(pairs) - len(encoded.source)
     reason = f", {omitted:,} left out (more than {limit} tokens on a side)" if omitted else ""
     return f"{name}: {len(pairs):,} pairs{reason}"
@@ -151,11 +152,12 @@ def _processes(device: torch.device) -> Iterator[tuple[int, int]]:
 
 
 def _read(config: DataConfig, folder: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    pairs = read_pairs(folder / config.train, config.separator)
+    pairs = read_corpus(folder, config.train, config.separator, config.columns)
     if config.valid:
-        return pairs, read_pairs(folder / config.valid, config.separator)
+        return pairs, read_corpus(folder, config.valid, config.separator, config.columns)
     if config.holdout >= len(pairs):
-        raise InputError(f"{folder / config.train} has {len(pairs)} pairs, data.holdout is {config.holdout}")
+        name = config.train if isinstance(config.train, str) else config.train[0]
+        raise InputError(f"{folder / name} has {len(pairs)} pairs, data.holdout is {config.holdout}")
     return pairs[: -config.holdout], pairs[-config.holdout :]
 
 

@@ -6,13 +6,16 @@ of them, as in `edge-attn score`. For the model's own translations, `translate` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.runtimes.commands.arguments import check_model_and_corpus, open_model
+from edge_attn.runtimes.commands.bad_lines import BadLines
 from edge_attn.runtimes.commands.line_io import open_output
-from edge_attn.runtimes.commands.score import ScoredLine, score_lines
+from edge_attn.runtimes.commands.score import ScoredLine, UnscoredLine, score_lines
 from edge_attn.runtimes.tasks.alignment import check_attention
+from edge_attn.text.lines import STANDARD_STREAM
 
 DIGITS = 6
 """Decimal places of a weight in jsonl."""
@@ -26,6 +29,8 @@ def align(
     separator: str = "\t",
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
+    columns: Sequence[int] = (),
+    on_error: str | None = None,
 ) -> None:
     """Align each pair of `corpus`, in order.
 
@@ -39,6 +44,8 @@ def align(
         separator: text between source and target.
         runtime: runtime of a bundle.
         options: options of the runtime.
+        columns: columns of source and target, as for `iter_pairs`.
+        on_error: `stop` or `skip` at a line that is not a pair; None is the default of `BadLines`.
 
     Raises:
         UsageError: the model has no attention.
@@ -48,18 +55,20 @@ def align(
     translator = open_model(bundle, runtime, options)
     check_attention(translator.runtime, "align")
     format_line = _pharaoh_line if format == "pharaoh" else _json_line
+    bad_lines = BadLines(on_error, is_stream=corpus == STANDARD_STREAM)
     with open_output(output) as writer:
-        for line in score_lines(translator, corpus, separator, alignments=True):
+        for line in score_lines(translator, corpus, separator, columns, bad_lines, alignments=True):
             writer.write(format_line(line))
+    bad_lines.raise_errors()
 
 
-def _pharaoh_line(line: ScoredLine | None) -> str:
-    return "\n" if line is None else line.score.pharaoh() + "\n"
+def _pharaoh_line(line: ScoredLine | UnscoredLine) -> str:
+    return "\n" if isinstance(line, UnscoredLine) else line.score.pharaoh() + "\n"
 
 
-def _json_line(line: ScoredLine | None) -> str:
-    if line is None:
-        return ""
+def _json_line(line: ScoredLine | UnscoredLine) -> str:
+    if isinstance(line, UnscoredLine):
+        return line.json()
     score = line.score
     assert score.alignment is not None  # check_attention passed, and score_lines computes alignments
     weights = score.alignment.astype(float).round(DIGITS).tolist()

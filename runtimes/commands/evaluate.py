@@ -50,6 +50,7 @@ def evaluate(
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
     references: str = "first",
+    columns: Sequence[int] = (),
 ) -> EvaluationReport:
     """Score `model` on the distinct sources of `corpus`.
 
@@ -66,6 +67,7 @@ def evaluate(
         runtime: runtime of a bundle.
         options: options of the runtime.
         references: `first` scores with the first reference of each source, `all` with all of them.
+        columns: columns of source and target, as for `iter_pairs`.
 
     Raises:
         InputError: a model is missing, a line of the corpus is not a pair, or the picture cannot be written.
@@ -84,7 +86,7 @@ def evaluate(
     for path in models:
         check_model(path)
     metrics = _metrics()
-    corpus_references = _read_references(corpus, separator, limit)
+    corpus_references = _read_references(corpus, separator, columns, limit)
     by_length = by_length or picture is not None
     hypotheses: list[list[str]] = []
     evaluations = []
@@ -106,10 +108,10 @@ def evaluate(
     return EvaluationReport(tuple(evaluations))
 
 
-def _read_references(corpus: Path, separator: str, limit: int | None) -> References:
+def _read_references(corpus: Path, separator: str, columns: Sequence[int], limit: int | None) -> References:
     """Return the references of each distinct source, in the order of the file, each of them once."""
     references: dict[str, dict[str, None]] = {}
-    for source, target in read_pairs(corpus, separator):
+    for source, target in read_pairs(corpus, separator, columns):
         references.setdefault(source, {})[target] = None
     return {source: tuple(targets) for source, targets in itertools.islice(references.items(), limit)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 from edge_attn import progress
 from edge_attn.bundle.output_file import is_stream, open_output_file, output_errors
 from edge_attn.errors import InputError
-from edge_attn.text.corpus import LONGEST_LINE, decode_line
+from edge_attn.text.lines import LONGEST_LINE, STANDARD_STREAM, decode_line, decompressed, reading
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def line_bar(path: Path | None, hidden: bool = False) -> Any:
 
 def _count_lines(path: Path) -> int | None:
     """Return the number of lines of a file, or None where it is a stream or cannot be read."""
-    if is_stream(path):
+    if path == STANDARD_STREAM or is_stream(path):
         return None
     count, last = 0, b"\n"
     try:
@@ -70,26 +71,6 @@ def warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def open_input(path: Path | None) -> Iterator[BinaryIO]:
-    """Open a file, or standard input, for reading.
-
-    Raises:
-        InputError: the file cannot be read, or standard input is closed.
-    """
-    if path is None:
-        if sys.stdin is None:
-            raise InputError("standard input is closed; give a file with --input")
-        yield sys.stdin.buffer
-        return
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    with file:
-        yield file
-
-
-@contextlib.contextmanager
 def open_sentences(sentences: Sequence[str]) -> Iterator[BinaryIO]:
     """Open sentences of the command line as a file, so that the rules for lines apply to them too."""
     with tempfile.TemporaryFile() as file:
@@ -98,29 +79,48 @@ def open_sentences(sentences: Sequence[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_windows(source: BinaryIO) -> Iterator[list[str]]:
+def read_windows(source: BinaryIO, name: str = "the input", stop: bool = True) -> Iterator[list[str | InputError]]:
     """Yield lists of at most WINDOW lines.
 
     A list is yielded before a read that would wait for more input, so that an interactive user gets an answer at once.
 
+    Args:
+        source: the input, plain or compressed by gzip.
+        name: its name in error messages.
+        stop: raise the error of a line that breaks the rules of `decode_line`, after the lines before it are yielded.
+            Otherwise the error stands in the list in place of the line.
+
     Raises:
-        InputError: a line breaks the rules of `decode_line`. The lines before it are yielded first.
+        InputError: a bad line, or a damaged .gz. The lines before it are yielded first.
     """
     number, rest, at_end = 0, b"", False
-    lines: list[str] = []
+    lines: list[str | InputError] = []
+    file: io.BufferedIOBase | None = None
     while not at_end:
-        chunk = os.read(source.fileno(), CHUNK)
+        try:
+            with reading(name):
+                file = file or decompressed(source, name)
+                chunk = file.read1(CHUNK)
+        except InputError:
+            yield lines
+            raise
         at_end = not chunk
         *complete, rest = (rest + chunk).split(b"\n")
-        if len(rest) > LONGEST_LINE or (at_end and rest):
+        if at_end and rest:
             complete, rest = [*complete, rest], b""
+        if len(rest) > LONGEST_LINE:
+            if stop:  # an error before its end, which may never arrive
+                complete = [*complete, rest]
+            rest = rest[: LONGEST_LINE + 1]
         for raw in complete:
             number += 1
             try:
-                lines.append(decode_line(raw, f"line {number}", number == 1))
-            except InputError:
-                yield lines
-                raise
+                lines.append(decode_line(raw, f"line {number}"))
+            except InputError as error:
+                if stop:
+                    yield lines
+                    raise
+                lines.append(error)
             if len(lines) == WINDOW:
                 yield lines
                 lines = []
@@ -170,14 +170,14 @@ class TextWriter:
 
 @contextlib.contextmanager
 def open_output(path: Path | None) -> Iterator[TextWriter]:
-    """Open a file, or standard output, for writing.
+    """Open a file for writing; None and `-` are standard output.
 
     A file appears when the block ends without an error. A pipe or a device receives the text at once.
 
     Raises:
         InputError: the file cannot be written, is a bundle or a file of one, or standard output is closed.
     """
-    if path is None:
+    if path is None or path == STANDARD_STREAM:
         if sys.stdout is None:
             raise InputError("standard output is closed; give a file with --output")
         writer = TextWriter(sys.stdout, None)

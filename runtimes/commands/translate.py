@@ -7,18 +7,18 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from edge_attn.bundle.output_file import is_stream
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.commands.arguments import open_model
+from edge_attn.runtimes.commands.bad_lines import BadLines
 from edge_attn.runtimes.commands.line_io import (
     json_line,
     json_number,
     line_bar,
-    open_input,
     open_output,
     open_sentences,
     read_windows,
@@ -27,7 +27,8 @@ from edge_attn.runtimes.commands.line_io import (
 from edge_attn.runtimes.tasks.alignment import check_attention
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
-from edge_attn.text.corpus import LONGEST_LINE, check_text_file, decode_line
+from edge_attn.text.corpus import check_text_file
+from edge_attn.text.lines import STANDARD_STREAM, open_binary, scan_lines
 
 
 def translate_file(
@@ -44,6 +45,7 @@ def translate_file(
     runtime: str = "ort-cpu",
     options: RuntimeOptions = DEFAULT,
     sentences: Sequence[str] = (),
+    on_error: str | None = None,
 ) -> int:
     """Translate lines, and return their number. Lines that have arrived are answered before more input is awaited.
 
@@ -62,19 +64,22 @@ def translate_file(
         runtime: runtime of a bundle.
         options: options of the runtime.
         sentences: lines to translate instead of those of `input`.
+        on_error: `stop` or `skip` at a line that is not text; None is the default of `BadLines`.
 
     Raises:
         InputError: a line is not text, a prefix contains an unknown token, or a file cannot be read or written. The
-            lines before it are answered first.
+            lines before it are answered first, and all others if bad lines are skipped.
         UsageError: an option does not fit the model, one file is both `output` and `alignments`, or there are both
             `sentences` and an `input`.
     """
+    input, output, alignments = (None if path == STANDARD_STREAM else path for path in (input, output, alignments))
     _check_distinct(output, alignments)
     if sentences and input is not None:
         raise UsageError("`input` and sentences exclude each other; remove one of them")
     for path in (input, prefix, phrase_table):
         if path is not None:
             check_text_file(path)
+    bad_lines = BadLines(on_error, is_stream=input is None and not sentences)
     translator = open_model(bundle, runtime, options)
     config = translator.validate_config(config or SearchConfig(), suppress)
     if alignments:
@@ -83,27 +88,33 @@ def translate_file(
     replacements = check_replacement(translator.runtime, replace_unknown, table)
     count = 0
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(open_sentences(sentences) if sentences else open_input(input))
+        source = stack.enter_context(open_sentences(sentences) if sentences else open_binary(input))
         prefixes = stack.enter_context(_open_prefixes(prefix, translator, config)) if prefix else None
         writer = stack.enter_context(open_output(output))
         alignment_writer = stack.enter_context(open_output(alignments)) if alignments else None
         aligned = alignment_writer is not None or format == "jsonl"
         shown = stack.enter_context(line_bar(input, hidden=source.isatty()))
-        for window in _translate_windows(translator, source, config, aligned, replacements, prefixes, shown):
+        lines = read_windows(source, str(input or "standard input"), bad_lines.stop)
+        for window in _translate_windows(translator, lines, config, aligned, replacements, prefixes, shown):
             for line, translation in window:
                 count += 1
-                _warn_about(translation, count, translator.max_source)
-                writer.write(_format(translation, line, count, config.returned, format))
+                if isinstance(line, InputError):
+                    bad_lines.report(line)
+                    writer.write(_format_error(line, count, config.returned, format))
+                else:
+                    _warn_about(translation, count)
+                    writer.write(_format(translation, line, count, config.returned, format))
                 if alignment_writer is not None:
                     alignment_writer.write(translation.pharaoh() + "\n")
             writer.flush()
         if prefixes is not None and _has_next(prefixes):
             raise InputError(f"{prefix} has more lines than the input, which has {count}")
+    bad_lines.raise_errors()
     return count
 
 
 def _check_distinct(output: Path | None, alignments: Path | None) -> None:
-    if output and alignments and output.resolve() == alignments.resolve() and not is_stream(output):
+    if alignments and output and output.resolve() == alignments.resolve() and not is_stream(output):
         raise UsageError(
             f"{output} cannot contain both the translations and the alignments; use another file for one of them"
         )
@@ -111,18 +122,18 @@ def _check_distinct(output: Path | None, alignments: Path | None) -> None:
 
 def _translate_windows(
     translator: Translator,
-    source: BinaryIO,
+    windows: Iterator[list[str | InputError]],
     config: SearchConfig,
     aligned: bool,
     replacements: Mapping[str, str] | None,
     prefixes: Iterator[list[int]] | None,
     shown: Any,
-) -> Iterator[list[tuple[str, Translation]]]:
-    """Yield lists of lines and their translations, as lines arrive.
+) -> Iterator[list[tuple[str | InputError, Translation]]]:
+    """Yield lists of lines and their translations, as lines arrive. That of a bad line is empty.
 
     Args:
         translator: the model.
-        source: input, one sentence per line.
+        windows: lists of lines, or of the errors of bad ones.
         config: search options.
         aligned: compute the attention weights too.
         replacements: replacements of unknown words; None leaves unknown words in the text.
@@ -133,13 +144,14 @@ def _translate_windows(
         InputError: a line is not text, or has no valid prefix. The lines before it are yielded first.
     """
     count = 0
-    for lines in read_windows(source):
+    for lines in windows:
         window_prefixes, error = (None, None) if prefixes is None else _take(prefixes, len(lines), count)
         if window_prefixes is not None:
             lines = lines[: len(window_prefixes)]
+        sentences = ["" if isinstance(line, InputError) else line for line in lines]
         translations: dict[int, Translation] = {}
         for i, translation in translator.translate_batches(
-            lines, config, aligned, phrase_table=replacements, prefixes=window_prefixes
+            sentences, config, aligned, phrase_table=replacements, prefixes=window_prefixes
         ):
             translations[i] = translation
             shown.update()
@@ -149,11 +161,14 @@ def _translate_windows(
             raise error
 
 
-def _warn_about(translation: Translation, number: int, max_source: int) -> None:
+def _warn_about(translation: Translation, number: int) -> None:
     if translation.cut:
-        warn(f"line {number} has more than {max_source} tokens; it was truncated before translation")
+        tokens = len(translation.source_tokens) - 1
+        warn(f"line {number}: only the first {tokens} of {translation.source_length} tokens were translated")
     if math.isnan(translation.score):
         warn(f"line {number} has no translation; the options exclude every token, or the model returns NaN")
+    elif not translation.finished:
+        warn(f"line {number}: translation stopped at {len(translation.tokens)} tokens (--max-length)")
 
 
 def _format(translation: Translation, line: str, number: int, n_best: int, format: str) -> str:
@@ -175,28 +190,37 @@ def _format(translation: Translation, line: str, number: int, n_best: int, forma
         return json_line({"line": number, "source": line, "source_tokens": tokens, "translations": translations})
     if format == "moses":  # counts lines from 0
         return "".join(
-            f"{number - 1} ||| {h.text} ||| LogProb= {h.log_prob:.6f} ||| {h.score:.6f}\n" for h in hypotheses
+            f"{number - 1} ||| {_on_one_line(h.text)} ||| LogProb= {h.log_prob:.6f} ||| {h.score:.6f}\n"
+            for h in hypotheses
         )
     missing = n_best - len(hypotheses)
-    return "".join(f"{h.text}\n" for h in hypotheses) + "\n" * missing
+    return "".join(f"{_on_one_line(h.text)}\n" for h in hypotheses) + "\n" * missing
+
+
+def _format_error(error: InputError, number: int, n_best: int, format: str) -> str:
+    """Return the output for a bad line: the error in jsonl, empty lines in a text, nothing in an n-best list."""
+    if format == "jsonl":
+        return json_line({"line": number, "source": None, "error": str(error), "translations": []})
+    return "" if format == "moses" else "\n" * n_best
+
+
+def _on_one_line(text: str) -> str:
+    """Return the text without line breaks and NUL, which a model with byte pieces can generate."""
+    return text.translate({ord(character): " " for character in "\n\r\0"})
 
 
 @contextlib.contextmanager
 def _open_prefixes(path: Path, translator: Translator, config: SearchConfig) -> Iterator[Iterator[list[int]]]:
     """Open a file of prefixes, and yield an iterator over the tokens of each line, which reads them on demand."""
-    with open_input(path) as file:
 
-        def tokens() -> Iterator[list[int]]:
-            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
-                where = f"{path}: line {number}"
-                line = decode_line(raw, where, number == 1)
-                try:
-                    prefix = translator.prefix(line, config)
-                except InputError as error:
-                    raise InputError(f"{where}: {error}") from error
-                yield prefix
+    def parse(line: str, where: str) -> list[int]:
+        try:
+            return translator.prefix(line, config)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
-        yield tokens()
+    with contextlib.closing(scan_lines(path, parse)) as lines:
+        yield (line for line in lines if not isinstance(line, InputError))  # a bad line is raised
 
 
 def _take(prefixes: Iterator[list[int]], count: int, line: int) -> tuple[list[list[int]], InputError | None]:

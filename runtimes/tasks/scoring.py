@@ -18,10 +18,13 @@ from edge_attn.errors import InputError
 from edge_attn.runtimes.tasks.alignment import pharaoh
 from edge_attn.runtimes.tasks.batching import BATCH_TOKENS, by_length
 from edge_attn.spec import Runtime
-from edge_attn.text.pipeline import Text, encode_truncated
+from edge_attn.text.pipeline import Text, truncate
 from edge_attn.text.tokenizers import EOS, UNK
 
 Pair = tuple[str, str]
+
+LONGEST_TARGET = 4096
+"""Maximum number of target tokens, each of which is a step of the decoder. A longer target is no sentence."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Score:
     """Number of target tokens that are not in the vocabulary; each is scored as the unknown token."""
     cut: bool = False
     """True if the source was longer than the model's maximum, so that only its beginning was read."""
+    source_length: int = 0
+    """Number of tokens of the whole source, without the end symbol."""
     alignment: np.ndarray | None = field(default=None, compare=False)
     """Attention weights (tokens + 1, source_tokens), with the end symbol's row and column; None without attention."""
 
@@ -82,19 +87,21 @@ def score_pairs(
         batch_tokens: maximum number of tokens in a batch, with padding.
 
     Raises:
-        InputError: a pair that is not two strings.
+        InputError: a pair that is not two strings, or a target of more than LONGEST_TARGET tokens.
     """
     sources: list[list[int]] = []
     targets: list[list[int]] = []
-    cut: list[bool] = []
+    lengths: list[int] = []
     for i, pair in enumerate(pairs):
         is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not is_pair or not all(isinstance(side, str) for side in pair):
             raise InputError(f"pair {i} must be (source, target), two strings, got {pair!r}")
-        source, was_cut = encode_truncated(text, pair[0], max_source)
-        sources.append(source)
-        targets.append(text.target.encode(pair[1]))
-        cut.append(was_cut)
+        source, target = text.encode_source(pair[0]), text.target.encode(pair[1])
+        if len(target) > LONGEST_TARGET:
+            raise InputError(f"pair {i}: the target has {len(target)} tokens, at most {LONGEST_TARGET} can be scored")
+        sources.append(truncate(source, max_source))
+        targets.append(target)
+        lengths.append(len(source) - 1)
     longer = {i: max(source, [*targets[i], EOS], key=len) for i, source in enumerate(sources)}
     scores: dict[int, Score] = {}
     for indices in by_length(longer, batch_tokens, runtime.max_batch):
@@ -105,7 +112,8 @@ def score_pairs(
                 tuple(map(float, log_probs)),
                 tuple(text.source.pieces(sources[i])),
                 targets[i].count(UNK),
-                cut[i],
+                lengths[i] >= len(sources[i]),
+                lengths[i],
                 weights,
             )
     return [scores[i] for i in range(len(sources))]

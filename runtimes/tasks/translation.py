@@ -31,7 +31,7 @@ from edge_attn.runtimes.tasks.decoder_levels import compare_graphs_and_steps, co
 from edge_attn.runtimes.tasks.scoring import Score, score_pairs
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, replace_unknown_tokens
 from edge_attn.spec import GraphSpec, Runtime
-from edge_attn.text.pipeline import Text, encode_truncated
+from edge_attn.text.pipeline import Text, truncate
 from edge_attn.text.tokenizers import UNK
 
 WINDOW = 256
@@ -57,6 +57,8 @@ class Translation:
     """False where max_length ended the translation."""
     cut: bool = False
     """True if the source was longer than the model's maximum, so that only its beginning was translated."""
+    source_length: int = 0
+    """Number of tokens of the whole source, without the end symbol."""
     n_best: tuple[Translation, ...] = field(default=(), compare=False, repr=False)
     """All requested hypotheses (n-best, samples or alternatives), this one first; empty on the others."""
 
@@ -181,7 +183,7 @@ class Translator:
         for i, translation in self.translate_batches(sentences, config, alignments, batch_tokens, table, prefix_ids):
             translations[i] = translation
             if translation.cut:
-                self._warn_about_cut(i)
+                self._warn_about_cut(i, translation)
         return [translations[i] for i in range(len(sentences))]
 
     def translate_iter(
@@ -234,13 +236,14 @@ class Translator:
             translations = dict(self.translate_batches(lines, config, alignments))
             for i in range(len(lines)):
                 if translations[i].cut:
-                    self._warn_about_cut(first + i)
+                    self._warn_about_cut(first + i, translations[i])
                 yield translations[i]
             first += len(lines)
 
-    def _warn_about_cut(self, sentence: int) -> None:
+    def _warn_about_cut(self, sentence: int, translation: Translation) -> None:
+        tokens = len(translation.source_tokens) - 1
         warnings.warn(
-            f"sentence {sentence} has more than {self.max_source} tokens; only the first were translated",
+            f"sentence {sentence}: only the first {tokens} of {translation.source_length} tokens were translated",
             SourceCutWarning,
             stacklevel=3,
         )
@@ -318,7 +321,8 @@ class Translator:
         for i, score in enumerate(scores):
             if score.cut:
                 warnings.warn(
-                    f"the source of pair {i} has more than {self.max_source} tokens; only the first were read",
+                    f"pair {i}: only the first {len(score.source_tokens) - 1} of {score.source_length} source tokens "
+                    f"were read",
                     SourceCutWarning,
                     stacklevel=2,
                 )
@@ -345,33 +349,31 @@ class Translator:
         """
         needs_weights = alignments or phrase_table is not None
         sources: dict[int, list[int]] = {}
-        cut: set[int] = set()
+        lengths: dict[int, int] = {}
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise InputError(f"sentence {i} must be a string, got {type(sentence).__name__}")
             if not sentence.strip():
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
-            ids, was_cut = encode_truncated(self.text, sentence, self.max_source)
-            if was_cut:
-                cut.add(i)
+            ids = self.text.encode_source(sentence)
             if len(ids) == 1:  # no token, not even an unknown one
                 yield i, Translation("", 0.0, 0.0, (), ())
                 continue
-            sources[i] = ids
+            sources[i], lengths[i] = truncate(ids, self.max_source), len(ids) - 1
         for indices in by_length(sources, batch_tokens // config.width, self.runtime.max_batch):
             batch = [sources[i] for i in indices]
             batch_prefixes = None if prefixes is None else [prefixes[i] for i in indices]
             n_best = search(self.runtime, batch, config, needs_weights, batch_prefixes)
             for i, hypotheses in zip(indices, n_best, strict=True):
-                yield i, self._translation(sentences[i], sources[i], hypotheses, i in cut, phrase_table)
+                yield i, self._translation(sentences[i], sources[i], hypotheses, lengths[i], phrase_table)
 
     def _translation(
         self,
         sentence: str,
         source: list[int],
         hypotheses: Sequence[Hypothesis],
-        cut: bool,
+        source_length: int,
         phrase_table: Mapping[str, str] | None,
     ) -> Translation:
         target = self.text.target
@@ -387,7 +389,8 @@ class Translator:
                 source_tokens=source_tokens,
                 alignment=None if hypothesis.alignment is None else hypothesis.alignment[:, : len(source)],
                 finished=hypothesis.finished,
-                cut=cut,
+                cut=source_length >= len(source),
+                source_length=source_length,
             )
             for hypothesis, tokens in zip(hypotheses, pieces, strict=True)
         ]

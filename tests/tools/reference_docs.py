@@ -130,6 +130,8 @@ def _type(hint: Any) -> str:
         return f"list of {_type(typing.get_args(hint)[0])}"
     if type(None) in typing.get_args(hint):
         return f"{_type(typing.get_args(hint)[0])}, optional"
+    if typing.get_args(hint):
+        return " or ".join(_type(member) for member in typing.get_args(hint))
     return {"str": "string", "Path": "path"}.get(hint.__name__, hint.__name__)
 
 

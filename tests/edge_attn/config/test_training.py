@@ -167,6 +167,31 @@ def test_text_options_out_of_range_are_refused(options, message):
         TextConfig(**options)
 
 
+def test_byte_order_mark_is_removed(read):
+    assert read("\ufeff[data]\ntrain = 't.tsv'\nholdout = 1\n") == Config(DataConfig("t.tsv", holdout=1))
+
+
+def test_parallel_files_and_columns_survive_json(read):
+    config = read("[data]\ntrain = ['t.de', 't.en']\nvalid = ['v.de', 'v.en']\ncolumns = [2, 1]\n")
+    assert config.data == DataConfig(("t.de", "t.en"), ("v.de", "v.en"), columns=(2, 1))
+    assert from_mapping(Config, json.loads(json.dumps(dataclasses.asdict(config))), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": ("a",)}, "train must be one file of pairs or two parallel files, got 1"),
+        ({"train": ("a", "b", "c")}, "train must be one file of pairs or two parallel files, got 3"),
+        ({"train": ("a", "")}, "train must be one file of pairs or two parallel files"),
+        ({"train": "a", "columns": (1,)}, r"columns must be two numbers of at least 1, got \[1\]"),
+        ({"train": "a", "columns": (0, 1)}, "columns must be two numbers of at least 1"),
+    ],
+)
+def test_data_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(holdout=1, **options)
+
+
 def test_unreadable_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.toml cannot be read: No such file"):
         read_config(tmp_path / "none.toml")

@@ -115,7 +115,7 @@ def test_truncated_source_causes_a_warning(run):
     links = [tuple(map(int, link.split("-"))) for link in result.stdout.split()]
     assert [j for _, j in links] == [0, 1]
     assert all(i < 19 for i, _ in links)  # 20 tokens were read, and the last one is the end symbol
-    assert result.stderr == "warning: line 1 has more than 20 source tokens; the source was truncated\n"
+    assert result.stderr == "warning: line 1: only the first 19 of 60 source tokens were read\n"
 
 
 @pytest.mark.parametrize("line", [b"a dog\n", b"a\tb\tc\n", b"\xff\tun\n", b"a\0\tun\n"])

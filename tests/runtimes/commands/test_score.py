@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import EMBEDDED_BUNDLE
@@ -17,10 +18,13 @@ from table_decoder import random_tables
 from table_model import NAMES, PROBABILITIES, WORDS, TableModel, table, token_log_probs, translator
 
 import edge_attn
+from edge_attn.cli import cli
 from edge_attn.errors import InputError
 from edge_attn.parity.recorder import run_teacher_forced
 from edge_attn.runtimes.commands import line_io, score
+from edge_attn.runtimes.commands.bad_lines import BadLines
 from edge_attn.runtimes.commands.score import ScoreTotal
+from edge_attn.runtimes.tasks.scoring import LONGEST_TARGET
 from edge_attn.runtimes.tasks.translation import SourceCutWarning, Translator
 from edge_attn.text.tokenizers import EOS
 
@@ -146,7 +150,7 @@ def test_correct_translation_scores_better_than_a_wrong_one(model, pairs):
 
 
 def test_long_source_is_truncated_with_a_warning(model):
-    with pytest.warns(SourceCutWarning, match="the source of pair 1 has more than 20 tokens; only the first were read"):
+    with pytest.warns(SourceCutWarning, match="pair 1: only the first 19 of 60 source tokens were read"):
         first, second = model.score([("a cat", "un chat"), ("a cat and " * 20, "un chat")])
     assert (first.cut, second.cut) == (False, True)
     assert len(second.source_tokens) == 20
@@ -247,7 +251,7 @@ def test_infinity_is_text_in_json(monkeypatch, tmp_path, capsys):
 def test_unknown_tokens_and_truncated_sources_are_reported(run):
     result = run("a cat\tun éléphant\n".encode() + b"a cat and " * 20 + b"\tun chat\n")
     warning, total, end = result.stderr.split("\n")
-    assert warning == "warning: line 2 has more than 20 source tokens; the source was truncated"
+    assert warning == "warning: line 2: only the first 19 of 60 source tokens were read"
     assert "1 of the target tokens are unknown to the model, and were scored as <unk>" in total
     assert "1 of the sources are longer than the model reads, and were truncated" in total
     assert end == ""
@@ -269,8 +273,8 @@ def test_window_size_and_compression_do_not_change_scores(run, monkeypatch, toy_
 def test_at_most_one_window_is_read_ahead(monkeypatch, model, toy_pairs):
     read = []
     monkeypatch.setattr(line_io, "WINDOW", 5)
-    monkeypatch.setattr(score, "iter_pairs", lambda *_: (read.append(i) or ("a cat", "un chat") for i in range(23)))
-    for number, line in enumerate(score.score_lines(model, toy_pairs), 1):
+    monkeypatch.setattr(score, "scan_pairs", lambda *_: (read.append(i) or ("a cat", "un chat") for i in range(23)))
+    for number, line in enumerate(score.score_lines(model, toy_pairs, "\t", (), BadLines("stop", False)), 1):
         assert line.number == number
         assert len(read) <= 5 * math.ceil(number / 5)
     assert len(read) == 23
@@ -352,3 +356,54 @@ def test_text_of_the_end_symbol_is_an_unknown_word(model):
     [result] = model.score([("a cat", "un </s> chat")])
     assert result.tokens == ("un", "<unk>", "chat")
     assert EOS not in model.text.target.encode("un </s> chat")
+
+
+def test_third_column_is_left_out(run):
+    """Tatoeba's pairs have their sources in it."""
+    expected = run(b"a cat\tun chat\n").stdout
+    result = run(b"a cat\tun chat\tCC-BY 2.0 (France)\n")
+    assert result.stdout == expected
+    assert run(b"1\tun chat\ta cat\n", "--columns", "3,2").stdout == expected
+
+
+@pytest.mark.parametrize("columns", ["1", "1,2,3", "0,1", "a,b", "", "1;2", "-1,2"])
+def test_bad_columns_are_a_usage_error(run, columns):
+    run(b"a cat\tun chat\n", "--columns", columns, code=2, error="is not two column numbers, as 1,2")
+
+
+LONG = b"un chat " * 3000
+BAD_LINES = [
+    (b"a cat", "line 2: expected source and target"),
+    (b"a\xff\tun", "line 2: not UTF-8 at byte 2"),
+    (b"a\0\tun", "line 2: contains a NUL byte"),
+    (b"a cat\t" + LONG, f"line 2: the target has 6000 tokens, at most {LONGEST_TARGET} can be scored"),
+]
+
+
+@pytest.mark.parametrize(("line", "error"), BAD_LINES)
+def test_bad_line_is_skipped_on_request(run, line, error):
+    data = b"a cat\tun chat\n" + line + b"\na cat\tun chat\n"
+    expected = run(b"a cat\tun chat\n").stdout
+    assert run(data, code=4, error=error).stdout == expected
+    result = run(data, "--on-error", "skip")
+    assert result.stdout == expected + "\n" + expected
+    assert error in result.stderr
+    assert result.stderr.count("warning: ") == 1
+    rows = [json.loads(row) for row in run(data, "--on-error", "skip", "--format", "jsonl").stdout.splitlines()]
+    assert [row["line"] for row in rows] == [1, 2, 3]
+    assert error in rows[1]["error"]
+
+
+def test_long_target_is_refused_at_once(model):
+    """It would be decoded for minutes, a step a token."""
+    with pytest.raises(InputError, match="pair 1: the target has 200000 tokens, at most 4096 can be scored"):
+        model.score([("a cat", "un chat"), ("a cat", "un chat " * 100_000)])
+
+
+def test_dash_is_standard_input_and_output(toy_bundle, run):
+    expected = run(b"a cat\tun chat\n").stdout
+    data = gzip.compress(b"a cat\tun chat\n\xff\na cat\tun chat\n")
+    result = CliRunner().invoke(cli, ["score", str(toy_bundle), "-", "--output", "-"], input=data)
+    assert result.exit_code == 4
+    assert result.stdout == expected + "\n" + expected
+    assert "edge-attn: 1 line was skipped; the first: standard input, line 2: not UTF-8" in result.stderr

@@ -17,7 +17,7 @@ import time
 import pytest
 
 from edge_attn.runtimes.commands import line_io
-from edge_attn.text.corpus import LONGEST_LINE
+from edge_attn.text.lines import LONGEST_LINE
 
 
 def test_standard_input_is_translated_in_order(run_edge_attn, toy_bundle):
@@ -142,7 +142,7 @@ def test_long_line_is_truncated_with_a_warning(translate):
     lines = result.stdout.split("\n")
     assert (lines[0], lines[2]) == ("un chat", "le roi")
     assert lines[1].startswith("ce chien voit un ")
-    assert result.stderr == "warning: line 2 has more than 20 tokens; it was truncated before translation\n"
+    assert result.stderr == "warning: line 2: only the first 19 of 25200 tokens were translated\n"
 
 
 @pytest.mark.parametrize(

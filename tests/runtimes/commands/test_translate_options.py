@@ -9,7 +9,7 @@ import pytest
 from paths import KINDS_FOLDER
 
 from edge_attn.runtimes.commands import line_io
-from edge_attn.text.corpus import LONGEST_LINE
+from edge_attn.text.lines import LONGEST_LINE
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def test_each_line_begins_with_its_prefix(translate, prefixes, monkeypatch):
     [
         (b"le\nun\n", "line 3 has no prefix"),
         (b"le\nun\nle\nla\n", "has more lines than the input, which has 3"),
-        (b"le\nun\nder Hund\n", "prefixes: line 3: the target vocabulary has no 'der'"),
-        (b"le\nun\n" + b"le " * 11, "prefixes: line 3: 11 tokens, and --max-length leaves room for 10"),
-        (b"le\nun\n\xff\n", "prefixes: line 3: not UTF-8 at byte 1"),
-        (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes: line 3: more than {LONGEST_LINE} bytes"),
+        (b"le\nun\nder Hund\n", "prefixes, line 3: the target vocabulary has no 'der'"),
+        (b"le\nun\n" + b"le " * 11, "prefixes, line 3: 11 tokens, and --max-length leaves room for 10"),
+        (b"le\nun\n\xff\n", "prefixes, line 3: not UTF-8 at byte 1"),
+        (b"le\nun\n" + b"le " * LONGEST_LINE, f"prefixes, line 3: more than {LONGEST_LINE} bytes"),
     ],
 )
 def test_invalid_prefix_is_named_after_earlier_answers(translate, prefixes, monkeypatch, content, error, window):
@@ -55,7 +55,7 @@ def test_unreadable_prefix_file_is_named(translate, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero here")  # noqa: PTH110
 def test_endless_prefix_is_rejected(translate):
-    error = f"/dev/zero: line 1: more than {LONGEST_LINE} bytes"
+    error = f"/dev/zero, line 1: more than {LONGEST_LINE} bytes"
     translate(b"a cat\n", "--prefix", "/dev/zero", code=4, error=error)
 
 

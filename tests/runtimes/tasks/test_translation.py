@@ -112,7 +112,7 @@ def test_sentences_may_be_any_iterable(model):
 
 
 def test_long_sentence_is_truncated_with_a_warning(model):
-    with pytest.warns(SourceCutWarning, match="sentence 1 has more than 20 tokens"):
+    with pytest.warns(SourceCutWarning, match="sentence 1: only the first 19 of 60 tokens were translated"):
         translations = model.translate(["a cat", "a cat and " * 20])
     assert [t.cut for t in translations] == [False, True]
     assert len(translations[1].source_tokens) == 20
@@ -368,7 +368,7 @@ def test_stream_yields_what_precedes_an_invalid_sentence(model):
 
 
 def test_stream_warns_of_a_cut_sentence_by_its_number(model):
-    with pytest.warns(SourceCutWarning, match="sentence 2 has more than 20 tokens"):
+    with pytest.warns(SourceCutWarning, match="sentence 2: only the first 19 of 60 tokens were translated"):
         assert len(list(model.translate_iter(["a cat", "a cat", "a cat " * 30], beam=1, window=2))) == 3
 
 

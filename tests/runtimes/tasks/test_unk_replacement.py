@@ -65,7 +65,7 @@ def test_each_hypothesis_and_sentence_has_its_own_words():
 
 def test_truncated_sentence_has_only_its_first_words():
     model = translator(TableModel(table(PROBABILITIES), attend(2)), max_source=3)
-    with pytest.warns(UserWarning, match="more than 3 tokens"):
+    with pytest.warns(UserWarning, match="only the first 2 of 3 tokens"):
         [translation] = model.translate(["x y z"], replace_unknown=True)
     assert translation.text == "a x b"  # position 2 is the end symbol, not a word; the next best is the first
 
