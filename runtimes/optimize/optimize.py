@@ -221,7 +221,7 @@ def _build_engines(bundle: Path, request: TargetRequest, options: RuntimeOptions
         runtime = open_runtime(opened, request.target, options)
     except NotTestedError as error:
         raise NotTestedError(
-            f"{bundle} contains {request.name}, but it was not built or run here: {error}; afterwards: "
+            f"{request.name} is written, but it was not built or run here: {error}; afterwards: "
             f"edge-attn verify {shlex.quote(str(bundle))} --runtime {request.target} --precision {request.precision}"
         ) from error
     try:
