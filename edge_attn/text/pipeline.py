@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edge_attn.config.training import TextConfig
 from edge_attn.errors import InputError
 from edge_attn.registry import TOKENIZERS, resolve
+from edge_attn.text.lost_characters import warn_of_lost_characters
 from edge_attn.text.rules import TextRules
 from edge_attn.text.tokenizers import EOS, Tokenizer
 
@@ -24,14 +25,21 @@ class Text:
 
     @classmethod
     def train(cls, config: TextConfig, pairs: Sequence[tuple[str, str]]) -> Text:
-        """Train both tokenizers on (source, target) sentence pairs.
+        """Train both tokenizers on (source, target) sentence pairs. Characters that they lack are logged.
 
         Raises:
             InputError: the sentences are too few for the vocabulary, or the vocabulary is too small.
         """
         tokenizer = resolve("tokenizer", TOKENIZERS, config.kind)
-        source = tokenizer.train((pair[0] for pair in pairs), config.source_size, config)
-        return cls(config.kind, source, tokenizer.train((pair[1] for pair in pairs), config.target_size, config))
+        sides = {}
+        for i, (side, size) in enumerate((("source", config.source_size), ("target", config.target_size))):
+            sides[side] = tokenizer.train((pair[i] for pair in pairs), size, config)
+            if config.kind != "words":  # whose vocabulary never has all words
+                advice = "text.byte_fallback" if config.kind == "sentencepiece" else f"a larger text.{side}_size"
+                if config.character_coverage < 1.0:
+                    advice = f"text.character_coverage = 1.0 or {advice}"
+                warn_of_lost_characters(side, sides[side], (pair[i] for pair in pairs), advice)
+        return cls(config.kind, **sides)
 
     @classmethod
     def load(cls, read: Callable[[str], bytes]) -> Text:
