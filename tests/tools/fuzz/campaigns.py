@@ -76,7 +76,8 @@ def archive(random: Random, folder: Path) -> Arguments:
     elif action == 1:
         with zipfile.ZipFile(path, "a") as zipped:
             for name in random.sample(("../outside/new", "/outside", "a\\b", "golden", "graphs/", "é", "CON"), 2):
-                zipped.writestr(name, b"x" * random.choice((0, 10, 1 << 22)), zipfile.ZIP_DEFLATED)
+                data = b"x" * random.choice((0, 10, 1 << 22))
+                zipped.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     else:
         name = random.choice(sorted(files))
         files[name] = mutations.change_bytes(random, files[name])  # with its hash put right
@@ -207,9 +208,10 @@ def keras(random: Random, folder: Path) -> Arguments:
     elif action == 1:
         weights = mutations.change_bytes(random, weights)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as zipped:
-        zipped.writestr("config.json", content)
-        zipped.writestr("model.weights.h5", weights)
+    compression = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        zipped.writestr(zipfile.ZipInfo("config.json"), content, compression)
+        zipped.writestr(zipfile.ZipInfo("model.weights.h5"), weights, compression)
     data = buffer.getvalue()
     (folder / "model.keras").write_bytes(mutations.change_bytes(random, data) if action == 2 else data)
     return ["load_keras", str(folder / "model.keras"), random.choice(("attention", "additive_attention", ""))]
@@ -219,7 +221,7 @@ def corpus(random: Random, folder: Path) -> Arguments:
     path = folder / random.choice(("pairs.tsv", "pairs.tsv.gz"))
     data = mutations.change_lines(random, b"\n".join(PAIRS.read_bytes().split(b"\n")[:12]))
     if path.suffix == ".gz":
-        data = gzip.compress(data)
+        data = gzip.compress(data, mtime=0)
         data = mutations.change_bytes(random, data) if random.random() < 0.3 else data
     path.write_bytes(data)
     if random.random() < 0.3:
@@ -233,7 +235,7 @@ def lines(random: Random, folder: Path) -> Arguments:
     source = b"\n".join(line.split(b"\t")[0] for line in PAIRS.read_bytes().split(b"\n")[:12])
     path = folder / random.choice(("lines.txt", "lines.txt.gz"))
     data = mutations.change_lines(random, source)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" and random.random() < 0.8 else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" and random.random() < 0.8 else data)
     options: Arguments = random.choice(
         ([], ["--format", "jsonl"], ["-n", "2"], ["--prefix", str(path)], ["--replace-unknown"], ["--sample"])
     )

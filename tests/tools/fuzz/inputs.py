@@ -65,7 +65,7 @@ def write_bundle(path: Path, files: dict[str, bytes]) -> None:
         pass  # a manifest without such a list
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in files.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data)
 
 
 def write_folder(path: Path, files: dict[str, bytes]) -> None:

@@ -178,7 +178,7 @@ def change_arrays(random: Random, data: bytes) -> bytes:
     if raw:
         with zipfile.ZipFile(buffer, "a") as zipped:
             for key, content in raw.items():
-                zipped.writestr(key, content)
+                zipped.writestr(zipfile.ZipInfo(key), content)
     return buffer.getvalue()
 
 

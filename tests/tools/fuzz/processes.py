@@ -41,10 +41,10 @@ class Ended:
             return f"did not end within {CPU_SECONDS} seconds of processor time"
         if self.status < 0:
             return f"was ended by the signal {signal.Signals(-self.status).name}"
-        if self.status not in CODES:
-            return f"exit code {self.status}"
         if breach := re.search(r"^fuzz: .*$", self.errors, re.MULTILINE):
             return breach[0]
+        if self.status not in CODES:
+            return f"exit code {self.status}"
         if "Traceback (most recent call last)" in self.errors:
             return "a traceback on standard error"
         lines = [line for line in self.errors.split("\n") if line.startswith("edge-attn: ")]
