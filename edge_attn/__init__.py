@@ -210,6 +210,7 @@ def export(
     sentences: PathLike | None = None,
     force: bool = False,
     overrides: Mapping[str, float] | None = None,
+    inline: bool = False,
 ) -> Manifest:
     """Export a checkpoint to a bundle that is verified before it is written. Needs the extra `export`.
 
@@ -220,6 +221,7 @@ def export(
         sentences: file of source sentences for the golden data; None for those of the checkpoint.
         force: replace a bundle at `out`.
         overrides: bounds of the verification by name, for this export.
+        inline: write standard ops in place of functions and fp32 weights, for other ONNX runtimes and quantizers.
 
     Returns:
         The manifest of the bundle.
@@ -235,7 +237,7 @@ def export(
 
     arguments = _path(checkpoint), _path(out), candidates, _optional_path(sentences), force
     import_object("edge_attn.bundle.export_inputs:check_inputs")(*arguments)
-    manifest: Manifest = import_object(VERBS["export"])(*arguments, overrides)
+    manifest: Manifest = import_object(VERBS["export"])(*arguments, overrides, inline)
     return manifest
 
 

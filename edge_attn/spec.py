@@ -70,7 +70,7 @@ class Axis:
         numbers = (self.minimum, self.multiple, 1 if self.maximum is None else self.maximum)
         if any(not isinstance(number, int) or number < 1 for number in numbers):
             raise UsageError(f"the sizes of an axis are integers of at least 1, got {self}")
-        if self.maximum is not None and self.fit(self.minimum) > self.maximum:
+        if self.maximum is not None and self.fit(self.minimum) < self.minimum:
             raise UsageError(f"no size fits {self}")
 
     def fit(self, size: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but not in its __all__
 
@@ -35,31 +35,39 @@ PREFIX = re.compile(r"(^|/)module[./]")
 def capture(
     module: FlatModule, spec: GraphSpec, example: tuple[Tensor, ...]
 ) -> Iterator[tuple[str, onnx.ModelProto | ExportError]]:
-    """Yield the name of each exporter and its graph of `module`, or why it gives none."""
+    """Yield the name of each exporter and its graph of `module`; at last why the first gives none, if so."""
     scripted = any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())
     exporters: dict[str, Callable[..., onnx.ModelProto]] = {} if scripted else {"torch.export": _torch_export}
+    errors: dict[str, Exception] = {}
+    programs: list[torch.export.ExportedProgram] = []
     on_values = False
     for name, exporter in {**exporters, "TorchScript": _torch_script}.items():
         try:
             with quiet(), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                model = exporter(module, spec, example)
+                model = exporter(module, spec, example, programs)
         except Exception as error:  # torch's errors share no class but Exception
             on_values = on_values or any(re.search(DATA_DEPENDENT, f"{type(e).__name__} {e}") for e in chain(error))
-            yield name, ExportError(explain_export(module.module, error))
+            errors[name] = error
             continue
         if on_values and any(issubclass(w.category, TracerWarning) for w in caught):
-            return  # the branch that the example takes would be fixed
+            break  # the branch that the example takes would be fixed
         yield name, _finish(model, spec)
+    if errors:
+        sentence = explain_export(module.module, list(errors.values()), programs)
+        yield next(iter(errors)), ExportError(sentence)
 
 
-def _torch_export(module: FlatModule, spec: GraphSpec, example: tuple[Tensor, ...]) -> onnx.ModelProto:
+def _torch_export(
+    module: FlatModule, spec: GraphSpec, example: tuple[Tensor, ...], programs: list[torch.export.ExportedProgram]
+) -> onnx.ModelProto:
     dynamic = tuple(
         {i: torch.export.Dim.AUTO for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         for tensor in spec.inputs
     )
     with replaced(), symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # added when it runs
         program = torch.export.export(module, example, dynamic_shapes=(dynamic,), strict=False)
+    programs.append(program)  # it knows the lines of the user, if the next step fails
     exported = torch.onnx.export(
         program,
         input_names=[t.name for t in spec.inputs],
@@ -75,7 +83,9 @@ def _torch_export(module: FlatModule, spec: GraphSpec, example: tuple[Tensor, ..
     return model
 
 
-def _torch_script(module: FlatModule, spec: GraphSpec, example: tuple[Tensor, ...]) -> onnx.ModelProto:
+def _torch_script(
+    module: nn.Module, spec: GraphSpec, example: tuple[Tensor, ...], _: list[torch.export.ExportedProgram]
+) -> onnx.ModelProto:
     file = io.BytesIO()
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):  # it must be a part of a traced one
         module = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]

@@ -17,13 +17,14 @@ PACKAGES = tuple(
 )
 EXPORT = str(Path(__file__).resolve().parent)
 DATA_DEPENDENT = r"[Dd]ata.dependent|GuardOnDataDependent|guard on data|[Dd]ynamic control flow"
+UNTRANSLATED = r"No ONNX function|DispatchError|UnsupportedOperator|Unsupported: ONNX export"
 ADVICE = (
     (
         DATA_DEPENDENT,
         "it branches on the values of tensors, which a graph cannot; use torch.where or torch.cond",
     ),
     (
-        r"No decompositions|No ONNX function|DispatchError|UnsupportedOperator|not supported|Unsupported: ONNX export",
+        UNTRANSLATED,
         "torch has no ONNX translation of {op}; write it with other functions of torch",
     ),
     (
@@ -54,18 +55,47 @@ def one_line(text: str) -> str:
     return text if len(text) <= LIMIT else f"{text[: LIMIT - 3]}..."
 
 
-def explain_export(module: nn.Module, error: BaseException) -> str:
-    """Return why torch cannot export `module`, as one sentence."""
+def explain_export(
+    module: nn.Module, errors: Sequence[BaseException], programs: Sequence[torch.export.ExportedProgram] = ()
+) -> str:
+    """Return why torch cannot export `module`, as one sentence.
+
+    Args:
+        module: the user's module.
+        errors: error of each exporter, the better exporter first.
+        programs: what torch.export captured, if it did.
+    """
+    error = errors[0]
     text = "\n".join(f"{type(cause).__name__}: {cause}" for cause in chain(error))
-    op = next(iter(re.findall(r"(?:aten|prims|prim|torchvision|[a-z_]+)(?:::|\.)[a-z_0-9]+", _op_text(text))), "")
+    where, op = _where(module, error), ""
+    if re.search(UNTRANSLATED, text):
+        names = [
+            name
+            for pattern in (r"operator '\w+::(\w+)'", r"OpOverload\(op='\w+[.:]+(\w+)")
+            for name in re.findall(pattern, "\n".join(str(cause) for e in reversed(errors) for cause in chain(e)))
+        ]
+        op = next(iter(names), "")
+        where = _where(module, error, _line_of(op, programs))
     for pattern, advice in ADVICE:
         if re.search(pattern, text) and ("{op}" not in advice or op):
-            return f"torch cannot export {_where(module, error)}: {advice.format(op=op)}"
+            return f"torch cannot export {where}: {advice.format(op=op)}"
     cause = list(chain(error))[-1]
     return (
-        f"torch cannot export {_where(module, error)}: its exporter fails there "
-        f"({type(cause).__name__}: {one_line(str(cause))}); write this with simpler functions of torch"
+        f"torch cannot export {where}: its exporter fails there ({type(cause).__name__}: {one_line(str(cause))}); "
+        "write this with simpler functions of torch"
     )
+
+
+def _line_of(op: str, programs: Sequence[torch.export.ExportedProgram]) -> str:
+    """Return the user's line that calls `op`."""
+    for program in programs:
+        for node in program.graph.nodes:
+            if op and op in str(node.target):
+                places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+                for file, line in reversed(places):
+                    if _is_users(file):
+                        return f"{file}:{line}"
+    return ""
 
 
 def explain_run(module: nn.Module, error: Exception, tensors: Sequence[Tensor], names: Sequence[str]) -> str:
@@ -77,16 +107,10 @@ def explain_run(module: nn.Module, error: Exception, tensors: Sequence[Tensor], 
     )
 
 
-def _op_text(text: str) -> str:
-    """Return the part of a message that names an op without translation."""
-    match = re.search(r"(?:function for|decompositions for|target=|operator '|operator |translate )(.{0,120})", text)
-    return match.group(1) if match else ""
-
-
-def _where(module: nn.Module, error: BaseException) -> str:
+def _where(module: nn.Module, error: BaseException, line: str = "") -> str:
     """Return the module's name, the path of the innermost submodule in which `error` arose, and the user's line."""
     paths = {id(submodule): path for path, submodule in module.named_modules() if path}
-    failing, line = "", ""
+    failing = ""
     for cause in reversed(list(chain(error))):  # the first cause is the innermost
         for frame, number in traceback.walk_tb(cause.__traceback__):
             name = paths.get(id(frame.f_locals.get("self")))

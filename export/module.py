@@ -211,7 +211,7 @@ def _graph(
     failure: ExportError | None = None
     for exporter, model in capture(module, spec, tuple(torch.from_numpy(value) for value in example)):
         if isinstance(model, ExportError):
-            failure = failure or model
+            failure = model if exporter == "torch.export" else failure or model
             continue
         try:
             fold_embedding_matmul(model)

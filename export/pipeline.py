@@ -20,7 +20,7 @@ from edge_attn.bundle.manifest import FORMAT, Manifest
 from edge_attn.bundle.writer import list_files, write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples
 from edge_attn.errors import ParityError
-from edge_attn.export import checks
+from edge_attn.export import checks, lower
 from edge_attn.export.comparison import check_repeatable
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
 from edge_attn.export.samples import choose_sentences
@@ -43,6 +43,7 @@ def export(
     sentences: Path | None = None,
     force: bool = False,
     overrides: Mapping[str, float] | None = None,
+    inline: bool = False,
 ) -> Manifest:
     """Export a checkpoint to a bundle that is verified before it is written.
 
@@ -53,6 +54,7 @@ def export(
         sentences: file of source sentences for the golden data; by default those of the checkpoint.
         force: replace a bundle at `out`.
         overrides: bounds of the verification by name, for this export.
+        inline: write graphs of standard ops and fp32 weights, for runtimes and tools that take no functions.
 
     Raises:
         UsageError: an override is not a bound, or not a finite number of at least 0.
@@ -93,6 +95,7 @@ def export(
         force,
         half=config.training.storage == "fp16",
         overrides=overrides,
+        inline=inline,
     )
 
 
@@ -107,6 +110,7 @@ def export_graphs(
     force: bool = False,
     half: bool = False,
     overrides: Mapping[str, float] | None = None,
+    inline: bool = False,
 ) -> Manifest:
     """Trace and check graphs, record golden data, verify, and write the bundle. Return its manifest.
 
@@ -120,6 +124,7 @@ def export_graphs(
         force: replace a bundle at `out`.
         half: store weights as fp16 where no value changes.
         overrides: bounds of the verification by name, for this export.
+        inline: write graphs of standard ops and fp32 weights.
 
     Raises:
         ExportError: a graph does not export, or a check fails.
@@ -130,7 +135,7 @@ def export_graphs(
     files, details = dict(files), {}
     expect_stages(2 * len(graphs) + 3)
     for name, graph in graphs.items():
-        proto, max_abs = graph_model(name, graph, graph.spec, half)
+        proto, max_abs = graph_model(name, graph, graph.spec, half, inline)
         files[graph.spec.file] = proto.SerializeToString(deterministic=True)
         ops = Counter(f"{node.domain}::{node.op_type}".removeprefix("::") for node in proto.graph.node)
         details[name] = {
@@ -175,7 +180,9 @@ def _failures(levels: Sequence[LevelResult]) -> str:
     )
 
 
-def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = False) -> tuple[onnx.ModelProto, float]:
+def graph_model(
+    name: str, module: nn.Module, spec: GraphSpec, half: bool = False, inline: bool = False
+) -> tuple[onnx.ModelProto, float]:
     """Return a module as a checked ONNX model, and its largest difference from torch over all checked shapes.
 
     Args:
@@ -183,6 +190,7 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
         module: module to export.
         spec: its inputs and outputs.
         half: store weights as fp16 where no value changes.
+        inline: return a graph of standard ops and fp32 weights.
 
     Raises:
         ExportError: it does not export, or a check fails.
@@ -193,7 +201,9 @@ def graph_model(name: str, module: nn.Module, spec: GraphSpec, half: bool = Fals
     check_repeatable(module.eval(), example)
     proto = trace(module, spec, [torch.from_numpy(value) for value in example])
     fold_embedding_matmul(proto)
-    if half:
+    if inline:
+        proto = lower.inline(proto)
+    elif half:
         store_as_fp16(proto)
     stage(f"compare {name} with torch at many shapes")
     checks.structure(name, proto, spec)

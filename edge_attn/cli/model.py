@@ -101,6 +101,11 @@ def init(kind: str, out: Path | None) -> None:
 )
 @override_option
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option(
+    "--inline",
+    is_flag=True,
+    help="Write standard ops in place of functions and fp32 weights, for other ONNX runtimes and quantizers.",
+)
 def export(
     checkpoint: Path,
     out: Path,
@@ -108,13 +113,14 @@ def export(
     sentences: Path | None,
     overrides: dict[str, float],
     force: bool,
+    inline: bool,
 ) -> None:
     """Export CHECKPOINT to a verified bundle that runs without torch."""
     import_object("edge_attn.bundle.export_inputs:check_inputs")(checkpoint, out, candidates, sentences, force)
     if force and (dropped := import_object("edge_attn.bundle.writer:targets_of")(out)):
         again = f"afterwards: edge-attn optimize {out} --target ..."
         click.echo(f"warning: --force drops the optimized graphs of {out}: {', '.join(dropped)}; {again}", err=True)
-    manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force, overrides)
+    manifest = resolve("verb", VERBS, "export")(checkpoint, out, candidates, sentences, force, overrides, inline)
     levels = ", ".join(f"{level} {status}" for level, status in manifest.verification["levels"].items())
     for name, value in manifest.verification.get("overrides", {}).items():
         click.echo(f"override: {name} = {value:g}")
