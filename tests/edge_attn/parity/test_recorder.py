@@ -125,7 +125,7 @@ def test_every_figure_has_its_noise(recorded):
     measures = {key.partition(" ")[0] for key in golden_data.noise}
     attends = {"L1.alignment", "L3.alignment"} if model.config.attention != "none" else set()
     of_every_model = {name for name in BOUNDS["fp32"] if name.startswith("L1.")} - {"L1.alignment"}
-    of_every_model |= {"L2.log_prob", "L2.rest", "L2.projection", "L2.kl", "L3.log_prob", "L3.score"}
+    of_every_model |= {"L2.log_prob", "L2.rest", "L2.projection", "L2.kl", "L2.probe", "L3.log_prob", "L3.score"}
     assert measures == of_every_model | attends
     assert 1e-8 < golden_data.noise["L2.log_prob"] < 2e-4
     assert 1e-9 < golden_data.noise["L1.max_abs state.hidden.0"] < 1e-5

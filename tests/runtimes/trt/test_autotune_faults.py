@@ -172,7 +172,9 @@ def test_kernel_fault_ends_the_measuring_run_only(jetson, copied, registered, ch
 
     optimize(copied, "trt", "fp32", plugins=("AdditiveAttention",), **options)
     change_variant(illegal_access)
-    with pytest.raises(NotTestedError, match=r"trt-fp32 is written, but it was not built or run here: .*; afterwards: "):
+    with pytest.raises(
+        NotTestedError, match=r"trt-fp32 is written, but it was not built or run here: .*; afterwards: "
+    ):
         optimize(copied, "trt", "fp32", build=True, **options)
     choice = choice_of(Bundle.open(copied))
     assert (choice["plugin"], choice["reason"]) == (False, ILLEGAL)

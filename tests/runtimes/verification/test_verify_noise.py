@@ -68,7 +68,7 @@ def levels(model: EncoderDecoder, golden: Golden) -> list[LevelResult]:
     """Compare the folded form of `model`, which rounds elsewhere than the reference, at L1, L2 and L3."""
     runtime, limits = ModelReferences(model).deployed, bounds("fp32", {}, {})
     return [
-        *compare_graphs_and_steps(runtime, golden, limits),
+        *compare_graphs_and_steps(runtime, golden, TEXT, limits),
         compare_sentences(runtime, golden, TEXT, LONGEST + 2, limits),
     ]
 
