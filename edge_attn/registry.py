@@ -114,6 +114,7 @@ EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "sacrebleu": "evaluate",
+    "sentencex": "split",
     "h5py": "keras",
 }
 """Extra that installs each optional package."""

@@ -23,7 +23,7 @@ from edge_attn.errors import ParityError
 from edge_attn.export import checks, lower
 from edge_attn.export.comparison import check_repeatable
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
-from edge_attn.export.samples import choose_sentences
+from edge_attn.export.samples import choose_sentences, warn_of_odd_lines
 from edge_attn.export.shapes import example_inputs, traced_sizes
 from edge_attn.export.trace import store_as_fp16, trace
 from edge_attn.models.graphs import Graph, encoder_decoder_graphs
@@ -66,6 +66,8 @@ def export(
     with stages("load"):
         stage(str(checkpoint))
         model, text, config = load(checkpoint)
+    if sentences is not None and lines is not None:
+        warn_of_odd_lines(sentences, lines, text)
     max_source = config.data.max_tokens
     files: dict[str, bytes] = dict(text.files())
     if (checkpoint / CARD).is_file():

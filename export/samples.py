@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from edge_attn.errors import ExportError
+from edge_attn.progress import logger
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import UNK
 
 MIN_SENTENCES = 64
 LONGEST_SOURCE = 4096
 """Maximum length in tokens of the longest golden sentence, which a bundle of that length needs."""
+HIGH_UNKNOWN = 0.1
+"""Share of unknown tokens in the sentences of a file from which a warning names it."""
 RARE_CHARACTERS = ("\U00013080\U00013081 \u2603", "\u16a0\u16a2\u16a6", "\ue000\ue001")
 
 
@@ -37,6 +41,20 @@ def choose_sentences(text: Text, samples: Sequence[str], max_source: int) -> lis
             f"pass a file of at least {MIN_SENTENCES} with --input"
         )
     return chosen
+
+
+def warn_of_odd_lines(path: Path, lines: Sequence[str], text: Text) -> None:
+    """Log a warning if lines of a file have tabs, or many tokens that the source vocabulary lacks."""
+    tabs = sum("\t" in line for line in lines)
+    if tabs:
+        logger.warning("%s: %d of %d lines have a tab; expected source sentences, not pairs", path, tabs, len(lines))
+    tokens = [token for line in lines for token in text.source.encode(line)]
+    unknown = tokens.count(UNK)
+    if unknown > HIGH_UNKNOWN * len(tokens):
+        logger.warning(
+            "%s: %d of %d tokens are unknown to the model; expected sentences in the language of its source",
+            *(path, unknown, len(tokens)),
+        )
 
 
 def _fragments(sentences: Sequence[str], count: int) -> list[str]:

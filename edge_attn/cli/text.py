@@ -21,6 +21,8 @@ from edge_attn.cli.options import (
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.registry import VERBS, resolve
 
+WORDS_HELP = "Align words, which white space separates, instead of tokens."
+
 
 @click.command(short_help="Translate sentences, or the lines of a text, in order.")
 @click.argument("bundle", type=PATH)
@@ -44,6 +46,13 @@ from edge_attn.registry import VERBS, resolve
     help="Output format; moses is the n-best list of Moses, which numbers the inputs.",
 )
 @click.option("--alignments", type=PATH, help="Output file for token alignments in Pharaoh format (i-j), one per line.")
+@click.option("--words", is_flag=True, help=WORDS_HELP)
+@click.option(
+    "--split-sentences",
+    is_flag=True,
+    help="Translate each sentence of a line by itself, and join the translations. Needs the extra `split`.",
+)
+@click.option("--language", default="en", show_default=True, help="With --split-sentences: language of the input.")
 @click.option("--replace-unknown", is_flag=True, help="Replace unknown words by the source word they attend to most.")
 @click.option(
     "--phrase-table", type=PATH, help="With --replace-unknown: file of replacements, one source<TAB>target per line."
@@ -78,6 +87,7 @@ def score(**arguments: Any) -> None:
 @click.option(
     "--format", type=Choice(["pharaoh", "jsonl"]), default="pharaoh", show_default=True, help="Output format."
 )
+@click.option("--words", is_flag=True, help=WORDS_HELP)
 @runtime_options
 def align(**arguments: Any) -> None:
     """Align the tokens of each pair in TSV by attention weights.

@@ -82,6 +82,14 @@ class Tokenizer(Protocol):
     def join(self, pieces: Sequence[str]) -> str:
         """Return the text of pieces, as `decode` of their ids. Pieces outside the vocabulary are unchanged."""
 
+    def spaced(self, pieces: Sequence[str], unknown: str = "\u2047") -> list[str]:
+        """Return each piece with the white space that separates words around it, and without special symbols.
+
+        Args:
+            pieces: entries of the vocabulary.
+            unknown: text of the unknown token where it is a part of words.
+        """
+
 
 class SentencePieceTokenizer:
     """Tokenizer of unigram pieces (Kudo 2018, https://arxiv.org/abs/1804.10959), from the sentencepiece library."""
@@ -188,6 +196,10 @@ class SentencePieceTokenizer:
     def join(self, pieces: Sequence[str]) -> str:
         return str(self._model.decode_pieces(list(pieces)))
 
+    def spaced(self, pieces: Sequence[str], unknown: str = "\u2047") -> list[str]:
+        special = {SPECIAL[PAD]: "", SPECIAL[BOS]: "", SPECIAL[EOS]: "", SPECIAL[UNK]: unknown}
+        return [special.get(piece, piece.replace("▁", " ")) for piece in pieces]
+
 
 class _ListTokenizer(abc.ABC):
     """Tokenizer whose vocabulary is a list of entries. Subclasses define how a text is split and joined."""
@@ -250,6 +262,9 @@ class _ListTokenizer(abc.ABC):
 
     def join(self, pieces: Sequence[str]) -> str:
         return self.joiner.join(pieces)
+
+    def spaced(self, pieces: Sequence[str], unknown: str = "\u2047") -> list[str]:
+        return [self.joiner + piece for piece in pieces]
 
 
 class WordTokenizer(_ListTokenizer):

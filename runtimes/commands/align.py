@@ -15,7 +15,9 @@ from edge_attn.runtimes.commands.bad_lines import BadLines
 from edge_attn.runtimes.commands.line_io import open_output
 from edge_attn.runtimes.commands.score import ScoredLine, UnscoredLine, score_lines
 from edge_attn.runtimes.tasks.alignment import check_attention
+from edge_attn.runtimes.tasks.scoring import Score
 from edge_attn.text.lines import STANDARD_STREAM
+from edge_attn.text.pipeline import Text
 
 DIGITS = 6
 """Decimal places of a weight in jsonl."""
@@ -31,6 +33,7 @@ def align(
     options: RuntimeOptions = DEFAULT,
     columns: Sequence[int] = (),
     on_error: str | None = None,
+    words: bool = False,
 ) -> None:
     """Align each pair of `corpus`, in order.
 
@@ -46,6 +49,7 @@ def align(
         options: options of the runtime.
         columns: columns of source and target, as for `iter_pairs`.
         on_error: `stop` or `skip` at a line that is not a pair; None is the default of `BadLines`.
+        words: align words, separated by white space, instead of tokens. The weights stay those of tokens.
 
     Raises:
         UsageError: the model has no attention.
@@ -55,21 +59,27 @@ def align(
     translator = open_model(bundle, runtime, options)
     check_attention(translator.runtime, "align")
     format_line = _pharaoh_line if format == "pharaoh" else _json_line
+    text = translator.text if words else None
     bad_lines = BadLines(on_error, is_stream=corpus == STANDARD_STREAM)
     with open_output(output) as writer:
         for line in score_lines(translator, corpus, separator, columns, bad_lines, alignments=True):
-            writer.write(format_line(line))
+            writer.write(format_line(line, text))
     bad_lines.raise_errors()
 
 
-def _pharaoh_line(line: ScoredLine | UnscoredLine) -> str:
-    return "\n" if isinstance(line, UnscoredLine) else line.score.pharaoh() + "\n"
+def _links(score: Score, text: Text | None) -> str:
+    """Return the links of tokens or, with the tokenizers, of words."""
+    return score.pharaoh() if text is None else score.word_pharaoh(text)
 
 
-def _json_line(line: ScoredLine | UnscoredLine) -> str:
+def _pharaoh_line(line: ScoredLine | UnscoredLine, text: Text | None) -> str:
+    return "\n" if isinstance(line, UnscoredLine) else _links(line.score, text) + "\n"
+
+
+def _json_line(line: ScoredLine | UnscoredLine, text: Text | None) -> str:
     if isinstance(line, UnscoredLine):
         return line.json()
     score = line.score
     assert score.alignment is not None  # check_attention passed, and score_lines computes alignments
     weights = score.alignment.astype(float).round(DIGITS).tolist()
-    return line.json(tokens=score.tokens, alignment=score.pharaoh(), weights=weights)
+    return line.json(tokens=score.tokens, alignment=_links(score, text), weights=weights)

@@ -25,10 +25,13 @@ from edge_attn.runtimes.commands.line_io import (
     warn,
 )
 from edge_attn.runtimes.tasks.alignment import check_attention
+from edge_attn.runtimes.tasks.sentence_splitting import join_translations
+from edge_attn.runtimes.tasks.sentence_splitting import split_sentences as split
 from edge_attn.runtimes.tasks.translation import Translation, Translator
 from edge_attn.runtimes.tasks.unk_replacement import check_replacement, read_phrase_table
 from edge_attn.text.corpus import check_text_file
 from edge_attn.text.lines import STANDARD_STREAM, open_binary, scan_lines
+from edge_attn.text.pipeline import Text
 
 
 def translate_file(
@@ -46,6 +49,9 @@ def translate_file(
     options: RuntimeOptions = DEFAULT,
     sentences: Sequence[str] = (),
     on_error: str | None = None,
+    words: bool = False,
+    split_sentences: bool = False,
+    language: str = "en",
 ) -> int:
     """Translate lines, and return their number. Lines that have arrived are answered before more input is awaited.
 
@@ -65,14 +71,18 @@ def translate_file(
         options: options of the runtime.
         sentences: lines to translate instead of those of `input`.
         on_error: `stop` or `skip` at a line that is not text; None is the default of `BadLines`.
+        words: align words, separated by white space, instead of tokens.
+        split_sentences: translate each sentence of a line by itself, and join the translations.
+        language: language of the input, by which sentences are split.
 
     Raises:
         InputError: a line is not text, a prefix contains an unknown token, or a file cannot be read or written. The
             lines before it are answered first, and all others if bad lines are skipped.
-        UsageError: an option does not fit the model, one file is both `output` and `alignments`, or there are both
-            `sentences` and an `input`.
+        UsageError: an option does not fit the model or another option, one file is both `output` and `alignments`, or
+            there are both `sentences` and an `input`.
+        MissingExtraError: sentences are split, and sentencex is not installed.
     """
-    input, output, alignments = (None if path == STANDARD_STREAM else path for path in (input, output, alignments))
+    input, output = (None if path == STANDARD_STREAM else path for path in (input, output))
     _check_distinct(output, alignments)
     if sentences and input is not None:
         raise UsageError("`input` and sentences exclude each other; remove one of them")
@@ -82,8 +92,10 @@ def translate_file(
     bad_lines = BadLines(on_error, is_stream=input is None and not sentences)
     translator = open_model(bundle, runtime, options)
     config = translator.validate_config(config or SearchConfig(), suppress)
-    if alignments:
+    if alignments or words:
         check_attention(translator.runtime, "an alignment")
+    if split_sentences:
+        _check_splitting(config, prefix, words and translator.text.kind == "characters")
     table = None if phrase_table is None else read_phrase_table(phrase_table)
     replacements = check_replacement(translator.runtime, replace_unknown, table)
     count = 0
@@ -95,7 +107,11 @@ def translate_file(
         aligned = alignment_writer is not None or format == "jsonl"
         shown = stack.enter_context(line_bar(input, hidden=source.isatty()))
         lines = read_windows(source, str(input or "standard input"), bad_lines.stop)
-        for window in _translate_windows(translator, lines, config, aligned, replacements, prefixes, shown):
+        text = translator.text if words else None
+        translated = _translate_windows(
+            translator, lines, config, aligned, replacements, prefixes, shown, language if split_sentences else None
+        )
+        for window in translated:
             for line, translation in window:
                 count += 1
                 if isinstance(line, InputError):
@@ -103,9 +119,9 @@ def translate_file(
                     writer.write(_format_error(line, count, config.returned, format))
                 else:
                     _warn_about(translation, count)
-                    writer.write(_format(translation, line, count, config.returned, format))
+                    writer.write(_format(translation, line, count, config.returned, format, text))
                 if alignment_writer is not None:
-                    alignment_writer.write(translation.pharaoh() + "\n")
+                    alignment_writer.write(_links(translation, text) + "\n")
             writer.flush()
         if prefixes is not None and _has_next(prefixes):
             raise InputError(f"{prefix} has more lines than the input, which has {count}")
@@ -113,7 +129,19 @@ def translate_file(
     return count
 
 
+def _check_splitting(config: SearchConfig, prefix: Path | None, words_of_characters: bool) -> None:
+    if config.returned > 1:
+        raise UsageError("`split_sentences` joins one translation of each sentence; ask for one a line")
+    if prefix is not None:
+        raise UsageError("`split_sentences` and `prefix` exclude each other: a prefix belongs to one sentence")
+    if words_of_characters:
+        raise UsageError("`split_sentences` and `words` exclude each other for a model of characters")
+    split("", "en")  # is the library here
+
+
 def _check_distinct(output: Path | None, alignments: Path | None) -> None:
+    if alignments == STANDARD_STREAM and output is None:
+        raise UsageError("standard output cannot contain both the translations and the alignments; give `output`")
     if alignments and output and output.resolve() == alignments.resolve() and not is_stream(output):
         raise UsageError(
             f"{output} cannot contain both the translations and the alignments; use another file for one of them"
@@ -128,6 +156,7 @@ def _translate_windows(
     replacements: Mapping[str, str] | None,
     prefixes: Iterator[list[int]] | None,
     shown: Any,
+    language: str | None = None,
 ) -> Iterator[list[tuple[str | InputError, Translation]]]:
     """Yield lists of lines and their translations, as lines arrive. That of a bad line is empty.
 
@@ -139,6 +168,7 @@ def _translate_windows(
         replacements: replacements of unknown words; None leaves unknown words in the text.
         prefixes: target tokens that each translation begins with.
         shown: bar that counts the translated lines.
+        language: language by which lines are split into sentences; None translates each line as one sentence.
 
     Raises:
         InputError: a line is not text, or has no valid prefix. The lines before it are yielded first.
@@ -149,12 +179,23 @@ def _translate_windows(
         if window_prefixes is not None:
             lines = lines[: len(window_prefixes)]
         sentences = ["" if isinstance(line, InputError) else line for line in lines]
-        translations: dict[int, Translation] = {}
+        parts = [([line], []) if language is None else split(line, language) for line in sentences]
+        numbers = [i for i, (part, _) in enumerate(parts) for _ in part]  # line of each sentence
+        results: list[Translation] = [Translation("", 0.0, 0.0, (), ())] * len(numbers)
         for i, translation in translator.translate_batches(
-            sentences, config, aligned, phrase_table=replacements, prefixes=window_prefixes
+            [sentence for part, _ in parts for sentence in part],
+            config,
+            aligned,
+            phrase_table=replacements,
+            prefixes=window_prefixes,
         ):
-            translations[i] = translation
-            shown.update()
+            results[i] = translation
+            shown.update(1 / len(parts[numbers[i]][0]))
+        remaining = iter(results)
+        translations = [
+            join_translations([next(remaining) for _ in part] or [Translation("", 0.0, 0.0, (), ())], separators)
+            for part, separators in parts
+        ]
         yield [(line, translations[i]) for i, line in enumerate(lines)]
         count += len(lines)
         if error is not None:
@@ -171,8 +212,15 @@ def _warn_about(translation: Translation, number: int) -> None:
         warn(f"line {number}: translation stopped at {len(translation.tokens)} tokens (--max-length)")
 
 
-def _format(translation: Translation, line: str, number: int, n_best: int, format: str) -> str:
-    """Return the output for line `number` of the input, counted from 1."""
+def _links(translation: Translation, text: Text | None) -> str:
+    """Return the links of tokens or, with the tokenizers, of words."""
+    return translation.pharaoh() if text is None else translation.word_pharaoh(text)
+
+
+def _format(
+    translation: Translation, line: str, number: int, n_best: int, format: str, text: Text | None = None
+) -> str:
+    """Return the output for line `number` of the input, counted from 1. `text` aligns words instead of tokens."""
     hypotheses = translation.n_best or (translation,)
     if format == "jsonl":
         translations = [
@@ -181,7 +229,7 @@ def _format(translation: Translation, line: str, number: int, n_best: int, forma
                 "score": json_number(h.score),
                 "log_prob": json_number(h.log_prob),
                 "tokens": h.tokens,
-                "alignment": h.pharaoh(),
+                "alignment": _links(h, text),
                 "finished": h.finished,
             }
             for h in hypotheses

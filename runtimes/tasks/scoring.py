@@ -15,7 +15,7 @@ import numpy as np
 
 from edge_attn.decoding.decoder import teacher_force
 from edge_attn.errors import InputError
-from edge_attn.runtimes.tasks.alignment import pharaoh
+from edge_attn.runtimes.tasks.alignment import pharaoh, word_pharaoh
 from edge_attn.runtimes.tasks.batching import BATCH_TOKENS, by_length
 from edge_attn.spec import Runtime
 from edge_attn.text.pipeline import Text, truncate
@@ -58,6 +58,11 @@ class Score:
     def pharaoh(self) -> str:
         """Return `i-j` for each target token j and the source token i with its largest weight, without end symbols."""
         return pharaoh(self.alignment, len(self.tokens))
+
+    def word_pharaoh(self, text: Text) -> str:
+        """Return `i-j` for each target word j, as `alignment.word_pharaoh`. Words are separated by white space."""
+        target = text.target.spaced(self.tokens)
+        return word_pharaoh(self.alignment, text.source.spaced(self.source_tokens[:-1]), target)
 
 
 def perplexity(log_prob: float, tokens: int) -> float:

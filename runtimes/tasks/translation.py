@@ -25,7 +25,7 @@ from edge_attn.parity.recorder import record_translation
 from edge_attn.parity.task import Compare, References
 from edge_attn.registry import RUNTIMES, resolve
 from edge_attn.runtimes.base import check_precision, is_checkpoint, open_runtime
-from edge_attn.runtimes.tasks.alignment import pharaoh
+from edge_attn.runtimes.tasks.alignment import pharaoh, word_pharaoh
 from edge_attn.runtimes.tasks.batching import BATCH_TOKENS, by_length
 from edge_attn.runtimes.tasks.decoder_levels import compare_graphs_and_steps, compare_reruns, compare_sentences
 from edge_attn.runtimes.tasks.scoring import Score, score_pairs
@@ -65,6 +65,11 @@ class Translation:
     def pharaoh(self) -> str:
         """Return `i-j` for each target token j and the source token i with its largest weight, without end symbols."""
         return pharaoh(self.alignment, len(self.tokens))
+
+    def word_pharaoh(self, text: Text) -> str:
+        """Return `i-j` for each target word j, as `alignment.word_pharaoh`. Words are separated by white space."""
+        target = text.target.spaced(self.tokens, " \u2047 ")  # the unknown token is a word in the generated text
+        return word_pharaoh(self.alignment, text.source.spaced(self.source_tokens[:-1]), target)
 
 
 class SourceCutWarning(UserWarning):

@@ -144,3 +144,43 @@ def test_half_a_character_is_unknown_and_no_sentence_is_lost(embedded_model, sen
     assert isinstance(odd.text, str)
     [score] = embedded_model.score([(sentence, sentence)])
     assert score.log_prob < 0
+
+
+def test_sentences_of_a_line_are_translated_by_themselves(translate, tmp_path):
+    """The toy model has no marks; the splitter has, and the marks are unknown words of it."""
+    options = ["--split-sentences", "--alignments", tmp_path / "aligned"]
+    single = [translate(line).stdout for line in (b"The king.", b"A cat.")]
+    result = translate(b"The king.  A cat.\n\nA cat.\n", *options)
+    assert result.stdout == f"{single[0].strip()}  {single[1].strip()}\n\n{single[1]}"
+    lines = (tmp_path / "aligned").read_text().splitlines()
+    assert lines[1] == ""
+    assert len({link.split("-")[1] for link in lines[0].split()}) == len(result.stdout.splitlines()[0].split())
+    sources = {int(link.split("-")[0]) for link in lines[0].split()}
+    assert max(sources) >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--n-best", 2], "--split-sentences joins one translation of each sentence"),
+        (["--prefix", "input"], "--split-sentences and --prefix exclude each other"),
+    ],
+)
+def test_sentences_are_not_split_with_other_results(translate, tmp_path, monkeypatch, options, error):
+    monkeypatch.chdir(tmp_path)
+    translate(b"a cat\n", "--split-sentences", *options, code=2, error=error)
+
+
+def test_words_are_aligned_on_request(embedded_model, edge_attn_cli, tmp_path):
+    (tmp_path / "input").write_text("Where is the station?\n\n")
+    (tmp_path / "pairs.tsv").write_text("Where is the station?\tO\u00f9 est la gare ?\n")
+    options = ["--words", "--alignments", tmp_path / "aligned"]
+    result = edge_attn_cli("translate", EMBEDDED_BUNDLE, "--input", tmp_path / "input", *options)
+    words = result.stdout.splitlines()[0].split()
+    links = [tuple(map(int, link.split("-"))) for link in (tmp_path / "aligned").read_text().splitlines()[0].split()]
+    assert [j for _, j in links] == list(range(len(words)))
+    assert all(0 <= i < 4 for i, _ in links)
+    assert {j: i for i, j in links}[words.index("gare")] == 3
+    output = edge_attn_cli("align", EMBEDDED_BUNDLE, tmp_path / "pairs.tsv", "--words").stdout.split()
+    assert [link.split("-")[1] for link in output] == ["0", "1", "2", "3", "4"]
+    assert output[3] == "3-3"
