@@ -236,6 +236,7 @@ def export(
     from edge_attn.registry import VERBS, import_object
 
     arguments = _path(checkpoint), _path(out), candidates, _optional_path(sentences), force
+    import_object("edge_attn.parity.tolerances:bounds")("fp32", {}, overrides or {})
     import_object("edge_attn.bundle.export_inputs:check_inputs")(*arguments)
     manifest: Manifest = import_object(VERBS["export"])(*arguments, overrides, inline)
     return manifest

@@ -116,6 +116,7 @@ def export(
     inline: bool,
 ) -> None:
     """Export CHECKPOINT to a verified bundle that runs without torch."""
+    import_object("edge_attn.parity.tolerances:bounds")("fp32", {}, overrides)  # raises for a name that is not a bound
     import_object("edge_attn.bundle.export_inputs:check_inputs")(checkpoint, out, candidates, sentences, force)
     if force and (dropped := import_object("edge_attn.bundle.writer:targets_of")(out)):
         again = f"afterwards: edge-attn optimize {out} --target ..."

@@ -67,7 +67,7 @@ def without_tracing(monkeypatch, traced) -> None:
 def test_existing_file_is_not_replaced(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "load", None)  # the check comes before any work
     (tmp_path / "bundle.zip").write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"bundle.zip exists; .* --force"):
+    with pytest.raises(InputError, match=r"bundle.zip exists; .* `force`"):
         export(tiny, tmp_path / "bundle.zip")
     with pytest.raises(InputError, match="is not a bundle, so `force` does not replace it"):
         export(tiny, tmp_path / "bundle.zip", force=True)
