@@ -78,8 +78,8 @@ def load(
 ) -> Translator:
     """Open a bundle on a runtime, ready for its task.
 
-    The model is a context manager. Several threads may use one model at the same time on ort-cpu and ort-cuda; open one
-    model for each thread on TensorRT.
+    The model is a context manager. Several threads may use one model at the same time on ort-cpu; on a GPU, load one
+    model for each thread.
 
         with edge_attn.load("bundle") as model:
             print(model.translate(["I am cold."])[0].text)

@@ -87,9 +87,11 @@ def _print_line(message: object) -> None:
 
 def _with_option_names(message: str, command: click.Command | None) -> str:
     """Return `message` with the option of `command` in place of each parameter name in backticks."""
+    commands = [command, *getattr(command, "commands", {}).values()]
     options = {
         parameter.name: max(parameter.opts, key=len)
-        for parameter in (command.params if command else ())
+        for inner in commands
+        for parameter in (inner.params if inner else ())
         if isinstance(parameter, click.Option)
     }
     return re.sub(r"`(\w+)`", lambda match: options.get(match[1], match[0]), message)
