@@ -294,6 +294,7 @@ def evaluate(
     by_length: bool = False,
     limit: int | None = None,
     separator: str = "\t",
+    columns: Sequence[int] = (),
     runtime: str = "ort-cpu",
     threads: int | None = None,
     precision: str = "fp32",
@@ -311,6 +312,7 @@ def evaluate(
         by_length: score by source length too.
         limit: number of distinct sources to use; None for all.
         separator: text between source and target.
+        columns: numbers of the two columns, as (1, 2); none takes the first two.
         runtime: runtime of a bundle.
         threads: CPU threads; None lets the runtime choose.
         precision: fp32, fp16 or int8.
@@ -340,6 +342,7 @@ def evaluate(
         runtime=runtime,
         options=RuntimeOptions(threads, precision, allow_fallback, _optional_path(cache_dir)),
         references=references,
+        columns=columns,
     )
     return report
 

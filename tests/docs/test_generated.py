@@ -43,6 +43,6 @@ def test_every_option_is_in_the_command_reference():
 def test_every_key_has_its_default_and_meaning():
     configuration = generator.configuration()
     assert '| `cell` | string | `"gru"` |' in configuration
-    assert "| `train` | string | required |" in configuration
+    assert "| `train` | string or list of string | required |" in configuration
     assert "| `beam` | int | `4` |" in configuration
     assert "|  |\n" not in configuration + generator.commands()
