@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_attn.decoding.decoder import ENCODER, STEP, StepDecoder, output_sizes
+from edge_attn.parity.metrics import absolute_difference
 from edge_attn.parity.probes import (
     PROJECTIONS,
     batch_sizes,
@@ -42,6 +43,8 @@ MIN_SHORT = 16
 """Least number of short sources."""
 
 
+IMPOSSIBLE = -1e3
+"""Log-probability that stands for -inf in the projections."""
 PROBE_SIZES = dict.fromkeys(("sources", "tokens", "hypotheses", "walk")).keys()
 """Sizes that golden data records of its probes."""
 
@@ -280,6 +283,8 @@ def _stepped(decoder: StepDecoder, outputs: Mapping[str, Value], rows: np.ndarra
     values = {}
     for name in probed_outputs(runtime.graphs[STEP]):
         value = runtime.numpy(outputs[name])
+        if name == "log_probs":  # inf - inf would hide the row
+            value = np.maximum(value, IMPOSSIBLE)
         value = value.reshape(batch * width, *value.shape[2:])
         values[name] = _projected(value, axes[name][2:], np.repeat(lengths, width))
     place = f"batch {batch}, beam {width}, source length {lengths.max()}"
@@ -296,6 +301,8 @@ def _projected(value: np.ndarray, axes: Sequence[object], lengths: np.ndarray) -
 def candidate_difference(log_probs: np.ndarray, candidates: np.ndarray, ids: np.ndarray) -> float:
     """Return the largest difference between candidates and the best log-probabilities, infinite for wrong ids.
 
+    Log-probabilities whose probabilities do not sum to one differ too: by the logarithm of the sum.
+
     Args:
         log_probs: log-probabilities, (batch, beam, vocab).
         candidates: the best of them in decreasing order, (batch, beam, candidates).
@@ -307,5 +314,7 @@ def candidate_difference(log_probs: np.ndarray, candidates: np.ndarray, ids: np.
     rows = log_probs.reshape(-1, vocabulary)
     best = np.sort(np.partition(rows, vocabulary - count, 1)[:, vocabulary - count :], 1)[:, ::-1]
     best = best.reshape(candidates.shape)
-    both = np.stack([np.take_along_axis(log_probs, ids, -1) - candidates, best - candidates])
-    return float(np.abs(both).max())
+    gathered = np.take_along_axis(log_probs, ids, -1)
+    apart = (absolute_difference(values, candidates).max() for values in (gathered, best))
+    total = np.log(np.exp(rows, dtype=np.float64).sum(1))  # (batch * beam)
+    return float(np.max([*apart, np.abs(total).max()]))

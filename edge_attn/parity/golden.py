@@ -66,6 +66,8 @@ class Golden:
     """Noise of each figure by its key, as `L1.max_abs memory.keys`; bundles of earlier versions have none."""
     text_digests: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Digests of text processing of each side; bundles of earlier versions have none."""
+    candidates: int = 0
+    """Number of candidates of a step; 0 in bundles of earlier versions."""
     probe_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     """Sizes of the probes; bundles of earlier versions have none."""
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, compare=False)
@@ -128,6 +130,7 @@ class Golden:
             "steps": self.steps()[-1].stop,
             "beam": self.search.beam,
             "hypotheses": sum(map(len, self.n_best)),
+            "candidates": self.candidates,
             **{f"{side} digests": len(digests) for side, digests in self.text_digests.items()},
             **{f"probe {name}": size for name, size in self.probe_sizes.items()},
         }

@@ -174,6 +174,11 @@ def _without_source(axes: Sequence[object], where: str) -> tuple[list[int], bool
 def _check_search(golden: Golden, graphs: Mapping[str, GraphSpec], where: str) -> None:
     """Check that these graphs support the recorded search."""
     search, (candidates, vocabulary) = golden.search, output_sizes(graphs)
+    if golden.candidates not in (0, candidates):
+        raise BundleError(
+            f"{where}: recorded with {golden.candidates} candidates a step, the graph {STEP!r} has {candidates}; "
+            "export the bundle again"
+        )
     if search.sample or search.alternatives or search.suppress:
         raise BundleError(f"{where}: search: expected beam search without samples, alternatives and suppressed tokens")
     if candidates < search.beam + 1 and candidates < vocabulary:

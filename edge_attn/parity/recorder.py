@@ -15,7 +15,7 @@ from edge_attn.decoding.batching import BATCH, batches, search_batches
 from edge_attn.decoding.decoder import ENCODER, STEP, encode, output_sizes, teacher_force, vocabulary_sizes
 from edge_attn.decoding.hypothesis import Hypothesis
 from edge_attn.decoding.options import SearchConfig
-from edge_attn.parity.decoder_probes import Probes, plan, probe_level, project_probes
+from edge_attn.parity.decoder_probes import IMPOSSIBLE, Probes, plan, probe_level, project_probes
 from edge_attn.parity.figures import StepFigures
 from edge_attn.parity.golden import PROJECTIONS, SUMMARY, TOP, Golden, ReferenceHypothesis
 from edge_attn.parity.metrics import absolute_difference, largest
@@ -34,8 +34,6 @@ FIGURE_FACTOR = 8.0
 """Safety factor of the figures: one rounding error, early in a long sentence, can be several times the reference's."""
 MIN_LOG_REST = float(np.log(1e-6))
 """Lower limit of the compared log of the remaining probability mass."""
-IMPOSSIBLE = -1e3
-"""Log-probability that stands for -inf in the projections."""
 RECORDED_BEAM = 5
 """Beam size of the recorded search, where the graph returns enough candidates."""
 
@@ -224,6 +222,7 @@ def record(
         vocabulary_digest(text.target),
         {**_noise_of_figures(figures, beam_alignment, [*best, *itertools.chain(*lists)]), **noise},
         {"source": text_digests(text.source), "target": text_digests(text.target)},
+        output_sizes(reference.graphs)[0],
         probes.sizes,
         {**encoded, **{name: np.concatenate(rows) for name, rows in arrays.items()}, **probes.arrays(), **probed},
     )

@@ -41,7 +41,7 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L2.kl": 1e-6,
         "L2.top1": 0.0,
         "L2.probe": 3e-4,
-        "L2.candidates": 1e-5,
+        "L2.candidates": 1e-4,
         "L3.tokens": 0.0,
         "L3.n_best": 0.0,
         "L3.chrf": 0.0,
@@ -68,7 +68,7 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L2.kl": 1e-4,
         "L2.top1": 0.01,
         "L2.probe": 1e-1,
-        "L2.candidates": 1e-2,
+        "L2.candidates": 0.1,
         "L3.tokens": 0.05,
         "L3.n_best": 0.1,
         "L3.chrf": 0.05,
@@ -95,7 +95,7 @@ BOUNDS: dict[str, dict[str, float]] = {
         "L2.kl": 5e-2,
         "L2.top1": 0.01,
         "L2.probe": 2.0,
-        "L2.candidates": 1e-2,
+        "L2.candidates": 0.1,
         "L3.tokens": 0.2,
         "L3.n_best": 0.8,
         "L3.chrf": 0.1,
@@ -113,10 +113,10 @@ BOUNDS: dict[str, dict[str, float]] = {
 
 max_abs and p99 are absolute differences, relative a ratio of norms, cosine 1 - cosine, state a difference of
 projections. probe is the same for the short inputs that look up every entry, and candidates a difference between the
-candidates of a step and its own log-probabilities. kl is the divergence over the 32 best and the rest. top1, tokens,
-n_best and text are shares of mismatches that are not within the noise; excused is the share of all steps with a
-mismatch that is. chrf is 1 - chrF of the texts against the reference's own. The quality that fp16 and int8 may lose
-against human references is measured on a corpus, with `evaluate`."""
+candidates of a step and its own log-probabilities, or of the logarithm of their sum from 0. kl is the divergence over
+the 32 best and the rest. top1, tokens, n_best and text are shares of mismatches that are not within the noise; excused
+is the share of all steps with a mismatch that is. chrf is 1 - chrF of the texts against the reference's own. The
+quality that fp16 and int8 may lose against human references is measured on a corpus, with `evaluate`."""
 
 
 NOISE_LIMIT = 30.0

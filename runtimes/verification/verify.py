@@ -14,7 +14,7 @@ import numpy as np
 from edge_attn.bundle.bundle import Bundle
 from edge_attn.config.checkpoint import load_config
 from edge_attn.config.runtime import DEFAULT, RuntimeOptions
-from edge_attn.errors import InputError, TooLargeError, UsageError
+from edge_attn.errors import BundleError, InputError, TooLargeError, UsageError
 from edge_attn.parity.results import LevelResult
 from edge_attn.parity.task import GoldenData, Task
 from edge_attn.parity.tolerances import LEVELS, bounds
@@ -25,6 +25,9 @@ from edge_attn.runtimes.verification.report import Report
 from edge_attn.spec import GraphSpec, Runtime, TensorSpec
 from edge_attn.system_memory import bounded_memory
 from edge_attn.text.corpus import read_sentences
+
+CONVERSIONS = {"fp16": b"\n\x02to\x18\n", "int8": b"DequantizeLinear"}
+"""Bytes of a node in ONNX that a graph of each precision contains: a Cast to float16, the name of an op."""
 
 
 def verify(
@@ -73,6 +76,7 @@ def _verify(
 ) -> Report:
     task = task_of(opened)
     running = open_runtime(opened, runtime, options)
+    check_reduced(opened, running)
     if reference is None:
         golden = task.load_golden(opened)
         return check(opened, running, golden, levels, overrides or {})
@@ -109,6 +113,20 @@ def _show(tensor: TensorSpec | None, name: str) -> str:
     if tensor is None:
         return f"no {name}"
     return f"{tensor}{f' of {tensor.values[0]} to {tensor.values[1]}' if tensor.values else ''}"
+
+
+def check_reduced(bundle: Bundle, runtime: Runtime) -> None:
+    """Check that graphs which are called fp16 or int8 are of that precision, so that its bounds apply.
+
+    Raises:
+        BundleError: no graph converts a tensor to that precision.
+    """
+    mark = CONVERSIONS.get(runtime.precision)
+    if mark and not any(mark in bundle.read(spec.file) for spec in runtime.graphs.values()):
+        raise BundleError(
+            f"{bundle.path}: the manifest calls the graphs {runtime.precision}, and none of them computes in it; "
+            "run optimize, or export the bundle again"
+        )
 
 
 def task_of(bundle: Bundle) -> Task:
