@@ -122,14 +122,14 @@ class _PairSplitter:
                 f"got {len(cells)} column{'s' if len(cells) != 1 else ''}" + self._hint(len(cells))
             )
         if not self._expected and len(cells) == 3:
-            logger.warning("%s has three columns; the first two are read (choose others by columns)", self._path)
+            logger.warning("%s has three columns; the first two are read (others: --columns, data.columns)", self._path)
         self._expected = len(cells)
         return cells[0].strip(), cells[1].strip()
 
     def _hint(self, cells: int) -> str:
         if self._expected and self._expected != cells > 1:
-            return f", and the lines before it have {self._expected}; choose two by columns"
-        return "; choose two by columns" if cells > 3 else ""
+            return f", and the lines before it have {self._expected}; choose two with `columns`"
+        return "; choose two with `columns`" if cells > 3 else ""
 
 
 def read_sentences(path: Path) -> tuple[str, ...]:

@@ -52,9 +52,9 @@ BAD_LINES = [
 ]
 BAD_PAIRS = [
     (b"a\tb\nonly one\n", r"pairs\.tsv, line 2: expected source and target .*, got 1 column$"),
-    (b"a\tb\tc\td\n", r"line 1: .*, got 4 columns; choose two by columns$"),
-    (b"a\tb\na\tb\tc\n", r"line 2: .*, got 3 columns, and the lines before it have 2; choose two by columns$"),
-    (b"a\tb\tc\na\tb\n", r"line 2: .*, got 2 columns, and the lines before it have 3; choose two by columns$"),
+    (b"a\tb\tc\td\n", r"line 1: .*, got 4 columns; choose two with `columns`$"),
+    (b"a\tb\na\tb\tc\n", r"line 2: .*, got 3 columns, and the lines before it have 2; choose two with `columns`$"),
+    (b"a\tb\tc\na\tb\n", r"line 2: .*, got 2 columns, and the lines before it have 3; choose two with `columns`$"),
 ]
 
 
@@ -141,7 +141,7 @@ def test_third_column_is_reported_once(write, caplog):
     """Tatoeba's pairs have their sources in it."""
     path = write(b"a\tb\tCC-BY 2.0\n\nc\td\tCC-BY 2.0\n")
     assert read_pairs(path) == [("a", "b"), ("c", "d")]
-    assert caplog.messages == [f"{path} has three columns; the first two are read (choose others by columns)"]
+    assert caplog.messages == [f"{path} has three columns; the first two are read (others: --columns, data.columns)"]
 
 
 @pytest.mark.parametrize(

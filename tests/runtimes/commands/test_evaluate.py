@@ -147,7 +147,7 @@ def test_compressed_corpus_is_read(toy_bundle, tmp_path, toy_pairs):
     ("content", "error"),
     [
         (b"a cat\tun chat\na dog\n", "line 2: expected source and target with one '\\t' between them, got 1 column"),
-        (b"a cat\tun chat\ta\n", "line 1: expected source and target with one '\\t' between them, got 3 columns"),
+        (b"a cat\tun chat\ta\tb\n", "got 4 columns; choose two with --columns"),
         (b"a cat\tun chat\n\xff\t\n", "line 2: not UTF-8 at byte 1"),
         (b"", "is empty"),
         (None, "cannot be read"),
