@@ -72,13 +72,21 @@ class ErrorHandlingGroup(click.Group):
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             _print_line(_with_option_names(str(error), command))
             ctx.exit(error.exit_code)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
             _print_line(f"the memory of this machine is too small: {error}".rstrip(": "))
             ctx.exit(InputError.exit_code)
         except BrokenPipeError:  # a reader such as `head` needs no more lines
             ctx.exit(128 + signal.SIGPIPE)
         except KeyboardInterrupt as error:
             ctx.exit(exit_code(error))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation failed. The errors of torch are RuntimeErrors, on a GPU of this name."""
+    is_from_torch = "DefaultCPUAllocator: " in str(error) or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or is_from_torch
 
 
 def _print_line(message: object) -> None:

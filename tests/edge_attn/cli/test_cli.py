@@ -340,3 +340,32 @@ def test_too_long_file_name_is_bad_input(edge_attn_cli, command):
     result = edge_attn_cli(command, "b" * 300, code=4)
     assert result.stderr.startswith("edge-attn: ")
     assert result.stderr.endswith("cannot be read: File name too long\n")
+
+
+class OutOfMemoryError(RuntimeError):
+    """An error with the name of torch's on a GPU."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(edge_attn_cli, monkeypatch, toy_bundle, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("edge_attn.runtimes.commands.inspect.inspect", fail)
+    edge_attn_cli("inspect", toy_bundle, code=4, error=f"the memory of this machine is too small: {error}")
+
+
+def test_other_runtime_errors_are_bugs(edge_attn_cli, monkeypatch, toy_bundle):
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("edge_attn.runtimes.commands.inspect.inspect", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        edge_attn_cli("inspect", toy_bundle)

@@ -16,7 +16,8 @@ from typing import Any
 
 CPU_SECONDS = 40
 """Processor time after which a case counts as a hang."""
-WALL_SECONDS = 180
+WALL_SECONDS = 300
+"""Time after which a case that uses little processor time counts as a hang."""
 MEMORY = 4 << 30
 """Bytes that a case may allocate."""
 CODES = (0, 1, 2, 3, 4)
@@ -37,8 +38,10 @@ class Ended:
 
     def fault(self) -> str | None:
         """Return what is wrong, or None."""
-        if self.status in (-signal.SIGXCPU, -signal.SIGKILL):
+        if self.status == -signal.SIGXCPU:
             return f"did not end within {CPU_SECONDS} seconds of processor time"
+        if self.status == -signal.SIGKILL:
+            return f"was killed: it took {WALL_SECONDS} seconds, or more memory than there is"
         if self.status < 0:
             return f"was ended by the signal {signal.Signals(-self.status).name}"
         if breach := re.search(r"^fuzz: .*$", self.errors, re.MULTILINE):
