@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import json
 import math
@@ -57,10 +56,11 @@ def _count_lines(path: Path) -> int | None:
         return None
     count, last = 0, b"\n"
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with path.open("rb") as opened:
+            file = decompressed(opened, str(path))
             while chunk := file.read(1 << 20):
                 count, last = count + chunk.count(b"\n"), chunk[-1:]
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, zlib.error, InputError):
         return None
     return count + (last != b"\n")
 

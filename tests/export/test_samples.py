@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edge_attn.config.training import TextConfig
 from edge_attn.errors import ExportError
-from edge_attn.export.samples import MIN_SENTENCES, RARE_CHARACTERS, choose_sentences
+from edge_attn.export.samples import MIN_SENTENCES, RARE_CHARACTERS, choose_sentences, warn_of_odd_lines
 from edge_attn.text.pipeline import Text
 from edge_attn.text.tokenizers import UNK
 
@@ -84,3 +86,15 @@ def test_sentences_that_do_not_grow_are_refused(text, monkeypatch):
     monkeypatch.setattr(Text, "encode_source", lambda self, sentence: [5, 3])
     with pytest.raises(ExportError, match="have 2 tokens and no more, and the golden data needs one of 20"):
         choose_sentences(text, LINES * 20, 20)
+
+
+def test_tabs_and_unknown_tokens_of_a_file_are_named(caplog):
+    text = Text.train(TextConfig("words", 60, 60), [(line, line) for line in LINES])
+    path = Path("lines.tsv")
+    warn_of_odd_lines(path, LINES, text)
+    assert caplog.messages == []
+    warn_of_odd_lines(path, [f"{LINES[0]}\tun chat", LINES[1], "ein Hund"], text)
+    tabs, unknown = caplog.messages
+    assert tabs == "lines.tsv: 1 of 3 lines have a tab; expected source sentences, not pairs"
+    assert unknown.startswith("lines.tsv: 4 of ")
+    assert unknown.endswith(" tokens are unknown to the model; expected sentences in the language of its source")
