@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx", reason="onnx is not installed: a device needs none")
+pytest.importorskip("torch", reason="torch is not installed: a device needs none")
 
 from bad_graphs import RUN_ERRORS, bundle_with_graph, bundle_with_string_output
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CPU_SECONDS = 40
+CPU_SECONDS = 60
 """Processor time after which a case counts as a hang."""
 WALL_SECONDS = 300
 """Time after which a case that uses little processor time counts as a hang."""
