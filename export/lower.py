@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
-import onnx.inliner
 import onnxscript
 
 from edge_attn.errors import ExportError
@@ -90,16 +89,6 @@ def attach_functions(model: onnx.ModelProto) -> None:
     domains = {entry.domain for entry in model.opset_import}
     if called and DOMAIN not in domains:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
-
-
-def inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `model` with the standard ops of our functions in place of their calls, for runtimes without functions."""
-    result = onnx.inliner.inline_local_functions(model)
-    for entry in [entry for entry in result.opset_import if entry.domain not in ("", "ai.onnx")]:
-        result.opset_import.remove(entry)
-    del result.functions[:]
-    del result.graph.value_info[:]
-    return result
 
 
 def op_model(name: str, dtype: int, shapes: dict[str, tuple[Any, ...]], **attributes: Any) -> onnx.ModelProto:

@@ -16,13 +16,14 @@ from torch import nn
 
 from edge_attn.checkpoint import write_file
 from edge_attn.errors import ExportError
-from edge_attn.export import checks, descriptions, lower
+from edge_attn.export import checks, descriptions
 from edge_attn.export.binding import FlatModule, bind
 from edge_attn.export.capture import capture
 from edge_attn.export.comparison import check_repeatable, check_sizes, run_module
 from edge_attn.export.descriptions import Tree
 from edge_attn.export.failures import one_line
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
+from edge_attn.export.inline import inline_functions
 from edge_attn.export.shapes import example_inputs, ladder, shapes, sizes_of, traced_sizes
 from edge_attn.progress import logger, stage, stages
 from edge_attn.spec import Axis, ModuleSpec
@@ -77,7 +78,7 @@ def export_module(
         stage("trace and compare with torch")
         model, exporter, worst = _graph(out.stem, flat_module, spec, example, sizes, own)
     if inline:
-        model = lower.inline(model)
+        model = inline_functions(model)
         checks.agreement(out.stem, model, spec, flat_module, sizes[:2], own)
     write_file(out, model.SerializeToString(deterministic=True))
     shown = (*sizes, *(sizes_of(spec, values) for values in own))

@@ -20,9 +20,10 @@ from edge_attn.bundle.manifest import FORMAT, Manifest
 from edge_attn.bundle.writer import list_files, write_bundle
 from edge_attn.checkpoint import CARD, MODEL, load, load_samples
 from edge_attn.errors import ParityError
-from edge_attn.export import checks, lower
+from edge_attn.export import checks
 from edge_attn.export.comparison import check_repeatable
 from edge_attn.export.fold_embeddings import fold_embedding_matmul
+from edge_attn.export.inline import inline_functions
 from edge_attn.export.samples import choose_sentences, warn_of_odd_lines
 from edge_attn.export.shapes import example_inputs, traced_sizes
 from edge_attn.export.trace import store_as_fp16, trace
@@ -204,7 +205,7 @@ def graph_model(
     proto = trace(module, spec, [torch.from_numpy(value) for value in example])
     fold_embedding_matmul(proto)
     if inline:
-        proto = lower.inline(proto)
+        proto = inline_functions(proto)
     elif half:
         store_as_fp16(proto)
     stage(f"compare {name} with torch at many shapes")
