@@ -18,8 +18,8 @@ from onnx.helper import get_attribute_value, make_node
 from edge_attn.export.fold_constants import fold_constants
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
-CLOSED = 1e4
-"""Input of a sigmoid that makes it exactly 0 or 1, in fp16 too."""
+CLOSED = 64.0
+"""Input of a sigmoid that makes it 1, or 0 within 1e-27; its exponential is finite in fp32."""
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
@@ -32,6 +32,7 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     del result.graph.value_info[:]
     _constants_to_initializers(result.graph)
     _replace_cast_like(result)
+    _sum_booleans(result.graph)
     nodes = list(result.graph.node)
     del result.graph.node[:]
     for number, node in enumerate(nodes):
@@ -69,6 +70,21 @@ def _replace_cast_like(model: onnx.ModelProto) -> None:
             kind = kinds[node.input.pop()]
             node.op_type = "Cast"
             node.attribute.append(onnx.helper.make_attribute("to", kind))
+
+
+def _sum_booleans(graph: onnx.GraphProto) -> None:
+    """Count, in place of their maximum, integers that are booleans: ONNX Runtime's reader of shapes knows the sum."""
+    producers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        source = producers.get(node.input[0]) if node.op_type == "ReduceMax" else None
+        users = [user for user in graph.node if node.output[0] in user.input]
+        to_bool = users and all(_cast_type(user) == onnx.TensorProto.BOOL for user in users)
+        if source is not None and _cast_type(source) == onnx.TensorProto.INT32 and to_bool:
+            node.op_type = "ReduceSum"
+
+
+def _cast_type(node: onnx.NodeProto) -> int:
+    return int(get_attribute_value(node.attribute[0])) if node.op_type == "Cast" else 0
 
 
 class _Unrolled:
