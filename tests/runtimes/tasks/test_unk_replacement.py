@@ -134,7 +134,7 @@ def test_model_without_attention_is_refused():
 
 
 def test_phrase_table_alone_is_refused():
-    with pytest.raises(UsageError, match="it needs replace_unknown"):
+    with pytest.raises(UsageError, match="`phrase_table` needs `replace_unknown`"):
         translator(TableModel(table(PROBABILITIES), attend(0))).translate(["a"], phrase_table={})
 
 
@@ -147,7 +147,7 @@ def test_first_line_of_a_source_counts(tmp_path):
     ("content", "error"),
     [
         (b"a\tb\nzebra\n", "line 2: expected source and target .*, got 1 column"),
-        (b"a\tb\tc\n", "line 1: expected source and target .*, got 3 columns"),
+        (b"a\tb\tc\td\n", "line 1: expected source and target .*, got 4 columns"),
         (b"a\tb\n\na\t\n", "line 3: the target of a phrase table's line must not be empty"),
         (b"\tb\n", "line 1: the source of a phrase table's line must not be empty"),
         (b"a\tb\n\xff\tb\n", "line 2: not UTF-8 at byte 1"),
@@ -195,7 +195,7 @@ def test_command_refuses_invalid_options(run, tmp_path):
     options = ["--phrase-table", tmp_path / "table.tsv", "--output", tmp_path / "out"]
     run("--replace-unknown", *options, code=4, error="table.tsv, line 2: expected source and target")
     (tmp_path / "table.tsv").write_text("a\tb\n")
-    run(*options, code=2, error="a phrase table replaces unknown words: it needs replace_unknown (--replace-unknown)")
+    run(*options, code=2, error="a phrase table replaces unknown words: --phrase-table needs --replace-unknown")
     error = "replacing unknown words needs attention weights, and this model has no attention"
     run("--replace-unknown", *options, bundle=NO_ATTENTION, code=2, error=error)
     assert not (tmp_path / "out").exists()
