@@ -30,6 +30,28 @@ def is_shown() -> bool:
     return sys.stderr is not None and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING)
 
 
+class StderrHandler(logging.Handler):
+    """Handler that prints messages on the current standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message, a warning with its level."""
+        if sys.stderr is None:
+            return
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        text = prefix + record.getMessage()
+        if tqdm := sys.modules.get("tqdm"):
+            tqdm.tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr)
+
+
+def print_messages(verbosity: str) -> None:
+    """Print the messages of the logger on standard error: "quiet" errors, "verbose" all, "" warnings and errors."""
+    logger.setLevel({"quiet": logging.ERROR, "verbose": logging.INFO}.get(verbosity, logging.WARNING))
+    if not any(isinstance(handler, StderrHandler) for handler in logger.handlers):
+        logger.addHandler(StderrHandler())
+
+
 def bar(label: str = "", total: float | None = None, unit: str = "it", **options: Any) -> Any:
     """Return a tqdm bar on standard error, which is hidden where that is no terminal and in quiet commands.
 

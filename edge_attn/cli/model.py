@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from edge_attn.cli.options import PATH, Choice, override_option
-from edge_attn.errors import InputError
 from edge_attn.registry import VERBS, import_object, resolve
-from edge_attn.storage.atomic import write_bytes
 
 
 @click.command()
@@ -68,18 +66,7 @@ def init(kind: str, out: Path | None) -> None:
 
     dates is a model of characters that trains in minutes on one core, translation the embedded model's configuration.
     """
-    text = resolve("verb", VERBS, "init")(kind)
-    if out is None:
-        click.echo(text, nl=False)
-    elif out.exists():
-        raise InputError(f"{out} exists; choose another --out, or remove it")
-    else:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(out, text.encode())
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}") from error
-        click.echo(f"{out}: edit it, then run: edge-attn train {out} --data FOLDER --out CHECKPOINT")
+    click.echo(resolve("verb", VERBS, "init")(kind, out), nl=out is not None)
 
 
 @click.command()

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import click
 
-from edge_attn.progress import logger
-
-LEVELS = {"quiet": logging.ERROR, "verbose": logging.INFO}
 HELP = {"verbose": "Print more: a line for each stage, and all details.", "quiet": "Print no warnings or progress."}
 SELECTED = "edge_attn.verbosity"
-"""Key of the selected level in the context of a command line."""
-
-
-class StderrHandler(logging.Handler):
-    """Handler that prints messages on the current standard error, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one message, a warning with its level."""
-        if sys.stderr is None:
-            return
-        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        text = prefix + record.getMessage()
-        if tqdm := sys.modules.get("tqdm"):
-            tqdm.tqdm.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr)
+"""Key of the selected option in the context of a command line."""
 
 
 def add_options(command: click.Command) -> None:
@@ -42,14 +21,18 @@ def add_options(command: click.Command) -> None:
 
 def is_verbose() -> bool:
     """Return whether this command line has --verbose."""
+    import logging
+
+    from edge_attn.progress import logger
+
     return logger.isEnabledFor(logging.INFO)
 
 
 def _select(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Set the level of the logger: WARNING, if no option of this command line selects another one."""
+    from edge_attn.progress import print_messages  # here, because logging takes a tenth of the time of --help
+
     selected = ctx.find_root().meta
     if value and parameter.name:
-        selected[SELECTED] = LEVELS[parameter.name]
-    logger.setLevel(selected.get(SELECTED, logging.WARNING))
-    if not any(isinstance(handler, StderrHandler) for handler in logger.handlers):
-        logger.addHandler(StderrHandler())
+        selected[SELECTED] = parameter.name
+    print_messages(selected.get(SELECTED, ""))

@@ -10,7 +10,7 @@ from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError
 from edge_attn.path_kind import CHECKPOINT, UNTRAINED, check_kind
 
-CONFIG, MODEL = "config.json", "model.safetensors"
+CONFIG, MODEL, STATE = "config.json", "model.safetensors", "training.safetensors"
 FORMAT = 2
 """Format number. Format 1 has the key of the normalizer in British spelling, and still loads."""
 

@@ -12,11 +12,32 @@ from typing import Any
 
 from edge_attn.config.training import Config
 from edge_attn.config.validation import read_tables
-from edge_attn.errors import UsageError
+from edge_attn.errors import InputError, UsageError
+from edge_attn.storage.atomic import write_bytes
 
 EXAMPLES = {"dates": "date.toml", "translation": "tatoeba-en-fr.toml"}
 """Kinds of configurations and the file of `edge_attn/pretrained` whose values each has."""
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
+
+
+def write_template(kind: str, out: Path | None = None) -> str:
+    """Return the template, or write it to the file `out` and return the next command.
+
+    Raises:
+        UsageError: `kind` is not one of EXAMPLES.
+        InputError: `out` exists or cannot be written.
+    """
+    text = template(kind)
+    if out is None:
+        return text
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(out, text.encode())
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+    return f"{out}: edit it, then run: edge-attn train {out} --data FOLDER --out CHECKPOINT"
 
 
 def template(kind: str) -> str:

@@ -10,8 +10,6 @@ import math
 import struct
 from collections.abc import Iterator
 
-import numpy as np
-
 from edge_attn.errors import InputError
 
 PIECES, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5
@@ -128,6 +126,8 @@ def _check_charsmap(charsmap: bytes) -> None:
     A unit has a label (its lowest byte), a flag of a leaf below it (bit 8) and an offset to its children, which are at
     `unit ^ offset ^ label`; the leaf is the child of label 0, and its value the position of a replacement.
     """
+    import numpy as np  # here, because `edge_attn --help` and the registry import the tokenizers without it
+
     if not charsmap:  # the identity
         return
     (size,) = struct.unpack("<I", charsmap[:4])

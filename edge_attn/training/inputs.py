@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_attn.config.checkpoint import CONFIG, load_config
+from edge_attn.config.checkpoint import CONFIG, STATE, load_config
 from edge_attn.config.training import Config, read_config
 from edge_attn.errors import CheckpointError
 from edge_attn.storage.atomic import leftovers
@@ -36,7 +36,7 @@ def check_inputs(
     for files in filter(None, (config.data.train, config.data.valid)):
         check_corpus(data or config_path.parent, files, config.data.separator, config.data.columns)
     existing_run(config, out)
-    if init is not None:
+    if init is not None and not (out / STATE).exists():  # a resumed run does not read it
         load_config(init)
     return config
 

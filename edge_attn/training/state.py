@@ -17,10 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from edge_attn.checkpoint import check_shapes, named_weights, write_file
+from edge_attn.config.checkpoint import STATE as STATE
 from edge_attn.config.validation import from_mapping
 from edge_attn.errors import CheckpointError, ConfigError
-
-STATE = "training.safetensors"
 
 
 @dataclasses.dataclass

@@ -14,4 +14,6 @@ PROJECT = TESTS.parent
 SHARED = PROJECT.parent / "shared"
 PACKAGE = Path(edge_attn.__file__).resolve().parent
 EMBEDDED_CHECKPOINT = PACKAGE / "pretrained" / "en-fr"
+FORMER_BUNDLE = DATA / "en-fr-format-2.zip"
+"""The embedded model of 0.1.0: format 2, without byte fallback, so that it has unknown words."""
 EMBEDDED_BUNDLE = PACKAGE / "pretrained" / "en-fr.zip"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paths import EMBEDDED_BUNDLE, KINDS_FOLDER
+from paths import FORMER_BUNDLE, KINDS_FOLDER
 from table_model import NAMES, TableModel, table, translator
 
 import edge_attn
@@ -94,7 +94,7 @@ def test_word_of_a_character_model_is_a_character():
 )
 def test_word_of_sentencepiece_is_a_piece_without_mark(sentence, pieces, table_, text):
     """`None` is an unknown piece, and attends to the sentence's unknown piece, or to its last."""
-    model = edge_attn.load(EMBEDDED_BUNDLE)
+    model = edge_attn.load(FORMER_BUNDLE)
     ids = model.text.source.encode(sentence)
     surface_forms = model.text.source.surface_forms(sentence)
     position = ids.index(UNK) if UNK in ids else len(ids) - 1
@@ -114,8 +114,8 @@ def test_mark_alone_is_not_a_word():
 
 
 def test_embedded_model_copies_unknown_words():
-    [plain] = edge_attn.load(EMBEDDED_BUNDLE).translate(["I like ☃."])
-    [translation] = edge_attn.load(EMBEDDED_BUNDLE).translate(["I like ☃."], replace_unknown=True)
+    [plain] = edge_attn.load(FORMER_BUNDLE).translate(["I like ☃."])
+    [translation] = edge_attn.load(FORMER_BUNDLE).translate(["I like ☃."], replace_unknown=True)
     assert "⁇" in plain.text
     assert translation.text == "J'aime ☃."
     assert translation.tokens == tuple("☃" if token == "<unk>" else token for token in plain.tokens)
@@ -167,7 +167,7 @@ def test_invalid_phrase_table_is_refused_with_its_line(tmp_path, content, error)
 def run(edge_attn_cli, tmp_path):
     """Return a function that translates a line with the embedded model."""
 
-    def run(*options: object, bundle: Path = EMBEDDED_BUNDLE, **expected: object):
+    def run(*options: object, bundle: Path = FORMER_BUNDLE, **expected: object):
         (tmp_path / "input").write_text("I like ☃.\n", encoding="utf-8")
         return edge_attn_cli("translate", bundle, "--input", tmp_path / "input", *options, **expected)
 
