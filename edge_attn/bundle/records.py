@@ -34,6 +34,8 @@ SETTINGS: Mapping[str, Any] = {
 }
 PLUGINS: Mapping[str, Any] = {"ops": list[str], "graphs": dict[str, str], "measured": TABLE}
 """Types in the table `plugins` of a target's settings."""
+MEASURED: Mapping[str, Any] = {"graphs": dict[str, TABLE]}
+"""Types in the table `plugins.measured` of a target's settings."""
 
 
 def check_provenance(provenance: Mapping[str, Any]) -> None:
@@ -65,8 +67,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         ConfigError: a value has another type.
     """
     present = {key: value for key, value in settings.items() if value is not None}
+    plugins, where = present.get("plugins"), "settings: plugins"
+    if isinstance(plugins, list | tuple):  # versions before 0.1.0 listed the names of ops
+        convert(list[str], present.pop("plugins"), where)
     _check(present, SETTINGS, "settings")
-    _check(present.get("plugins", {}), PLUGINS, "settings: plugins")
+    _check(present.get("plugins", {}), PLUGINS, where)
+    measured, where = present.get("plugins", {}).get("measured", {}), f"{where}: measured"
+    _check(measured, MEASURED, where)
+    for graph, choice in measured.get("graphs", {}).items():
+        _check(choice, {"plugin": bool}, f"{where}: graphs: {graph}")
 
 
 def _check(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:

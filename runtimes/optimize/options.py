@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_attn.bundle.manifest import Target
 from edge_attn.config.validation import from_mapping
-from edge_attn.errors import ConfigError, InputError, UsageError
+from edge_attn.errors import InputError, UsageError
 from edge_attn.runtimes.optimize.build_target import TargetRequest, describe_calibration
 from edge_attn.runtimes.optimize.targets import Recipe
 from edge_attn.runtimes.optimize.trt_operators import OPSETS, Version, version
@@ -130,9 +130,5 @@ def stored_config(bundle: Path, stored: Target) -> BuildConfig | None:
     Raises:
         ConfigError: the stored configuration is damaged.
     """
-    config, where = stored.settings.get("build"), f"{bundle}: targets: {stored.name}: build"
-    if config is None:
-        return None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{where} must be a table, got {config!r}")
-    return from_mapping(BuildConfig, config, where)
+    config = stored.settings.get("build")
+    return None if config is None else from_mapping(BuildConfig, config, f"{bundle}: targets: {stored.name}: build")

@@ -128,15 +128,16 @@ class Engines:
             NotTestedError: nothing was measured with this GPU, TensorRT and kernel.
         """
         self._refuse_without_plugins()
-        measured = self.target.settings["plugins"].get("measured")
+        measured = self.target.settings["plugins"].get("measured", {})
+        choice = measured.get("graphs", {}).get(graph, {})
         path, target = shlex.quote(str(self.bundle.path)), f"{self.target.target} --precision {self.target.precision}"
         todo = f"to measure both engines here, run: edge-attn optimize {path} --target {target} --build"
-        if not isinstance(measured, dict) or graph not in measured.get("graphs", {}):
+        if "plugin" not in choice:
             raise NotTestedError(f"its engine was not measured; {todo}")
         for name, value in self._environment().items():
             if measured.get(name) != value:
                 raise NotTestedError(f"its engine was measured with {measured.get(name)}, this is {value}; {todo}")
-        return bool(measured["graphs"][graph]["plugin"])
+        return bool(choice["plugin"])
 
     def _environment(self) -> dict[str, str]:
         """Return everything that a measurement depends on."""

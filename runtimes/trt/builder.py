@@ -148,9 +148,8 @@ def _file_name(key: EngineKey) -> str:
 
 def _modules(target: Target, spec: GraphSpec) -> dict[str, str]:
     """Return the torch module of each node, as `optimize` stored it. Empty for a bundle of an older version."""
-    files = target.settings.get("modules")
-    modules = files.get(spec.file) if isinstance(files, dict) else None
-    return modules if isinstance(modules, dict) else {}
+    modules: dict[str, str] = (target.settings.get("modules") or {}).get(spec.file, {})
+    return modules
 
 
 def build_engine(

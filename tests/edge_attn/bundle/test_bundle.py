@@ -145,6 +145,15 @@ def in_tensor(**values):
     return in_graph(inputs=[{**INPUTS[0], **values}, *INPUTS[1:]])
 
 
+def in_target(**settings):
+    target = {"target": "trt", "precision": "fp32", "settings": settings}
+    return lambda content: content.update(targets={"trt-fp32": {**target, "graphs": content["graphs"]}})
+
+
+def in_measured(graphs):
+    return in_target(plugins={"measured": {"graphs": graphs}})
+
+
 def nested(depth: int) -> list:
     return [nested(depth - 1)] if depth else []
 
@@ -195,6 +204,18 @@ def nested(depth: int) -> list:
         (edited(verification={"levels": {"L1": None}}), "verification: levels.L1 must be of type str, got None"),
         (edited(verification={"plugins": {"levels": 1}}), "verification: plugins: levels must be a table"),
         (edited(verification={"provider": 1}), "verification: provider must be of type str, got 1"),
+        (in_target(build=3), "settings: build must be a table, got 3"),
+        (in_target(min_version=10.3), "settings: min_version must be of type str, got 10.3"),
+        (in_target(modules=3), "settings: modules must be a table, got 3"),
+        (in_target(modules={"a.onnx": 3}), "settings: modules.a.onnx must be a table, got 3"),
+        (in_target(plugins=3), "settings: plugins must be a table, got 3"),
+        (in_target(plugins=[3]), r"settings: plugins\[0\] must be of type str, got 3"),
+        (in_target(plugins={"ops": 3}), "settings: plugins: ops must be a list, got 3"),
+        (in_target(plugins={"graphs": 3}), "settings: plugins: graphs must be a table, got 3"),
+        (in_target(plugins={"measured": 3}), "settings: plugins: measured must be a table, got 3"),
+        (in_measured(3), "settings: plugins: measured: graphs must be a table, got 3"),
+        (in_measured({"step": 3}), "settings: plugins: measured: graphs.step must be a table, got 3"),
+        (in_measured({"step": {"plugin": 1}}), "measured: graphs: step: plugin must be of type bool, got 1"),
         (listed(size=-1), "files.MODEL_CARD.md: size must be at least 0, got -1"),
         (listed(sha256="0" * 63), "sha256 must be 64 digits of 0 to 9 and a to f"),
         (listed(sha256="Z" * 64), "sha256 must be 64 digits of 0 to 9 and a to f"),
@@ -223,6 +244,21 @@ def test_bad_manifest_is_refused(path, change, message):
         Bundle.open(path)
     assert str(path) in str(caught.value)
     assert len(one_line(caught.value)) <= 288
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"modules": None, "min_version": None}, {"plugins": []}, {"plugins": ["AdditiveAttention"]}, {"newer": 3}],
+)
+def test_settings_of_another_version_are_loaded(path, settings):
+    def change_manifest(files):
+        content = json.loads(files[MANIFEST])
+        in_target(**settings)(content)
+        files[MANIFEST] = json.dumps(content).encode()
+
+    write_bundle(path, make_manifest(), FILES)
+    rewrite(path, change_manifest)
+    assert Bundle.open(path).manifest.targets["trt-fp32"].settings == settings
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"null"])

@@ -124,7 +124,7 @@ def test_too_wide_golden_beam_is_a_warning(copied, unverified, tables, monkeypat
     assert not [line for line in run_optimize(copied, "trt", "fp16") if "golden beam" in line]
 
 
-@pytest.mark.parametrize("build", [3, {"color": "red"}])
+@pytest.mark.parametrize("build", [{"color": "red"}, {"workspace_mb": "much"}])
 def test_damaged_configuration_is_refused(copied, unverified, tables, build):
     run_optimize(copied, "trt", "fp32")
 
@@ -148,5 +148,5 @@ def test_level_that_engines_cannot_run_is_not_tested(copied, tables, jetson):
         "not tested (the engine was built for up to 8 sentences of up to 20 tokens with a beam of up to 1, got 8 of "
         "7 with a beam of 5; request less, or build it for more (batch, src and beam in the table buckets))"
     )
-    assert [line[:2] for line in shown if line.endswith(": holds")] == ["L1", "L2", "L5"]
+    assert [line[:2] for line in shown if " holds " in line] == ["L1", "L2", "L5"]
     assert shown[-1] == "parity NOT TESTED"

@@ -59,7 +59,7 @@ def test_variant_with_plugin_is_written_beside_the_graphs(toy_bundle, tmp_path, 
 
 def test_variants_are_removed_with_their_target(copied, edge_attn_cli):
     run_optimize(copied, "trt", "fp32", plugins=PLUGINS)
-    text = edge_attn_cli("inspect", copied).stdout
+    text = edge_attn_cli("inspect", copied, "--verbose").stdout
     assert "  plugins: graphs step targets/trt-fp32/step.plugins.onnx, ops AdditiveAttention" in text
     assert "  with plugins: L1 holds, L2 holds, L3 holds, L5 holds (CPUExecutionProvider)" in text
     run_optimize(copied, "trt", "fp32", force=True)

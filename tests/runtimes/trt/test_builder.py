@@ -272,12 +272,18 @@ def fetch(bundle: Bundle, folder: Path, tensorrt: TensorRT, gpu: Gpu = GPU, **op
 
 
 @pytest.mark.parametrize(
-    ("stored", "expected"), [({"graphs/encoder.onnx": {"node": "model.encoder"}}, {"node": "model.encoder"}), (3, {})]
+    ("settings", "expected"),
+    [
+        ({"modules": {"graphs/encoder.onnx": {"node": "model.encoder"}}}, {"node": "model.encoder"}),
+        ({"modules": {"graphs/step.onnx": {"node": "model.decoder"}}}, {}),
+        ({"modules": None}, {}),
+        ({}, {}),
+    ],
 )
-def test_engine_is_built_with_the_recorded_modules(bundle, tmp_path, monkeypatch, stored, expected):
+def test_engine_is_built_with_the_recorded_modules(bundle, tmp_path, monkeypatch, settings, expected):
     received: list[object] = []
     monkeypatch.setattr(builder, "build_engine", lambda *arguments: received.append(arguments[-1]) or b"engine")
-    target = Target("trt", "fp32", bundle.manifest.graphs, {"modules": stored})
+    target = Target("trt", "fp32", bundle.manifest.graphs, settings)
     tensorrt = FakeBuild(bundle.manifest.graphs["encoder"], lambda fake: b"engine").tensorrt()
     engine_for(tensorrt, bundle, target, "encoder", EngineCache(tmp_path), GPU, BuildConfig(), lambda line: None)
     assert received == [expected]
@@ -372,8 +378,9 @@ def test_build_config_is_read_from_toml(tmp_path):
         ("max_build_minutes = nan", "max_build_minutes must be a number more than 0"),
         ("optimization_level = 6", "optimization_level must be between 0 and 5"),
         ("[buckets]\nbatch = [2, 1]", "batch must be increasing sizes"),
-        ("workspace_mb = 99999999999999999999", "workspace_mb must be at most 1099511627775"),
-        ("cache_mb = 99999999999999999999", "cache_mb must be at most 1099511627775"),
+        ("workspace_mb = 1099511627776", "workspace_mb must be at most 1099511627775"),
+        ("cache_mb = 1099511627776", "cache_mb must be at most 1099511627775"),
+        ("workspace_mb = 99999999999999999999", r"workspace_mb must be less than 2\*\*63 in magnitude"),
         ("[buckets]\nbatch = [3000000000]", "batch must be at most 2147483647, got 3000000000"),
         ("[buckets]\nbatch = 1", r"buckets: batch must be a list"),
         ("a = ", "is not TOML"),
