@@ -120,7 +120,7 @@ def run_edge_attn(
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with start_edge_attn(*arguments, **{**pipes, **options}) as process:
             try:
-                out, err = process.communicate(input, timeout=60)
+                out, err = process.communicate(input, timeout=300)
             finally:
                 process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

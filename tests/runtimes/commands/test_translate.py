@@ -372,7 +372,7 @@ def peak_memory(start_edge_attn, bundle, path, output) -> float:
     options = ["translate", bundle, "--beam", 1, "--threads", 1, "--input", path, "--output", output]
     with start_edge_attn(*options, before=before, stderr=subprocess.PIPE) as process:
         try:
-            errors = process.communicate(timeout=120)[1]
+            errors = process.communicate(timeout=600)[1]
         finally:
             process.kill()
     assert process.returncode == 0, errors
