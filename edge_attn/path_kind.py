@@ -130,7 +130,7 @@ def _folder(path: Path) -> PathKind | None:
         return JOEYNMT
     if has("*.npz") and has("*.yml"):
         return MARIAN
-    inner = next(path.glob(f"*/{MANIFEST}"), None)
+    inner = next(path.glob(f"[!.]*/{MANIFEST}"), None)  # hidden ones are of a writer, which `Bundle.open` restores
     if inner is not None:
         return PathKind("the folder of a bundle", f"give the bundle itself: {shlex.quote(str(inner.parent))}")
     if has("*.onnx"):

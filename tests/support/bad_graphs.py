@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import onnx
@@ -23,18 +22,14 @@ def bundle_with_graph(bundle: Bundle, name: str, change: Callable[[onnx.ModelPro
 
 
 def bundle_with_string_output(bundle: Bundle) -> Bundle:
-    """Return `bundle` with texts as log-probabilities, in the graph and in the manifest."""
+    """Return `bundle` with texts as log-probabilities in the graph."""
 
     def change(model: onnx.ModelProto) -> None:
         insert(model, [("Cast", ["before"], {"to": TensorProto.STRING})], {})
         output = next(output for output in model.graph.output if output.name == OUTPUT)
         output.type.tensor_type.elem_type = TensorProto.STRING
 
-    step = bundle.manifest.graphs["step"]
-    outputs = tuple(dataclasses.replace(t, dtype="tensor(string)") if t.name == OUTPUT else t for t in step.outputs)
-    graphs = {**bundle.manifest.graphs, "step": dataclasses.replace(step, outputs=outputs)}
-    changed = bundle_with_graph(bundle, "step", change)
-    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, graphs=graphs), changed.files())
+    return bundle_with_graph(bundle, "step", change)
 
 
 def insert(model: onnx.ModelProto, nodes: list[tuple], constants: dict[str, onnx.TensorProto]) -> None:

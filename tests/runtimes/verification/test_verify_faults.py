@@ -151,7 +151,7 @@ def test_ignored_parents_do_not_change_greedy_search(opened, tmp_path):
     assert "tokens greedy" not in failed
 
 
-def test_fault_in_a_rare_token_fails_only_the_projections(tmp_path):
+def test_fault_in_a_rare_token_fails_only_projections_and_probes(tmp_path):
     """The models stay in torch. The fault is 0.05 on the bias of a token that is never generated."""
     text = Text.train(TextConfig("words", 400, 400), [(" ".join(f"w{i}" for i in range(300)),) * 2])
     torch.manual_seed(1)
@@ -172,7 +172,7 @@ def test_fault_in_a_rare_token_fails_only_the_projections(tmp_path):
     assert check(bundle, references.reference, recorded).verdict == "holds"
     report = check(bundle, ModelReferences(bad).reference, recorded)
     assert report.verdict == "fails"
-    assert failing(report) == {"L2.projection"}
+    assert failing(report) == {"L2.projection", "L2.probe"}
 
 
 def test_failure_outranks_not_tested(opened, tmp_path):
