@@ -12,7 +12,7 @@ from typing import Any
 from edge_attn.errors import MissingExtraError, UsageError
 
 VERBS = {
-    "init": "edge_attn.config.template:write_template",
+    "init": "edge_attn.training.template:write_template",
     "train": "edge_attn.training.run:train",
     "export": "edge_attn.export.pipeline:export",
     "translate": "edge_attn.runtimes.commands.translate:translate_file",

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import onnx
 import torch
+from onnx_ir.passes import PassError
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public, but not in its __all__
@@ -68,16 +69,23 @@ def _torch_export(
     with replaced(), symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # added when it runs
         program = torch.export.export(module, example, dynamic_shapes=(dynamic,), strict=False)
     programs.append(program)  # it knows the lines of the user, if the next step fails
-    exported = torch.onnx.export(
-        program,
-        input_names=[t.name for t in spec.inputs],
-        output_names=[t.name for t in spec.outputs],
-        opset_version=OPSET,
-        custom_translation_table={**lower.translations(), **recurrent.translations()},
-        dynamo=True,
-        optimize=True,
-        verbose=False,
-    )
+
+    def export(optimize: bool) -> torch.onnx.ONNXProgram | None:
+        return torch.onnx.export(
+            program,
+            input_names=[t.name for t in spec.inputs],
+            output_names=[t.name for t in spec.outputs],
+            opset_version=OPSET,
+            custom_translation_table={**lower.translations(), **recurrent.translations()},
+            dynamo=True,
+            optimize=optimize,
+            verbose=False,
+        )
+
+    try:
+        exported = export(optimize=True)
+    except PassError:  # its constant folding fails at a split into sizes that depend on an input
+        exported = export(optimize=False)
     assert exported is not None
     model: onnx.ModelProto = exported.model_proto
     return model

@@ -190,6 +190,14 @@ class Causal(nn.Module):
         return y.transpose(1, 2).flatten(2)
 
 
+class Halves(nn.Module):
+    """A product of the halves of an axis whose size torch infers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.unflatten(-1, (2, 2)).reshape(*x.shape[:2], -1).chunk(2, -1)
+        return first * second
+
+
 class Step(nn.Module):
     """A step of a decoder, whose state is a tuple."""
 
@@ -461,6 +469,7 @@ CASES: dict[str, Case] = {
         ],
         quick=True,
     ),
+    "halves of an inferred axis": Case(Halves, SEQUENCE, output("batch", "src", 2), sequences, quick=True),
     "causal attention": Case(Causal, SEQUENCE, output("batch", "src", 4), sequences),
     "self-attention without weights": Case(
         lambda: nn.MultiheadAttention(4, 2, batch_first=True),

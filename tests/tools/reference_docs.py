@@ -28,11 +28,11 @@ import click
 from edge_attn.cli import cli, verbosity
 from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
-from edge_attn.config.template import field_docstrings
 from edge_attn.config.training import DataConfig, TextConfig, TrainingConfig
 from edge_attn.decoding.options import SearchConfig
 from edge_attn.runtimes.trt.build_config import BuildConfig
 from edge_attn.runtimes.trt.profiles import Buckets
+from edge_attn.training.template import field_docstrings
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOTICE = "<!-- Written by tests/tools/reference_docs.py; do not edit. -->"

@@ -141,7 +141,7 @@ class LstmnCell(Cell):
         context, _ = torch_ops.additive_attention(
             flatten_beams(query)[:, None], *map(flatten_beams, (state["keys"], state["states"], slots)), self.v
         )
-        summary, cell = context.reshape(*query.shape[:2], -1).chunk(2, -1)
+        summary, cell = context.reshape(*query.shape[:2], 2 * query.shape[-1]).chunk(2, -1)
         from_summary, next_query = torch.split(nn.functional.linear(summary, self.r), blocks, -1)
         h, c = lstm_step(gates + from_summary, cell)
         return h, {**self._appended(state, h, c), "query": next_query}

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from edge_attn.cli import cli
-from edge_attn.config.template import EXAMPLES, PRETRAINED, template
 from edge_attn.config.training import Config, read_config
 from edge_attn.errors import ConfigError, UsageError
+from edge_attn.training.template import EXAMPLES, PRETRAINED, template
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
