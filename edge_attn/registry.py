@@ -48,7 +48,7 @@ TARGETS = {
     "trt": "edge_attn.runtimes.optimize.targets:TRT",
 }
 """Targets of `optimize`. The runtime trt-rtx runs the graphs of trt."""
-TASKS = {"translation": "edge_attn.runtimes.tasks.translation:TASK"}
+TASKS = {"translation": "edge_attn.runtimes.tasks.encoder_decoder:TASK"}
 FORMER_TASKS = {"seq2seq": "translation"}
 """Names of tasks in bundles of 0.1.0."""
 FAMILIES = {"seq2seq": "edge_attn.models.seq2seq:Seq2Seq"}

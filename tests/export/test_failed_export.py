@@ -26,7 +26,7 @@ from edge_attn.errors import CheckpointError, ExportError, InputError
 from edge_attn.export import checks, pipeline
 from edge_attn.export.pipeline import export, graph_model
 from edge_attn.models.graphs import encoder_decoder_graphs
-from edge_attn.runtimes.tasks.translation import TranslationTask
+from edge_attn.runtimes.tasks.encoder_decoder import TranslationTask
 from edge_attn.text.pipeline import Text
 
 torch.set_num_threads(1)

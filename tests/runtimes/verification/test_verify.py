@@ -18,7 +18,7 @@ from edge_attn.config.models import Seq2SeqConfig
 from edge_attn.config.runtime import RuntimeOptions
 from edge_attn.config.training import TextConfig
 from edge_attn.errors import BundleError, InputError, UsageError
-from edge_attn.runtimes.tasks.translation import TranslationTask
+from edge_attn.runtimes.tasks.encoder_decoder import TranslationTask
 from edge_attn.runtimes.verification.verify import verify
 from edge_attn.text.pipeline import Text
 
