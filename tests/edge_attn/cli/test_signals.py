@@ -15,7 +15,10 @@ ENDLESS = b"a b c d e f g h\n"
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_signal_leaves_no_partial_output(start_edge_attn, toy_bundle, tmp_path, name, code):
-    before = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    before = (  # a test run under nohup would pass on that SIGHUP is ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL); signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    )
     arguments = ("translate", toy_bundle, "--output", tmp_path / "out.txt")
     streams = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
     with start_edge_attn(*arguments, before=before, **streams) as process:
