@@ -25,9 +25,25 @@ def load(data: bytes, where: str) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
+        for tensor in _stored_tensors(model):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                raise ValueError(f"the tensor {tensor.name!r} is in another file")
+            onnx.numpy_helper.to_array(tensor)  # the checker does not compare its size with its shape
     except Exception as error:  # protobuf's errors share no class but Exception
         raise BundleError(f"{where} is not an ONNX graph: {' '.join(str(error).split())}") from error
     return model
+
+
+def _stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the initializers of every graph, and the tensors in attributes of nodes."""
+    inside = [inner for node in nodes(model.graph) for inner in subgraphs(node)]
+    for graph in (model.graph, *inside):
+        yield from graph.initializer
+    functions = (node for function in model.functions for node in function.node)
+    for node in (*nodes(model.graph), *functions):
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
 
 
 def opset(model: onnx.ModelProto) -> int:

@@ -319,7 +319,8 @@ def _change_head(random: Random, model: onnx.ModelProto) -> None:
     elif action == 2 and model.functions:
         del model.functions[random.randrange(len(model.functions))]
     else:
-        random.choice([*model.graph.input, *model.graph.output]).name = random.choice(TEXTS)
+        name = random.choice(TEXTS).encode(errors="replace").decode()  # protobuf takes no lone surrogate
+        random.choice([*model.graph.input, *model.graph.output]).name = name
 
 
 GRAPH_CHANGES = (
