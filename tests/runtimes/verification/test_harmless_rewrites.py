@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-pytest.importorskip("onnx", reason="onnx is not installed: a device needs none")
+pytest.importorskip("onnx", reason="onnx is not installed, and torch is not installed: a device needs neither")
 
 import numpy as np
 import onnx
