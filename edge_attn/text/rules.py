@@ -43,8 +43,10 @@ class TextRules:
 
     def apply(self, text: str) -> str:
         """Return the text in the case and the normal form of the model."""
-        if self.case == "lower":
-            text = text.lower()
+        text = self._normalize(text)  # first, because a compatibility form of a letter has no lower case of its own
+        return self._normalize(text.lower()) if self.case == "lower" else text
+
+    def _normalize(self, text: str) -> str:
         if self.normalization == "none":
             return text
         return unicodedata.normalize(cast(Literal["NFC", "NFKC"], self.normalization.upper()), text)

@@ -32,6 +32,7 @@ SETTINGS = {f"EDGE_ATTN_{verb}_MAX_RUN_SECONDS": "2" for verb in ("VERIFY", "TRA
 def main() -> int:
     parser = argparse.ArgumentParser(prog=".ci/fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("seconds", nargs="?", type=float, default=300, help="time of all campaigns together")
+    parser.add_argument("--cases", type=int, help="stop after so many cases, on a fast machine too")
     parser.add_argument("--seed", type=int, default=1, help="other seeds make other cases")
     parser.add_argument("--campaign", action="append", choices=CAMPAIGNS, help="only this campaign; repeatable")
     parser.add_argument("--case", metavar="CAMPAIGN/SEED/NUMBER", help="run this case again, and keep its files")
@@ -41,7 +42,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
         if options.case:
             return repeat(options.case, Path(tempfile.mkdtemp(prefix="fuzz-case-")))
-        return fuzz(options.seconds, options.seed, options.campaign or list(CAMPAIGNS), Path(work))
+        return fuzz(options.seconds, options.seed, options.campaign or list(CAMPAIGNS), Path(work), options.cases)
 
 
 def _import_everything() -> None:
@@ -101,12 +102,13 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def fuzz(seconds: float, seed: int, names: list[str], work: Path) -> int:
-    """Run cases for `seconds`, print each fault with the command that repeats it, and return the exit code."""
+def fuzz(seconds: float, seed: int, names: list[str], work: Path, limit: int | None = None) -> int:
+    """Run cases for `seconds`, at most `limit`, print each fault with the command that repeats it, return the exit code."""
     began, running = time.monotonic(), dict[int, tuple[str, Path, list[str], float]]()
     codes, faults, slowest = Counter[str](), 0, (0.0, "")
-    for number, case in enumerate(cases(seed, names)):
-        while len(running) == WORKERS or (time.monotonic() - began >= seconds and running):
+    last = ""  # after the last case the running ones end
+    for number, case in enumerate(itertools.chain(itertools.islice(cases(seed, names), limit), [last])):
+        while len(running) == WORKERS or (running and (not case or time.monotonic() - began >= seconds)):
             for child, (name, folder, arguments, started) in list(running.items()):
                 if (ended := processes.wait(child, folder, started)) is None:
                     continue
@@ -116,7 +118,7 @@ def fuzz(seconds: float, seed: int, names: list[str], work: Path) -> int:
                 faults += report(name, arguments, ended)
                 shutil.rmtree(folder)
             time.sleep(0.005)
-        if time.monotonic() - began >= seconds:
+        if not case or time.monotonic() - began >= seconds:
             break
         folder = work / str(number)
         child, arguments = start(case, folder)
