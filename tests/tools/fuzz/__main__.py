@@ -103,7 +103,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def fuzz(seconds: float, seed: int, names: list[str], work: Path, limit: int | None = None) -> int:
-    """Run cases for `seconds`, at most `limit`, print each fault with the command that repeats it, return the exit code."""
+    """Run cases for `seconds`, at most `limit`, print each fault with its command, and return the exit code."""
     began, running = time.monotonic(), dict[int, tuple[str, Path, list[str], float]]()
     codes, faults, slowest = Counter[str](), 0, (0.0, "")
     last = ""  # after the last case the running ones end
