@@ -30,7 +30,7 @@ def entries(path: Path) -> list[str]:
 
 @pytest.fixture
 def mount(tmp_path, monkeypatch) -> Path:
-    """Return a bundle in a folder that is said to be a mount point: its renames fail."""  # codespell:ignore said
+    """Return a bundle in a folder that is reported as a mount point: its renames fail."""
     path, rename = tmp_path / "mount", Path.rename
     write_bundle(path, make_manifest(), FILES)
 
